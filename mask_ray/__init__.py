@@ -1,0 +1,1 @@
+"""Train and serve an image classifier on Ray."""

@@ -1,0 +1,266 @@
+"""Settings of every stage: typed, frozen, and checked once, where they enter.
+
+Each job and the Serve application has one class here; its fields are the job's flags and the
+keys of its YAML file. Nothing here reads files, talks to Ray or imports more than pydantic.
+"""
+
+import os
+import re
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self, TypeVar
+
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
+
+DEFAULT_MODEL_NAME = "mask-detector"
+DEFAULT_MODEL_URI = f"models:/{DEFAULT_MODEL_NAME}@champion"
+
+# MobileNetV2's published ImageNet checkpoints: Sandler et al. 2018, https://arxiv.org/abs/1801.04381
+IMAGE_SIZES = (96, 128, 160, 192, 224)
+ALPHAS = (0.35, 0.5, 0.75, 1.0, 1.3, 1.4)
+
+SplitName = Literal["train", "val", "test"]
+
+T = TypeVar("T")
+
+
+def home() -> Path:
+    """The folder that holds all state: `MASK_RAY_HOME`, or `~/.mask_ray`. Not created here."""
+    return Path(os.environ.get("MASK_RAY_HOME", "~/.mask_ray")).expanduser().absolute()
+
+
+class Settings(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
+
+
+class ImageLimits(Settings):
+    """What the decoder accepts. Both bounds are checked before any pixel is decoded."""
+
+    max_image_bytes: int = Field(
+        10 * 1024 * 1024, ge=1, description="Largest encoded image, in bytes."
+    )
+    max_image_pixels: int = Field(
+        50_000_000, ge=1, description="Largest image, in pixels (width times height)."
+    )
+
+
+class DataSettings(ImageLimits):
+    """Where images come from and how they are split."""
+
+    data: str = Field(
+        description="Folder with one sub-folder of images per class, or synthetic[:N] "
+        "to draw N faces (default 2000)."
+    )
+    val_fraction: float = Field(
+        0.15, gt=0, lt=1, description="Share of images held out to choose the best epoch."
+    )
+    test_fraction: float = Field(
+        0.15, gt=0, lt=1, description="Share of images held out for the final figures."
+    )
+    seed: int = Field(0, ge=0, description="Seed of drawn images, initial weights and shuffling.")
+
+    @field_validator("data")
+    @classmethod
+    def _data_not_empty(cls, data: str) -> str:
+        if not data.strip():
+            raise ValueError("must be a folder or synthetic[:N]; got an empty string")
+        if data.startswith("synthetic") and not re.fullmatch(r"synthetic(:[1-9]\d*)?", data):
+            raise ValueError(f"must be a folder, synthetic or synthetic:N with N >= 1; got {data}")
+        return data
+
+    @model_validator(mode="after")
+    def _fractions_leave_a_train_split(self) -> Self:
+        held_out = self.val_fraction + self.test_fraction
+        if held_out >= 1:
+            raise ValueError(
+                f"val_fraction + test_fraction must be below 1; got {held_out:g}, "
+                "which leaves no images to train on"
+            )
+        return self
+
+
+class TrackingSettings(Settings):
+    """Where a run is recorded and under which name its model is registered."""
+
+    experiment: str = Field("mask_ray", min_length=1, description="MLflow experiment of the run.")
+    register_as: str = Field(
+        DEFAULT_MODEL_NAME,
+        min_length=1,
+        pattern=r"^[^/:@]+$",
+        description="Name of the registered model.",
+    )
+
+
+def _none_for_auto(value: Any) -> Any:
+    return None if value == "auto" else value
+
+
+class TrainSettings(DataSettings, TrackingSettings):
+    """Train a classifier with Horovod on Ray, evaluate it and register it in MLflow."""
+
+    num_workers: int = Field(1, ge=1, le=4096, description="Horovod workers, one process each.")
+    min_workers: int | None = Field(
+        None,
+        ge=1,
+        description="Go on with as few as this many workers when nodes are lost "
+        "(default: always num_workers).",
+    )
+    use_gpu: bool = Field(False, description="Give each worker one GPU.")
+    cpus_per_worker: Annotated[float | None, BeforeValidator(_none_for_auto)] = Field(
+        None,
+        gt=0,
+        description="CPUs reserved by each worker (default: an equal share of what Ray Data "
+        "does not need).",
+    )
+    image_size: int = Field(
+        128, description=f"Side of the model's square input in pixels: {IMAGE_SIZES}."
+    )
+    alpha: float = Field(1.0, description=f"Width multiplier of MobileNetV2: {ALPHAS}.")
+    backbone_weights: str = Field(
+        "imagenet",
+        min_length=1,
+        description="imagenet (downloaded once by Keras), none, or the path of a .h5 file.",
+    )
+    batch_size: int = Field(64, ge=1, description="Images per step, over all workers.")
+    learning_rate: float = Field(
+        1e-3,
+        gt=0,
+        le=1,
+        description="Peak learning rate of the head, or of the whole network when it is trained "
+        "from nothing; fine-tuning uses a tenth of it.",
+    )
+    head_epochs: int = Field(
+        6, ge=0, description="Epochs with the backbone frozen (0 without backbone weights)."
+    )
+    finetune_epochs: int = Field(
+        4,
+        ge=0,
+        description="Epochs with the backbone trained too (15 by default without backbone "
+        "weights, where they train everything).",
+    )
+    max_failures: int = Field(
+        3, ge=-1, description="Restarts from the last checkpoint after a worker dies; -1: no limit."
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _epochs_for_weights(cls, given: Any) -> Any:
+        """Without backbone weights nothing is worth freezing: all epochs train everything."""
+        if isinstance(given, dict) and given.get("backbone_weights") == "none":
+            return {"head_epochs": 0, "finetune_epochs": 15} | given
+        return given
+
+    @field_validator("image_size")
+    @classmethod
+    def _known_image_size(cls, image_size: int) -> int:
+        return _one_of(image_size, IMAGE_SIZES)
+
+    @field_validator("alpha")
+    @classmethod
+    def _known_alpha(cls, alpha: float) -> float:
+        return _one_of(alpha, ALPHAS)
+
+    @model_validator(mode="after")
+    def _values_agree(self) -> Self:
+        if self.min_workers is not None and self.min_workers > self.num_workers:
+            raise ValueError(
+                f"min_workers must be at most num_workers ({self.num_workers}); "
+                f"got {self.min_workers}"
+            )
+        if self.batch_size < self.num_workers:
+            raise ValueError(
+                f"batch_size is over all workers and must be at least num_workers "
+                f"({self.num_workers}); got {self.batch_size}"
+            )
+        if self.head_epochs + self.finetune_epochs == 0:
+            raise ValueError("head_epochs + finetune_epochs must be at least 1; got 0")
+        if self.backbone_weights == "none" and self.head_epochs:
+            raise ValueError(
+                "head_epochs must be 0 with backbone_weights none, since a random backbone is "
+                f"not worth freezing; got {self.head_epochs}. Use finetune_epochs"
+            )
+        return self
+
+
+class EvaluateSettings(DataSettings):
+    """Evaluate a model file on labelled images and print its metrics."""
+
+    model_uri: str = Field(
+        DEFAULT_MODEL_URI, min_length=1, description="MLflow model URI or path of an ONNX file."
+    )
+    split: Literal["train", "val", "test", "all"] = Field(
+        "test", description="Which images of the data set to evaluate on."
+    )
+
+
+class ServeSettings(ImageLimits):
+    """Arguments of the Serve application (`args` in serve_config.yaml)."""
+
+    model_uri: str = Field(
+        DEFAULT_MODEL_URI, min_length=1, description="MLflow model URI or path of an ONNX file."
+    )
+    max_batch_size: int = Field(16, ge=1, le=256, description="Images per inference call.")
+    batch_wait_timeout_s: float = Field(
+        0.002, ge=0, le=1, description="How long a batch waits for more images, in seconds."
+    )
+    max_concurrent_batches: int = Field(1, ge=1, le=16, description="Batches in flight a replica.")
+    max_ongoing_requests: int = Field(
+        32, ge=1, description="Requests a replica holds at once, queued in batches or running."
+    )
+    max_queued_requests: int = Field(
+        128, ge=-1, description="Requests waiting for a replica before 429 is answered."
+    )
+    min_replicas: int = Field(1, ge=1, description="Replicas kept when idle.")
+    max_replicas: int = Field(2, ge=1, description="Replicas at full load.")
+    target_ongoing_requests: float = Field(
+        12, gt=0, description="Requests a replica should hold; more starts another replica."
+    )
+    num_threads: int = Field(1, ge=1, description="Inference threads and CPUs of a replica.")
+    request_timeout_s: float = Field(
+        10, gt=0, description="Longest wait for an answer before 504, in seconds."
+    )
+
+    @model_validator(mode="after")
+    def _values_agree(self) -> Self:
+        needed = self.max_batch_size * self.max_concurrent_batches
+        if self.max_ongoing_requests < needed:
+            raise ValueError(
+                "max_ongoing_requests must be at least max_batch_size * max_concurrent_batches "
+                f"({needed}), or batches never fill; got {self.max_ongoing_requests}"
+            )
+        if self.min_replicas > self.max_replicas:
+            raise ValueError(
+                f"min_replicas must be at most max_replicas ({self.max_replicas}); "
+                f"got {self.min_replicas}"
+            )
+        return self
+
+
+def _one_of(value: T, allowed: tuple[T, ...]) -> T:
+    if value not in allowed:
+        raise ValueError(f"must be one of {', '.join(map(str, allowed))}; got {value}")
+    return value
+
+
+def explain(error: ValidationError) -> str:
+    """One clause per mistake: the field, what is allowed, what came."""
+    return "; ".join(_clause(detail) for detail in error.errors(include_url=False))
+
+
+def _clause(detail: Any) -> str:
+    field = ".".join(str(part) for part in detail["loc"])
+    message = detail["msg"].removeprefix("Value error, ")
+    if detail["type"] == "missing":
+        return f"{field} is required"
+    if detail["type"] == "extra_forbidden":
+        return f"{field} is not a setting"
+    if detail["type"] == "value_error":
+        return f"{field} {message}".strip()
+    return f"{field} {message.replace('Input should', 'must', 1)}; got {detail['input']!r}"
