@@ -31,12 +31,18 @@ SplitName = Literal["train", "val", "test"]
 T = TypeVar("T")
 
 
+class MaskRayError(Exception):
+    """Something that the user can mend; the message is all they need to know."""
+
+
 def home() -> Path:
     """The folder that holds all state: `MASK_RAY_HOME`, or `~/.mask_ray`. Not created here."""
     return Path(os.environ.get("MASK_RAY_HOME", "~/.mask_ray")).expanduser().absolute()
 
 
 class Settings(BaseModel):
+    """Base of all settings: immutable, and closed to unknown keys."""
+
     model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
 
 

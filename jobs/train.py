@@ -1,0 +1,17 @@
+"""Train a classifier on Ray and register it in MLflow. See `--help`."""
+
+from typing import Any
+
+from mask_ray import cli
+from mask_ray.config import TrainSettings
+
+
+def train(settings: TrainSettings) -> dict[str, Any]:
+    """Import what is heavy only once the settings are known to be good."""
+    from mask_ray import training
+
+    return training.run(settings)
+
+
+if __name__ == "__main__":
+    cli.main(TrainSettings, train)

@@ -1,0 +1,339 @@
+"""A source of labelled images -> checked, split, decoded Ray Datasets.
+
+Files that cannot be decoded are left out, counted and named; they never end a run. Nothing here
+knows how a model is trained or served.
+"""
+
+import hashlib
+import itertools
+import math
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, get_args
+
+import numpy as np
+import ray
+from ray.data import DataIterator, Dataset, FileShuffleConfig
+from ray.train import DataConfig
+
+from mask_ray import synthetic
+from mask_ray.config import DataSettings, ImageLimits, MaskRayError, SplitName
+from mask_ray.images import ImageError, decode_resized
+
+SPLITS: tuple[SplitName, ...] = get_args(SplitName)
+DEFAULT_NUM_DRAWN = 2000
+
+# Decoded images are kept between epochs while they take less than this share of Ray's object
+# store; above it every epoch reads and decodes them anew.
+KEPT_SHARE_OF_OBJECT_STORE = 0.4
+
+# What a task reserves. Half a core, so that a machine whose cores the workers have nearly all
+# reserved can still feed them.
+TASK_CPUS = 0.5
+
+_NUM_BAD_FILES_SHOWN = 10
+
+Batch = dict[str, np.ndarray]
+
+
+class DataError(MaskRayError):
+    """The data set cannot be used; the message says what is missing and what was found."""
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What a data set holds, after one pass over it."""
+
+    counts: dict[SplitName, Counter[str]]
+    digest: str
+    bad_files: dict[str, str] = field(repr=False)
+
+    @property
+    def num_images(self) -> int:
+        """Readable images, over all classes and splits."""
+        return sum(split.total() for split in self.counts.values())
+
+    def report(self) -> str:
+        """A few lines for people: images by split and class, and the first bad files."""
+        splits = ", ".join(
+            f"{split} {counts.total()} ({', '.join(f'{n} {k}' for k, n in sorted(counts.items()))})"
+            for split, counts in self.counts.items()
+        )
+        lines = [f"{self.num_images} images: {splits}"]
+        if self.bad_files:
+            lines.append(f"{len(self.bad_files)} unreadable files left out:")
+            named = itertools.islice(self.bad_files.items(), _NUM_BAD_FILES_SHOWN)
+            lines += [f"  {path}: {reason}" for path, reason in named]
+        if len(self.bad_files) > _NUM_BAD_FILES_SHOWN:
+            lines.append("  ... (all of them in bad_files.json of the run)")
+        return "\n".join(lines)
+
+
+@dataclass(frozen=True)
+class ImageData:
+    """A checked data set.
+
+    Rows are `image` (uint8, shape (image_size, image_size, 3)), `label` (index into
+    `class_names`), `split`, `path`, `digest` and `error` (empty: only readable images are left).
+    """
+
+    dataset: Dataset
+    class_names: list[str]
+    summary: Summary
+    kept: bool
+
+    def split(self, *names: SplitName) -> Dataset:
+        """Rows `image` and `label` of these splits."""
+        selected = self.dataset.map_batches(
+            _select, fn_kwargs={"splits": names}, zero_copy_batch=True, num_cpus=TASK_CPUS
+        )
+        return selected.materialize() if self.kept else selected
+
+
+@dataclass(frozen=True)
+class _Source:
+    """Rows `path`, `bytes` and `label`, not read yet."""
+
+    dataset: Dataset
+    class_names: list[str]
+    num_files: int
+
+
+def load(settings: DataSettings, image_size: int) -> ImageData:
+    """Read, check, split and decode a data set. Ray must be running.
+
+    Raises:
+        DataError: no such folder, fewer than two classes, or a class or split without readable
+            images.
+    """
+    source = open_source(settings)
+    decoded = source.dataset.map_batches(
+        _decode_batch,
+        batch_size=64,
+        num_cpus=TASK_CPUS,
+        fn_kwargs={
+            "image_size": image_size,
+            "limits": ImageLimits(**settings.model_dump(include=set(ImageLimits.model_fields))),
+            "val_fraction": settings.val_fraction,
+            "test_fraction": settings.test_fraction,
+        },
+    )
+    kept = _fits_object_store(source.num_files, image_size)
+    if kept:
+        decoded = decoded.materialize()
+    summary = summarise(decoded, source.class_names)
+    _check_no_class_is_empty(summary, source.class_names)
+    return ImageData(decoded, source.class_names, summary, kept)
+
+
+def open_source(settings: DataSettings) -> _Source:
+    """Find the images without reading them.
+
+    Raises:
+        DataError: no such folder, or fewer than two classes in it.
+    """
+    # Without it, the order of rows depends on which task ends first, and runs do not repeat.
+    ray.data.DataContext.get_current().execution_options.preserve_order = True
+    if settings.data.startswith("synthetic"):
+        _, _, count = settings.data.partition(":")
+        return _drawn(int(count or DEFAULT_NUM_DRAWN), settings.seed)
+    return _folder(check_folder(settings.data), settings.seed)
+
+
+def check_folder(data: str) -> Path:
+    """The folder, if it holds at least two folders of images.
+
+    Raises:
+        DataError: it does not.
+    """
+    root = Path(data).expanduser()
+    if not root.is_dir():
+        raise DataError(
+            f"data must be an existing folder or synthetic[:N]; got {data}. "
+            "A submitted job runs in a copy of the working directory: give an absolute path"
+        )
+    if len(class_names := _class_names(root)) < 2:
+        raise DataError(
+            f"data must hold at least 2 folders of images, one per class; "
+            f"{root} holds {len(class_names)}: {', '.join(class_names) or 'none'}"
+        )
+    return root.resolve()
+
+
+def _class_names(root: Path) -> list[str]:
+    return sorted(p.name for p in root.iterdir() if p.is_dir() and not p.name.startswith("."))
+
+
+def _folder(root: Path, seed: int) -> _Source:
+    class_names = _class_names(root)
+    files = [
+        str(path)
+        for name in class_names
+        for path in sorted((root / name).rglob("*"))
+        if path.is_file() and not path.name.startswith(".")
+    ]
+    if not files:
+        raise DataError(f"data must hold images; every class folder in {root} is empty")
+    dataset = ray.data.read_binary_files(
+        files,
+        include_paths=True,
+        # Files come class by class; batches should not.
+        shuffle=FileShuffleConfig(seed=seed),
+        override_num_blocks=_num_blocks(len(files)),
+        num_cpus=TASK_CPUS,
+    ).map_batches(
+        _label_by_folder,
+        num_cpus=TASK_CPUS,
+        fn_kwargs={"root": root, "class_names": class_names},
+    )
+    return _Source(dataset, class_names, len(files))
+
+
+def _label_by_folder(batch: Batch, root: Path, class_names: list[str]) -> Batch:
+    labels = [class_names.index(Path(path).relative_to(root).parts[0]) for path in batch["path"]]
+    return batch | {"label": np.asarray(labels, dtype=np.int64)}
+
+
+def _drawn(num_images: int, seed: int) -> _Source:
+    dataset = ray.data.range(num_images, override_num_blocks=_num_blocks(num_images)).map_batches(
+        _draw_batch, num_cpus=TASK_CPUS, fn_kwargs={"seed": seed}
+    )
+    return _Source(dataset, list(synthetic.CLASS_NAMES), num_images)
+
+
+def _draw_batch(batch: Batch, seed: int) -> dict[str, Any]:
+    drawn = [synthetic.encode(int(index), seed=seed) for index in batch["id"]]
+    return {
+        "path": [f"synthetic/{seed}/{index}.jpg" for index in batch["id"]],
+        "bytes": [encoded for encoded, _ in drawn],
+        "label": [synthetic.CLASS_NAMES.index(class_name) for _, class_name in drawn],
+    }
+
+
+def _num_blocks(num_files: int) -> int:
+    """Blocks of up to 256 images, but enough of them to keep a small machine's cores busy."""
+    return max(math.ceil(num_files / 256), min(num_files, 8))
+
+
+def _fits_object_store(num_files: int, image_size: int) -> bool:
+    store_bytes = ray.cluster_resources().get("object_store_memory", 0)
+    return num_files * image_size**2 * 3 <= KEPT_SHARE_OF_OBJECT_STORE * store_bytes
+
+
+def _decode_batch(
+    batch: Batch, image_size: int, limits: ImageLimits, val_fraction: float, test_fraction: float
+) -> dict[str, Any]:
+    decoded = [_decode_or_explain(encoded, image_size, limits) for encoded in batch["bytes"]]
+    digests = [hashlib.sha256(encoded).hexdigest() for encoded in batch["bytes"]]
+    return {
+        "image": np.stack([image for image, _ in decoded]),
+        "label": batch["label"],
+        "split": [split_of(digest, val_fraction, test_fraction) for digest in digests],
+        "path": batch["path"],
+        "digest": digests,
+        "error": [error for _, error in decoded],
+    }
+
+
+def _decode_or_explain(
+    encoded: bytes, image_size: int, limits: ImageLimits
+) -> tuple[np.ndarray, str]:
+    try:
+        return decode_resized(encoded, image_size, limits), ""
+    except ImageError as error:
+        return np.zeros((image_size, image_size, 3), dtype=np.uint8), str(error)
+
+
+def split_of(digest: str, val_fraction: float, test_fraction: float) -> SplitName:
+    """The split of a file, by its content alone.
+
+    Copies of a file share a split, and adding files moves no other file.
+
+    Args:
+        digest: SHA-256 of the file's bytes, in hex.
+        val_fraction: Share of the validation split.
+        test_fraction: Share of the test split.
+    """
+    position = int(digest[:16], 16) / 2**64
+    if position < test_fraction:
+        return "test"
+    return "val" if position < test_fraction + val_fraction else "train"
+
+
+def _select(batch: Batch, splits: tuple[SplitName, ...]) -> Batch:
+    wanted = np.isin(batch["split"], splits) & (batch["error"] == "")
+    return {"image": batch["image"][wanted], "label": batch["label"][wanted]}
+
+
+def summarise(decoded: Dataset, class_names: list[str]) -> Summary:
+    """Count a data set and give it a digest, in one streaming pass.
+
+    The digest is the sum, modulo 2^256, of the SHA-256 of each label with its file's SHA-256:
+    it depends on the labelled contents but not on names or order. See AdHash in Bellare and
+    Micciancio 1997, https://doi.org/10.1007/3-540-69053-0_13.
+    """
+    counts: dict[SplitName, Counter[str]] = {name: Counter() for name in SPLITS}
+    bad_files: dict[str, str] = {}
+    total = 0
+    for row in _rows(decoded, ["label", "split", "path", "digest", "error"]):
+        class_name = class_names[row["label"]]
+        if row["error"]:
+            bad_files[row["path"]] = row["error"]
+            continue
+        counts[row["split"]][class_name] += 1
+        labelled = hashlib.sha256(f"{class_name}\0{row['digest']}".encode()).digest()
+        total = (total + int.from_bytes(labelled)) % 2**256
+    return Summary(counts, f"{total:064x}", bad_files)
+
+
+def _rows(dataset: Dataset, columns: list[str]) -> Iterator[dict[str, Any]]:
+    for batch in dataset.select_columns(columns).iter_batches(batch_size=4096):
+        for values in zip(*(batch[column] for column in columns), strict=True):
+            yield dict(zip(columns, values, strict=True))
+
+
+class ShardConfig(DataConfig):
+    """Splits for the workers: `train` equally, all else so that no image is lost.
+
+    Workers must take the same number of training steps, for which Ray drops up to one image
+    per worker; a validation figure should count every image once.
+    """
+
+    def configure(
+        self,
+        datasets: dict[str, Dataset],
+        world_size: int,
+        worker_handles: Any,
+        worker_node_ids: list[str] | None,
+        **kwargs: Any,
+    ) -> list[dict[str, DataIterator]]:
+        """One iterator a dataset and worker; the interface of `ray.train.DataConfig`."""
+        shards: list[dict[str, DataIterator]] = [{} for _ in range(world_size)]
+        for name, dataset in datasets.items():
+            own = dataset.copy(dataset)
+            own.context.execution_options = self.default_ingest_options()
+            splits = own.streaming_split(
+                world_size, equal=name == "train", locality_hints=worker_node_ids
+            )
+            for shard, split in zip(shards, splits, strict=True):
+                shard[name] = split
+        return shards
+
+
+def _check_no_class_is_empty(summary: Summary, class_names: list[str]) -> None:
+    bad = ""
+    if summary.bad_files:
+        path, reason = next(iter(summary.bad_files.items()))
+        bad = f"; {len(summary.bad_files)} unreadable files, such as {path}: {reason}"
+    if not summary.num_images:
+        raise DataError(f"data holds no readable images{bad}")
+    for split in SPLITS:
+        missing = [name for name in class_names if not summary.counts[split][name]]
+        if missing:
+            raise DataError(
+                f"every class needs images in every split; {split} has none of "
+                f"{', '.join(missing)} ({summary.num_images} readable images in all{bad}). "
+                "Add images, or change val_fraction and test_fraction"
+            )

@@ -1,0 +1,90 @@
+"""Horovod for Keras 3 models: gradient averaging, initial broadcast, exact metric averages.
+
+`horovod.tensorflow.keras` imports Keras 2 internals and fails on Keras 3
+(https://github.com/horovod/horovod/issues/4290); Horovod's own operations work. Compile with
+`jit_compile=False`: they do not run inside XLA.
+"""
+
+import zlib
+from typing import Any
+
+import horovod.tensorflow as hvd
+import keras
+import numpy as np
+import tensorflow as tf
+
+
+def distributed_optimizer(optimizer: keras.optimizers.Optimizer) -> keras.optimizers.Optimizer:
+    """A copy of `optimizer` that averages gradients over all workers before it applies them.
+
+    The copy's class keeps the name and module of the original, so that a model saved with it
+    loads without Horovod.
+    """
+    original = type(optimizer)
+
+    def apply(self: Any, grads: list[Any], trainable_variables: list[Any] | None = None) -> None:
+        averaged = hvd.grouped_allreduce(list(grads), op=hvd.Average) if hvd.size() > 1 else grads
+        super(distributed, self).apply(averaged, trainable_variables)
+
+    distributed = type(
+        original.__name__, (original,), {"apply": apply, "__module__": original.__module__}
+    )
+    copy: keras.optimizers.Optimizer = distributed.from_config(optimizer.get_config())
+    return copy
+
+
+def broadcast_state(model: keras.Model, root_rank: int = 0) -> None:
+    """Give every worker the weights and optimizer state of `root_rank`.
+
+    The optimizer is built first, so that its slots take part. Seeds of random layers are left
+    as they are: workers should not draw the same augmentations.
+    """
+    model.optimizer.build(model.trainable_variables)
+    shared = [*model.weights, *model.optimizer.variables]
+    hvd.broadcast_variables([variable.value for variable in shared], root_rank=root_rank)
+
+
+def average_batch_statistics(model: keras.Model) -> None:
+    """Set the moving means and variances of batch norm to their average over all workers.
+
+    Each worker updates them from its own batches, and no gradient carries them to the others.
+    """
+    moving = [v for v in model.non_trainable_variables if v.name.startswith("moving_")]
+    if hvd.size() == 1 or not moving:
+        return
+    averaged = hvd.grouped_allreduce(
+        [tf.convert_to_tensor(v.value) for v in moving], op=hvd.Average
+    )
+    for variable, value in zip(moving, averaged, strict=True):
+        variable.assign(value)
+
+
+def global_metrics(model: keras.Model) -> dict[str, float]:
+    """The model's current metrics over the images of all workers.
+
+    Keras metrics keep sums and counts; these are added up, not the workers' averages averaged,
+    so every image counts once also when the workers saw different numbers of them. Leaves the
+    metrics holding the global sums: reset them before the next use, as `fit` and `evaluate` do.
+
+    Raises:
+        ValueError: no worker has seen an image.
+    """
+    variables = [v for metric in model.metrics for v in metric.variables]
+    states = [tf.cast(tf.convert_to_tensor(v.value), tf.float64) for v in variables]
+    for variable, total in zip(variables, hvd.grouped_allreduce(states, op=hvd.Sum), strict=True):
+        variable.assign(tf.cast(total, variable.dtype))
+    return {name: float(value) for name, value in model.get_metrics_result().items()}
+
+
+def check_ranks_agree(model: keras.Model) -> None:
+    """Check that every worker holds the same weights, to the bit.
+
+    Raises:
+        RuntimeError: they differ, so the workers have been training different models.
+    """
+    checksum = 0
+    for weight in model.weights:
+        checksum = zlib.crc32(np.ascontiguousarray(weight.numpy()).tobytes(), checksum)
+    checksums = hvd.allgather(tf.constant([checksum], dtype=tf.int64)).numpy().tolist()
+    if len(set(checksums)) > 1:
+        raise RuntimeError(f"the workers' weights differ; checksums by rank: {checksums}")

@@ -1,0 +1,190 @@
+"""HorovodTrainer on Ray Train V2.
+
+Ray Train starts, watches and restarts the workers; this module only tells each of them its
+place among the others and where Horovod's rendezvous server listens. The workers find each
+other over Gloo from there: no ssh, no host names.
+"""
+
+import os
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import psutil
+import ray
+from horovod.runner.common.util.hosts import HostInfo, SlotInfo, get_host_assignments
+from horovod.runner.gloo_run import create_slot_env_vars
+from horovod.runner.http.http_server import (
+    RendezvousHandler,
+    RendezvousHTTPServer,
+    RendezvousServer,
+)
+from horovod.runner.util.threads import in_thread
+from ray.train import Checkpoint, DataConfig, RunConfig, ScalingConfig
+from ray.train.backend import Backend, BackendConfig
+from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
+
+
+@dataclass
+class HorovodConfig(BackendConfig):
+    """How the Horovod workers find each other.
+
+    Args:
+        nics: Network interfaces to try, by name. By default each worker takes the interface
+            that holds its node's own address, as Ray knows it.
+        verbose: Whether the rendezvous server logs its requests.
+        timeout_s: How long a worker waits for the others at start, in seconds.
+    """
+
+    nics: set[str] | None = None
+    verbose: int = 0
+    timeout_s: int = 300
+
+    @property
+    def backend_cls(self) -> type[Backend]:
+        return _HorovodBackend
+
+
+class HorovodTrainer(DataParallelTrainer):
+    """Runs a training function on N Horovod workers, restarted together when one dies.
+
+    The signature is that of `ray.train.horovod.HorovodTrainer`. The function calls
+    `hvd.init()` and may use everything in `ray.train`: `report`, `get_checkpoint`,
+    `get_dataset_shard`. `ScalingConfig(num_workers=(low, high))` makes it elastic and
+    `FailureConfig(max_failures=N)` bounds the restarts.
+
+    Raises:
+        ray.train.TrainingFailedError: from `fit`, when the function fails more often than
+            allowed.
+    """
+
+    def __init__(
+        self,
+        train_loop_per_worker: Callable[[], None] | Callable[[dict[str, Any]], None],
+        *,
+        train_loop_config: dict[str, Any] | None = None,
+        horovod_config: HorovodConfig | None = None,
+        scaling_config: ScalingConfig | None = None,
+        dataset_config: DataConfig | None = None,
+        run_config: RunConfig | None = None,
+        datasets: dict[str, Any] | None = None,
+        metadata: dict[str, Any] | None = None,
+        resume_from_checkpoint: Checkpoint | None = None,
+    ) -> None:
+        super().__init__(
+            train_loop_per_worker=train_loop_per_worker,
+            train_loop_config=train_loop_config,
+            backend_config=horovod_config or HorovodConfig(),
+            scaling_config=scaling_config,
+            dataset_config=dataset_config,
+            run_config=run_config,
+            datasets=datasets,
+            metadata=metadata,
+            resume_from_checkpoint=resume_from_checkpoint,
+        )
+
+
+class _HorovodBackend(Backend):
+    # NCCL needs to see the GPUs of its peers on the node; each worker picks its own by local rank.
+    share_cuda_visible_devices = True
+
+    _server: "_NodeRendezvousServer | None" = None
+
+    def on_start(self, worker_group: Any, backend_config: HorovodConfig) -> None:
+        node_ips = [worker.metadata.node_ip for worker in worker_group.get_workers()]
+        slots = assign_slots(node_ips)
+        address = ray.util.get_node_ip_address()
+        self._server = _NodeRendezvousServer(address, verbose=backend_config.verbose)
+        port = self._server.start()
+        self._server.init(slots)
+        shared_env = rendezvous_env(address, port, backend_config)
+        ray.get(
+            [
+                worker_group.execute_single_async(
+                    slot.rank,
+                    _set_environment,
+                    shared_env | create_slot_env_vars(slot),
+                    node_ips[slot.rank],
+                    backend_config.nics,
+                )
+                for slot in slots
+            ]
+        )
+
+    def on_shutdown(self, worker_group: Any, backend_config: HorovodConfig) -> None:
+        if self._server is not None:
+            self._server.stop()
+            self._server = None
+
+
+class _NodeRendezvousServer(RendezvousServer):
+    """Horovod's rendezvous server, on one address where the original listens on all."""
+
+    def __init__(self, address: str, verbose: int) -> None:
+        super().__init__(verbose)
+        self._address = address
+
+    def start(self, handler_cls: type = RendezvousHandler) -> int:
+        self._httpd = RendezvousHTTPServer((self._address, 0), handler_cls, self._verbose)
+        self._listen_thread = in_thread(target=self._httpd.serve_forever)
+        return int(self._httpd.server_address[1])
+
+    def stop(self) -> None:
+        super().stop()
+        self._httpd.server_close()
+
+
+def assign_slots(node_ips: list[str]) -> list[SlotInfo]:
+    """Give every worker its rank, local rank and cross rank.
+
+    Args:
+        node_ips: Address of each worker's node, by world rank. Workers of one node stand
+            together, as Ray Train ranks them.
+    """
+    hosts = [HostInfo(node_ip, count) for node_ip, count in Counter(node_ips).items()]
+    slots: list[SlotInfo] = get_host_assignments(hosts, len(node_ips))
+    assert [slot.hostname for slot in slots] == node_ips, "ranks of one node are not contiguous"
+    return slots
+
+
+def rendezvous_env(address: str, port: int, config: HorovodConfig) -> dict[str, str]:
+    """Environment by which a Horovod process finds its rendezvous server over Gloo."""
+    return {
+        "HOROVOD_CONTROLLER": "gloo",
+        "HOROVOD_CPU_OPERATIONS": "gloo",
+        "HOROVOD_GLOO_RENDEZVOUS_ADDR": address,
+        "HOROVOD_GLOO_RENDEZVOUS_PORT": str(port),
+        "HOROVOD_GLOO_TIMEOUT_SECONDS": str(config.timeout_s),
+    }
+
+
+def choose_interface(node_ip: str, nics: set[str] | None = None) -> str:
+    """Name of the network interface of this machine that Horovod should use.
+
+    Args:
+        node_ip: The node's address, as Ray knows it.
+        nics: Names to choose from instead; the first that exists here, in alphabetical order.
+
+    Raises:
+        RuntimeError: no interface has that address, or none of those names exists.
+    """
+    interfaces = psutil.net_if_addrs()
+    if nics:
+        held = sorted(nics & interfaces.keys())
+        wanted = f"is called {' or '.join(sorted(nics))}"
+    else:
+        held = [
+            n for n, addresses in interfaces.items() if node_ip in {a.address for a in addresses}
+        ]
+        wanted = f"holds its Ray address {node_ip}"
+    if not held:
+        raise RuntimeError(
+            f"no network interface of this node {wanted}; found {', '.join(sorted(interfaces))}. "
+            "Name one of them in HorovodConfig(nics={...})"
+        )
+    return held[0]
+
+
+def _set_environment(env: dict[str, str], node_ip: str, nics: set[str] | None) -> None:
+    os.environ.update(env, HOROVOD_GLOO_IFACE=choose_interface(node_ip, nics))

@@ -1,0 +1,285 @@
+"""Encoded bytes to uint8 RGB arrays, within limits: the one pixel path of the project.
+
+Training, evaluation and serving all decode here, so a model meets the same pixels everywhere.
+Nothing here knows of labels, models or HTTP, and Pillow's global settings are neither relied on
+nor changed, so any number of threads may decode at once.
+"""
+
+import io
+import re
+import struct
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import ExifTags, Image
+from PIL.BmpImagePlugin import BmpImageFile
+from PIL.GifImagePlugin import GifImageFile
+from PIL.ImageFile import ImageFile
+from PIL.JpegImagePlugin import JpegImageFile
+from PIL.PngImagePlugin import PngImageFile
+from PIL.WebPImagePlugin import WebPImageFile
+
+from mask_ray.config import ImageLimits
+
+RGBArray = NDArray[np.uint8]
+
+# The plugins are called by name, not through Image.open: it warns about or refuses large images
+# before their size can be read, and hands multi-picture JPEGs to another plugin.
+_PLUGINS: dict[str, type[ImageFile]] = {
+    "JPEG": JpegImageFile,
+    "PNG": PngImageFile,
+    "WebP": WebPImageFile,
+    "GIF": GifImageFile,
+    "BMP": BmpImageFile,
+}
+_ACCEPTED = "JPEG, PNG, WebP, GIF and BMP are accepted"
+
+# The first bytes of each format. The last group is only recognised, never opened.
+_SIGNATURES = {
+    "JPEG": rb"\xff\xd8\xff",
+    "PNG": rb"\x89PNG\r\n\x1a\n",
+    "WebP": rb"RIFF.{4}WEBP",
+    "GIF": rb"GIF8[79]a",
+    # With the size of its second header, or any text that begins with BM would be one.
+    "BMP": rb"BM.{12}[\x0c\x28\x34\x38\x40\x6c\x7c]\0\0\0",
+    "TIFF": rb"II[*+]\0|MM\0[*+]",
+    "ICO": rb"\0\0[\1\2]\0",
+    "HEIC": rb".{4}ftyp(?:hei[cmsx]|hev[cmsx]|mif1|msf1)",
+    "AVIF": rb".{4}ftypavi[fs]",
+    "JPEG 2000": rb"\0\0\0\x0cjP  |\xff\x4f\xff\x51",
+    "JPEG XL": rb"\0\0\0\x0cJXL |\xff\x0a",
+    "JPEG XR": rb"II\xbc",
+    "PSD": rb"8BPS",
+    "SVG": rb"(?:\xef\xbb\xbf)?\s*<(?:svg|!DOCTYPE svg|[?!].{0,900}<svg)",
+    "Netpbm": rb"P[1-6]\s+[\d#]|P7\s",
+    "OpenEXR": rb"v/1\x01",
+    "DDS": rb"DDS ",
+    "QOI": rb"qoif",
+    "ICNS": rb"icns",
+}
+_FORMAT = re.compile(
+    b"|".join(b"(%b)" % signature for signature in _SIGNATURES.values()), re.DOTALL
+)
+
+# Encoders write about ten. Each costs a pass over the whole picture: a forged file within the
+# byte limit can hold a hundred thousand, the better part of an hour.
+_MAX_JPEG_SCANS = 100
+# The marker and the high byte of its length, which coded pixels never contain. Searching by
+# pattern is twice as fast as bytes.count.
+_JPEG_SCAN = re.compile(rb"\xff\xda\x00")
+
+# The most a JPEG can have. Pillow spends 12 bytes or more on each row: one pixel wide, an image
+# within the pixel limit can take a gigabyte.
+_MAX_SIDE_PX = 65_535
+
+_UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+_DEFAULT_LIMITS = ImageLimits.model_validate({})
+
+
+class ImageError(ValueError):
+    """These bytes give no picture: empty, not an image, truncated, corrupt, or refused."""
+
+
+class ImageTooLargeError(ImageError):
+    """Over `ImageLimits`, in bytes or in pixels, or over 65,535 pixels a side."""
+
+
+class ImageFormatError(ImageError):
+    """An image, but not of an accepted format."""
+
+
+def decode(
+    encoded: bytes, limits: ImageLimits = _DEFAULT_LIMITS, *, at_least_px: int | None = None
+) -> RGBArray:
+    """Decode one JPEG, PNG, WebP, GIF (first frame) or BMP to RGB.
+
+    With `at_least_px` a JPEG may come out smaller, by 2, 4 or 8, since decoding it that way is
+    faster; neither side falls below `at_least_px` unless it already was.
+
+    Returns uint8 of shape (height, width, 3), read-only and upright: the EXIF orientation is
+    applied, alpha is flattened onto white, and 16 bits a channel are scaled down to 8.
+
+    Raises:
+        ImageTooLargeError: over `limits`. Dimensions are read from the header and refused
+            before any pixel is decoded.
+        ImageFormatError: an image of another format, such as TIFF or HEIC, or a run-length
+            encoded BMP.
+        ImageError: not an image, empty, truncated or corrupt.
+    """
+    return np.asarray(_decode(encoded, limits, at_least_px))
+
+
+def decode_resized(
+    encoded: bytes, image_size: int, limits: ImageLimits = _DEFAULT_LIMITS
+) -> RGBArray:
+    """Decode one image and resize it to a square, bilinear with antialiasing.
+
+    The whole picture is stretched to the square rather than cropped: nothing of a face at its
+    edge is cut away, and faces in training and in serving are distorted alike.
+
+    Returns uint8 of shape (image_size, image_size, 3), read-only, otherwise as `decode`.
+
+    Raises:
+        ImageError: as `decode`.
+    """
+    image = _decode(encoded, limits, at_least_px=image_size)
+    return np.asarray(image.resize((image_size, image_size), Image.Resampling.BILINEAR))
+
+
+def _decode(encoded: bytes, limits: ImageLimits, at_least_px: int | None) -> Image.Image:
+    if not encoded:
+        raise ImageError(f"image is empty: got 0 bytes; {_ACCEPTED}")
+    if len(encoded) > limits.max_image_bytes:
+        raise ImageTooLargeError(
+            f"image has {len(encoded)} bytes; at most {limits.max_image_bytes} are allowed"
+        )
+    format_name = _accepted_format(encoded)
+    try:
+        image = _open(encoded, format_name, limits)
+        if at_least_px is not None:
+            image.draft(None, (at_least_px, at_least_px))
+        return _upright(image, _to_rgb(image))
+    except ImageError:
+        raise
+    except Exception as error:
+        # Pillow's parsers raise whatever they trip over: OSError, SyntaxError, struct.error,
+        # IndexError, zlib.error, MemoryError, ...
+        reason = str(error) or type(error).__name__
+        raise ImageError(f"{format_name} image is truncated or corrupt: {reason}") from error
+
+
+def _accepted_format(encoded: bytes) -> str:
+    match = _FORMAT.match(encoded)
+    if match is None or match.lastindex is None:
+        raise ImageError(
+            f"not an image: got {len(encoded)} bytes that begin with {encoded[:12]!r}; {_ACCEPTED}"
+        )
+    format_name = list(_SIGNATURES)[match.lastindex - 1]
+    if format_name not in _PLUGINS:
+        raise ImageFormatError(f"image is {format_name}; {_ACCEPTED}")
+    return format_name
+
+
+def _open(encoded: bytes, format_name: str, limits: ImageLimits) -> ImageFile:
+    """Read the header. Pixels are decoded later, at the first use of the image."""
+    # Pillow allocates these two while it opens them.
+    if format_name == "WebP":
+        _check_pixels(_webp_size(encoded), limits)
+    elif format_name == "GIF":
+        _check_pixels(_gif_size(encoded), limits)
+    elif format_name == "JPEG":
+        _check_scans(encoded)
+    image = _PLUGINS[format_name](io.BytesIO(encoded))
+    _check_pixels(image.size, limits)
+    # Pillow decodes these in Python: a file of 30 KB can hold the interpreter for ten seconds.
+    if any(tile.codec_name == "bmp_rle" for tile in image.tile):
+        raise ImageFormatError("image is a run-length encoded BMP; only plain BMPs are accepted")
+    return image
+
+
+def _check_pixels(size: tuple[int, int], limits: ImageLimits) -> None:
+    width, height = size
+    if width * height > limits.max_image_pixels:
+        raise ImageTooLargeError(
+            f"image has {width} x {height} = {width * height} pixels; "
+            f"at most {limits.max_image_pixels} are allowed"
+        )
+    if max(size) > _MAX_SIDE_PX:
+        raise ImageTooLargeError(
+            f"image has {width} x {height} pixels; at most {_MAX_SIDE_PX} a side are allowed"
+        )
+
+
+def _check_scans(encoded: bytes) -> None:
+    num_scans = len(_JPEG_SCAN.findall(encoded))
+    if num_scans > _MAX_JPEG_SCANS:
+        raise ImageError(f"JPEG image has {num_scans} scans; at most {_MAX_JPEG_SCANS} are allowed")
+
+
+def _webp_size(encoded: bytes) -> tuple[int, int]:
+    """Width and height of the canvas: https://developers.google.com/speed/webp/docs/riff_container"""
+    kind = encoded[12:16]
+    if kind == b"VP8X":
+        low, middle, high = struct.unpack_from("<3H", encoded, 24)
+        return 1 + (low | (middle & 0xFF) << 16), 1 + (middle >> 8 | high << 8)
+    if kind == b"VP8L":
+        (bits,) = struct.unpack_from("<I", encoded, 21)
+        return 1 + (bits & 0x3FFF), 1 + (bits >> 14 & 0x3FFF)
+    width, height = struct.unpack_from("<2H", encoded, 26)
+    return width & 0x3FFF, height & 0x3FFF
+
+
+def _gif_size(encoded: bytes) -> tuple[int, int]:
+    """Width and height that hold the screen and the first frame, which may lie beyond it."""
+    width, height, flags = struct.unpack_from("<2HB", encoded, 6)
+    at = 13 + _gif_palette_bytes(flags)
+    while encoded[at] != ord(","):
+        at = _gif_extension_end(encoded, at) if encoded[at] == ord("!") else at + 1
+    left, top, frame_width, frame_height = struct.unpack_from("<4H", encoded, at + 1)
+    return max(width, left + frame_width), max(height, top + frame_height)
+
+
+def _gif_palette_bytes(flags: int) -> int:
+    return 3 << (flags & 7) + 1 if flags & 0x80 else 0
+
+
+def _gif_extension_end(encoded: bytes, at: int) -> int:
+    at += 2
+    while encoded[at]:
+        at += 1 + encoded[at]
+    return at + 1
+
+
+def _to_rgb(image: ImageFile) -> Image.Image:
+    _rescale_colour_key(image)
+    image.load()
+    if image.mode == "I;16":
+        return _gray16_to_rgb(image)
+    if image.has_transparency_data:
+        return _flatten(image if image.mode == "RGBA" else image.convert("RGBA"))
+    return image if image.mode == "RGB" else image.convert("RGB")
+
+
+def _rescale_colour_key(image: ImageFile) -> None:
+    """A PNG names its transparent colour at its own depth; Pillow's pixels have 8 bits."""
+    key = image.info.get("transparency")
+    depth = image.tile[0].args if image.tile else None
+    if isinstance(key, int) and depth in ("L;2", "L;4"):
+        image.info["transparency"] = key * (85 if depth == "L;2" else 17)
+    elif isinstance(key, tuple) and depth == "RGB;16B":
+        image.info["transparency"] = tuple(channel >> 8 for channel in key)
+
+
+def _gray16_to_rgb(image: Image.Image) -> Image.Image:
+    """Keep the high byte, as Pillow does with 16-bit colour; its `convert` clips at 255."""
+    gray = np.asarray(image)
+    high_byte = Image.fromarray((gray >> 8).astype(np.uint8))
+    key = image.info.get("transparency")
+    if key is None:
+        return high_byte.convert("RGB")
+    alpha = Image.fromarray(np.where(gray == key, 0, 255).astype(np.uint8))
+    return _flatten(Image.merge("LA", (high_byte, alpha)).convert("RGBA"))
+
+
+def _flatten(image: Image.Image) -> Image.Image:
+    flat = Image.new("RGB", image.size, "white")
+    flat.paste(image, mask=image)
+    return flat
+
+
+def _upright(source: ImageFile, image: Image.Image) -> Image.Image:
+    try:
+        transpose = _UPRIGHT.get(source.getexif().get(ExifTags.Base.Orientation, 1))
+    except Exception:
+        # Unreadable metadata says nothing about the pixels, which are fine.
+        return image
+    return image if transpose is None else image.transpose(transpose)

@@ -1,0 +1,135 @@
+"""The trained model as a function: uint8 images in, class probabilities out.
+
+Runs the ONNX file that `mask_ray.model` exports, for serving, evaluation and batch prediction
+alike. Reads no images and knows neither Ray nor MLflow.
+"""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import onnxruntime as ort
+
+Images = npt.NDArray[np.uint8]
+Probabilities = npt.NDArray[np.float32]
+
+_LOG_ERRORS_ONLY = 3
+
+
+class ModelFileError(ValueError):
+    """The file is not a model that this package exports."""
+
+
+class Predictor:
+    """An image classifier loaded from an ONNX file. Safe to call from several threads.
+
+    Raises:
+        ModelFileError: the file cannot be loaded, or is not a uint8 image classifier with its
+            class names and image size in its metadata.
+    """
+
+    def __init__(self, path: str | Path, num_threads: int = 1) -> None:
+        self._session = _load(Path(path), num_threads)
+        try:
+            self.class_names = _class_names(self._session)
+            self.image_size = _image_size(self._session)
+            _check_tensors(self._session, self.image_size, len(self.class_names))
+        except ModelFileError as error:
+            raise ModelFileError(f"{path} is not a classifier made by mask_ray: {error}") from None
+
+    def predict(self, images: Images) -> Probabilities:
+        """Classify a batch.
+
+        Args:
+            images: RGB pixels in 0..255 of shape (N, image_size, image_size, 3).
+
+        Returns:
+            Shape (N, len(class_names)), each row in 0..1 and summing to 1.
+
+        Raises:
+            ValueError: images of another shape or type.
+        """
+        expected = (self.image_size, self.image_size, 3)
+        if images.dtype != np.uint8 or images.ndim != 4 or images.shape[1:] != expected:
+            raise ValueError(
+                f"images must be uint8 of shape (N, {', '.join(map(str, expected))}); "
+                f"got {images.dtype} of shape {images.shape}"
+            )
+        if len(images) == 0:
+            return np.empty((0, len(self.class_names)), np.float32)
+        (probabilities,) = self._session.run(["probabilities"], {"image": images})
+        return np.asarray(probabilities, np.float32)
+
+    def warm_up(self, batch_size: int = 1) -> None:
+        """Run one batch of black images, so that no request pays for the first allocations."""
+        self.predict(np.zeros((batch_size, self.image_size, self.image_size, 3), np.uint8))
+
+
+def _load(path: Path, num_threads: int) -> ort.InferenceSession:
+    if not path.is_file():
+        raise ModelFileError(f"{path} is not a file")
+    try:
+        return ort.InferenceSession(
+            path, sess_options=_options(num_threads), providers=["CPUExecutionProvider"]
+        )
+    except Exception as error:  # onnxruntime's errors share no public base class
+        raise ModelFileError(f"{path} cannot be loaded by ONNX Runtime: {error}") from error
+
+
+def _options(num_threads: int) -> ort.SessionOptions:
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = num_threads
+    options.inter_op_num_threads = 1
+    options.execution_mode = ort.ExecutionMode.ORT_SEQUENTIAL
+    options.log_severity_level = _LOG_ERRORS_ONLY
+    # Idle threads would otherwise spin, on cores that replicas, decoding and HTTP share.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    return options
+
+
+def _metadata(session: ort.InferenceSession, key: str) -> str:
+    metadata = session.get_modelmeta().custom_metadata_map
+    if key not in metadata:
+        raise ModelFileError(f"its metadata lacks {key}")
+    return str(metadata[key])
+
+
+def _class_names(session: ort.InferenceSession) -> tuple[str, ...]:
+    text = _metadata(session, "class_names")
+    try:
+        names = json.loads(text)
+    except json.JSONDecodeError:
+        names = None
+    if not isinstance(names, list) or not names or not all(isinstance(n, str) for n in names):
+        raise ModelFileError(f"class_names must be a JSON list of strings; got {text}")
+    return tuple(names)
+
+
+def _image_size(session: ort.InferenceSession) -> int:
+    text = _metadata(session, "image_size")
+    if not text.isdecimal() or int(text) < 1:
+        raise ModelFileError(f"image_size must be a positive integer; got {text}")
+    return int(text)
+
+
+def _check_tensors(session: ort.InferenceSession, image_size: int, num_classes: int) -> None:
+    _check("input", session.get_inputs(), "image", "tensor(uint8)", [image_size, image_size, 3])
+    _check("output", session.get_outputs(), "probabilities", "tensor(float)", [num_classes])
+
+
+def _check(
+    kind: str, tensors: list[ort.NodeArg], name: str, element_type: str, shape: list[int]
+) -> None:
+    """One tensor of this name, type and shape (N, *shape), with N left open."""
+    actual = [(t.name, t.type, list(t.shape)) for t in tensors]
+    fits = (
+        len(actual) == 1
+        and actual[0][:2] == (name, element_type)
+        and not isinstance(actual[0][2][0], int)
+        and actual[0][2][1:] == shape
+    )
+    if not fits:
+        expected = f"{name}: {element_type} of shape {['N', *shape]}"
+        came = "; ".join(f"{n}: {t} of shape {s}" for n, t, s in actual)
+        raise ModelFileError(f"its {kind} must be {expected}; got {came}")

@@ -1,0 +1,288 @@
+"""Runs and models in MLflow: the only module that imports it.
+
+State is an SQLite file and a folder of artifacts under `MASK_RAY_HOME`, unless
+`MLFLOW_TRACKING_URI` names a server.
+"""
+
+import importlib.metadata
+import json
+import logging
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import Any, NoReturn
+from urllib.parse import unquote, urlparse
+
+import matplotlib.figure
+import mlflow
+import numpy as np
+import onnx
+from mlflow import MlflowClient
+from mlflow.entities import Metric, Param
+from mlflow.exceptions import MlflowException
+from mlflow.models import infer_signature
+
+import mask_ray
+from mask_ray.config import MaskRayError, home
+
+CHAMPION = "champion"
+_ONNX_FILE = "model.onnx"
+_MODEL_NEEDS = ("onnx", "onnxruntime", "numpy")
+
+
+class TrackingError(MaskRayError):
+    """The tracking store cannot be used as configured."""
+
+
+class ModelNotFoundError(MaskRayError):
+    """No model under this URI; the message says how to make one."""
+
+
+@dataclass(frozen=True)
+class ResolvedModel:
+    """A model file on this machine, and what the registry calls it."""
+
+    path: Path
+    name: str
+    version: str | None
+
+
+def tracking_uri() -> str:
+    """`MLFLOW_TRACKING_URI`, or the SQLite file under `MASK_RAY_HOME`."""
+    return os.environ.get("MLFLOW_TRACKING_URI") or _local_uri()
+
+
+def _local_uri() -> str:
+    return f"sqlite:///{home() / 'mlflow.db'}"
+
+
+def check_shared(num_nodes: int) -> None:
+    """Refuse a store that only one of several nodes could see.
+
+    Raises:
+        TrackingError: the cluster has several nodes and the store is a local file.
+    """
+    scheme = urlparse(tracking_uri()).scheme
+    if num_nodes > 1 and scheme not in ("http", "https", "databricks"):
+        raise TrackingError(
+            f"a cluster of {num_nodes} nodes needs a tracking server that all of them reach: "
+            f"set MLFLOW_TRACKING_URI to http(s)://...; got {tracking_uri()}"
+        )
+
+
+def _connect() -> None:
+    """Point MLflow at the store. The local one is made when it is missing."""
+    for chatty in ("mlflow.store.db.utils", "mlflow.utils.uv_utils", "alembic"):
+        logging.getLogger(chatty).setLevel(logging.WARNING)
+    # It misses `pip` itself, which environments made by uv don't have.
+    logging.getLogger("mlflow.utils.environment").setLevel(logging.ERROR)
+    if tracking_uri() == _local_uri():
+        home().mkdir(parents=True, exist_ok=True)
+    mlflow.set_tracking_uri(tracking_uri())
+
+
+def _experiment_id(name: str) -> str:
+    experiment = mlflow.get_experiment_by_name(name)
+    if experiment is not None:
+        return str(experiment.experiment_id)
+    # MLflow's default is a folder below the current one, which a submitted job loses.
+    is_local = tracking_uri() == _local_uri()
+    location = (home() / "mlartifacts").as_uri() if is_local else None
+    return str(mlflow.create_experiment(name, artifact_location=location))
+
+
+class Run:
+    """One MLflow run, written to by its id from any process that reaches the store."""
+
+    def __init__(self, run_id: str) -> None:
+        _connect()
+        self.run_id = run_id
+        self._client = MlflowClient()
+
+    def log_params(self, params: Mapping[str, Any]) -> None:
+        """Record settings, once each."""
+        logged = [Param(key, str(value)) for key, value in params.items()]
+        self._client.log_batch(self.run_id, params=logged)
+
+    def log_metrics(self, metrics: Mapping[str, float], step: int = 0) -> None:
+        """Record numbers; with `step` (an epoch), as points of a curve."""
+        now_ms = int(time.time() * 1000)
+        logged = [Metric(key, value, now_ms, step) for key, value in metrics.items()]
+        self._client.log_batch(self.run_id, metrics=logged)
+
+    def set_tags(self, tags: Mapping[str, str]) -> None:
+        """Set or overwrite tags."""
+        for key, value in tags.items():
+            self._client.set_tag(self.run_id, key, value)
+
+    def log_json(self, content: Any, file_name: str) -> None:
+        """Store `content` as an artifact in JSON."""
+        self._client.log_text(self.run_id, json.dumps(content, indent=2), file_name)
+
+    def log_figure(self, figure: matplotlib.figure.Figure, file_name: str) -> None:
+        """Store a figure as an artifact; the file name's ending gives the format."""
+        self._client.log_figure(self.run_id, figure, file_name)
+
+    def register_model(
+        self,
+        onnx_path: Path,
+        *,
+        name: str,
+        example: np.ndarray,
+        probabilities: np.ndarray,
+        metadata: Mapping[str, Any],
+        keras_path: Path,
+    ) -> str:
+        """Log the model, register it as a new version of `name`, and make that the champion.
+
+        Args:
+            onnx_path: The model file.
+            name: Registered model.
+            example: Input example, uint8 (N, S, S, 3).
+            probabilities: The model's answer to it, float32 (N, classes).
+            metadata: Kept with the model; JSON values.
+            keras_path: The same model for Keras, kept beside it.
+
+        Returns:
+            The new version's number.
+        """
+        info = mlflow.onnx.log_model(
+            onnx.load(onnx_path),
+            name="model",
+            run_id=self.run_id,
+            registered_model_name=name,
+            signature=infer_signature({"image": example}, {"probabilities": probabilities}),
+            input_example={"image": example},
+            metadata=dict(metadata),
+            extra_files=[keras_path.as_uri()],
+            save_as_external_data=False,
+            onnx_execution_providers=["CPUExecutionProvider"],
+            # Given, since MLflow otherwise loads the model in a new process to find out.
+            pip_requirements=[f"{p}=={importlib.metadata.version(p)}" for p in _MODEL_NEEDS],
+        )
+        version = str(info.registered_model_version)
+        self._client.set_registered_model_alias(name, CHAMPION, version)
+        return version
+
+
+@contextmanager
+def start_run(experiment: str, tags: Mapping[str, str]) -> Iterator[Run]:
+    """Open a run, and close it as FINISHED, FAILED or (on SIGINT or SIGTERM) KILLED."""
+    _connect()
+    client = MlflowClient()
+    experiment_id = _experiment_id(experiment)
+    mlflow.set_experiment(experiment_id=experiment_id)
+    run = Run(client.create_run(experiment_id, tags=dict(tags)).info.run_id)
+    status = "FAILED"
+    try:
+        with _terminate_as_interrupt():
+            yield run
+        status = "FINISHED"
+    except KeyboardInterrupt:
+        status = "KILLED"
+        raise
+    finally:
+        client.set_terminated(run.run_id, status)
+
+
+@contextmanager
+def _terminate_as_interrupt() -> Iterator[None]:
+    """Let SIGTERM, by which `ray job stop` ends a job, unwind the stack as Ctrl-C does."""
+
+    def interrupt(signum: int, frame: FrameType | None) -> NoReturn:
+        raise KeyboardInterrupt
+
+    previous = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, previous)
+
+
+def resolve_model(uri: str) -> ResolvedModel:
+    """Find a model's ONNX file, fetching it from the registry if need be.
+
+    Args:
+        uri: An MLflow model URI (`models:/name@alias`, `models:/name/3`, `runs:/.../model`) or
+            the path of an `.onnx` file.
+
+    Raises:
+        ModelNotFoundError: there is none; the message says which command makes one.
+    """
+    if ":/" not in uri or uri.startswith("file:"):
+        return _model_file(Path(unquote(urlparse(uri).path)) if ":/" in uri else Path(uri))
+    _connect()
+    try:
+        name, version = _name_and_version(uri)
+        folder = Path(mlflow.artifacts.download_artifacts(artifact_uri=uri))
+    except MlflowException as error:
+        raise ModelNotFoundError(
+            f"no model {uri} in {tracking_uri()} ({error.message}). Make one with "
+            "`ray job submit --working-dir . -- python -m jobs.train --data DIR`, or `make demo`"
+        ) from error
+    return ResolvedModel(folder / _ONNX_FILE, name, version)
+
+
+def _model_file(path: Path) -> ResolvedModel:
+    path = path.expanduser().absolute()
+    if not path.is_file():
+        raise ModelNotFoundError(
+            f"model_uri must be an MLflow model URI (models:/name@alias) or an .onnx file; "
+            f"there is no file {path}"
+        )
+    return ResolvedModel(path, path.stem, None)
+
+
+def _name_and_version(uri: str) -> tuple[str, str | None]:
+    """What the registry calls the model; a URI that is not of the registry keeps its own name."""
+    kind, _, rest = uri.partition(":/")
+    if kind != "models":
+        return uri, None
+    name, at, alias = rest.lstrip("/").partition("@")
+    if at:
+        return name, str(MlflowClient().get_model_version_by_alias(name, alias).version)
+    name, _, version = name.partition("/")
+    return name, version or None
+
+
+def git_commit() -> str:
+    """The commit this code is of, with `-dirty` when it differs; `unknown` outside a checkout.
+
+    A submitted job runs in a copy without `.git`: the copy is compared with the checkout that
+    the package is installed from. `MASK_RAY_GIT_COMMIT` overrides both.
+    """
+    if commit := os.environ.get("MASK_RAY_GIT_COMMIT"):
+        return commit
+    tree = Path(mask_ray.__file__).parent.parent
+    for checkout in (tree, _installed_from()):
+        if checkout is not None and (checkout / ".git").exists():
+            return _describe(checkout / ".git", tree)
+    return "unknown"
+
+
+def _installed_from() -> Path | None:
+    try:
+        origin = importlib.metadata.distribution("mask-ray").read_text("direct_url.json")
+    except importlib.metadata.PackageNotFoundError:
+        return None
+    url = json.loads(origin or "{}").get("url", "")
+    return Path(unquote(urlparse(url).path)) if url.startswith("file:") else None
+
+
+def _describe(git_dir: Path, tree: Path) -> str:
+    describe = ["describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    described = subprocess.run(
+        ["git", "--git-dir", git_dir, "--work-tree", tree, *describe],
+        cwd=tree,
+        env=os.environ | {"GIT_OPTIONAL_LOCKS": "0"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    return described.stdout.strip() or "unknown"

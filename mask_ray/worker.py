@@ -1,0 +1,264 @@
+"""The training loop that each Horovod worker runs: batches in, checkpoints and metrics out.
+
+Knows Keras, Horovod and Ray Train's session (`report`, `get_checkpoint`, `get_dataset_shard`),
+and runs alike on Ray Train V2 and on Ray's own V1 HorovodTrainer.
+"""
+
+import itertools
+import json
+import os
+import tempfile
+import time
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import horovod.tensorflow as hvd
+import keras
+import numpy as np
+import ray
+import ray.train
+import tensorflow as tf
+
+from mask_ray import model as models
+from mask_ray import tracking
+from mask_ray.config import TrainSettings
+from mask_ray.horovod.keras import (
+    average_batch_statistics,
+    broadcast_state,
+    check_ranks_agree,
+    distributed_optimizer,
+    global_metrics,
+)
+
+_POSITION_FILE = "position.json"
+
+# Rows held for shuffling by a worker; 1,024 images of 128 px take 50 MB.
+_SHUFFLE_ROWS = 1024
+_PROGRESS_EVERY_S = 10.0
+
+
+@dataclass(frozen=True)
+class Phase:
+    """Some epochs with the same layers trainable."""
+
+    name: str
+    epochs: int
+    learning_rate: float
+
+
+@dataclass(frozen=True)
+class Position:
+    """Epochs done, in all and within the current phase."""
+
+    epoch: int = 0
+    phase: int = 0
+    phase_epoch: int = 0
+
+
+def phases_of(settings: TrainSettings) -> list[Phase]:
+    """The phases a run goes through, in order; those without epochs left out."""
+    rate = settings.learning_rate
+    if settings.backbone_weights == "none":
+        phases = [Phase("scratch", settings.finetune_epochs, rate)]
+    else:
+        phases = [
+            Phase("head", settings.head_epochs, rate),
+            Phase("finetune", settings.finetune_epochs, rate / 10),
+        ]
+    return [phase for phase in phases if phase.epochs]
+
+
+def train(config: dict[str, Any]) -> None:
+    """Train, report every epoch, and go on from the last checkpoint if there is one.
+
+    Args:
+        config: `settings` (of TrainSettings), `num_classes`, `num_train` (images over all
+            workers), `weights_ref` (backbone weights file in Ray's object store, or None),
+            `run_id` and `tracking_uri`.
+    """
+    hvd.init()
+    settings = TrainSettings(**config["settings"])
+    _use_devices()
+    # Each worker draws its own augmentations; the weights are rank 0's after the broadcast.
+    keras.utils.set_random_seed(settings.seed + hvd.rank())
+    model = models.build(
+        num_classes=config["num_classes"],
+        image_size=settings.image_size,
+        alpha=settings.alpha,
+        from_scratch=settings.backbone_weights == "none",
+    )
+    if hvd.rank() == 0 and config["weights_ref"] is not None:
+        models.set_backbone_weights(model, ray.get(config["weights_ref"]))
+    session = _Session(config, settings, model)
+    session.run()
+    hvd.shutdown()
+
+
+def _use_devices() -> None:
+    """One GPU a worker, by local rank, where there are any; an equal share of the cores."""
+    gpus = tf.config.list_physical_devices("GPU")
+    if gpus:
+        gpu = gpus[hvd.local_rank() % len(gpus)]
+        tf.config.set_visible_devices(gpu, "GPU")
+        tf.config.experimental.set_memory_growth(gpu, True)
+    num_threads = max(1, (os.cpu_count() or 1) // hvd.local_size())
+    tf.config.threading.set_intra_op_parallelism_threads(num_threads)
+
+
+class _Session:
+    """One attempt at the run: from the start or the last checkpoint to the end."""
+
+    def __init__(self, config: dict[str, Any], settings: TrainSettings, model: keras.Model) -> None:
+        self._settings = settings
+        self._model = model
+        self._phases = phases_of(settings)
+        self._batch_size = max(1, settings.batch_size // hvd.size())
+        self._num_train = config["num_train"] // hvd.size()
+        self._train = ray.train.get_dataset_shard("train")
+        self._val = ray.train.get_dataset_shard("val")
+        self._run = None
+        if hvd.rank() == 0:
+            os.environ["MLFLOW_TRACKING_URI"] = config["tracking_uri"]
+            self._run = tracking.Run(config["run_id"])
+
+    def run(self) -> None:
+        checkpoint = ray.train.get_checkpoint()
+        position = Position()
+        if checkpoint is not None:
+            position = self._restore(checkpoint)
+        elif hvd.rank() == 0:
+            print(f"training on {hvd.size()} workers", flush=True)
+        while position.phase < len(self._phases):
+            if position.phase_epoch == 0:
+                self._begin(self._phases[position.phase])
+            position = self._epoch(position)
+
+    def _begin(self, phase: Phase) -> None:
+        """Set what is trainable, with a new optimizer, the same on every worker."""
+        scratch = phase.name == "scratch"
+        if phase.name == "head":
+            models.freeze_backbone(self._model)
+        else:
+            models.thaw_backbone(self._model, from_scratch=scratch)
+        steps = phase.epochs * -(-self._num_train // self._batch_size)
+        rate = keras.optimizers.schedules.CosineDecay(phase.learning_rate, steps)
+        self._model.compile(
+            optimizer=distributed_optimizer(keras.optimizers.Adam(rate)),
+            loss="sparse_categorical_crossentropy",
+            metrics=["accuracy"],
+            jit_compile=False,
+        )
+        broadcast_state(self._model)
+
+    def _epoch(self, position: Position) -> Position:
+        started = time.perf_counter()
+        phase = self._phases[position.phase]
+        train = self._batches(self._train, position.epoch)
+        title = f"{phase.name} {position.phase_epoch + 1}/{phase.epochs}"
+        ticker = _Ticker(title, self._batch_size, self._num_train)
+        self._model.fit(train, verbose=0, callbacks=[ticker] if hvd.rank() == 0 else [])
+        metrics = global_metrics(self._model)
+        average_batch_statistics(self._model)
+        check_ranks_agree(self._model)
+        train_s = time.perf_counter() - started
+        metrics |= {f"val_{name}": value for name, value in self._validate().items()}
+        metrics |= {
+            "epoch_seconds": time.perf_counter() - started,
+            "images_per_second": self._num_train * hvd.size() / train_s,
+        }
+        done = _after(position, phase)
+        self._report(metrics, position, done, phase)
+        return done
+
+    def _validate(self) -> dict[str, float]:
+        batches = self._numpy_batches(self._val)
+        first = next(batches, None)
+        if first is None:  # fewer images than workers
+            self._model.reset_metrics()
+        else:
+            self._model.evaluate(self._dataset(itertools.chain([first], batches)), verbose=0)
+        return global_metrics(self._model)
+
+    def _batches(self, shard: Any, epoch: int) -> tf.data.Dataset:
+        return self._dataset(
+            self._numpy_batches(
+                shard,
+                local_shuffle_buffer_size=max(_SHUFFLE_ROWS, 4 * self._batch_size),
+                local_shuffle_seed=self._settings.seed + epoch,
+            )
+        )
+
+    def _numpy_batches(self, shard: Any, **shuffle: Any) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        for batch in shard.iter_batches(batch_size=self._batch_size, prefetch_batches=2, **shuffle):
+            yield batch["image"], batch["label"]
+
+    def _dataset(self, batches: Iterable[tuple[np.ndarray, np.ndarray]]) -> tf.data.Dataset:
+        """Batches of any length under one signature, so that the last one compiles nothing."""
+        size = self._settings.image_size
+        signature = (
+            tf.TensorSpec((None, size, size, 3), tf.uint8),
+            tf.TensorSpec((None,), tf.int64),
+        )
+        dataset = tf.data.Dataset.from_generator(lambda: batches, output_signature=signature)
+        return dataset.prefetch(2)
+
+    def _report(
+        self, metrics: dict[str, float], position: Position, done: Position, phase: Phase
+    ) -> None:
+        if self._run is None:
+            ray.train.report(metrics)
+            return
+        print(_progress_line(metrics, position, phase), flush=True)
+        self._run.log_metrics(metrics, step=position.epoch)
+        with tempfile.TemporaryDirectory() as folder:
+            # With the optimizer's state, which Keras keeps beside the weights.
+            self._model.save_weights(Path(folder, models.WEIGHTS_FILE))
+            Path(folder, _POSITION_FILE).write_text(json.dumps(asdict(done)))
+            ray.train.report(metrics, checkpoint=ray.train.Checkpoint.from_directory(folder))
+
+    def _restore(self, checkpoint: Any) -> Position:
+        with checkpoint.as_directory() as folder:
+            position = Position(**json.loads(Path(folder, _POSITION_FILE).read_text()))
+            if hvd.rank() == 0:
+                print(f"going on after epoch {position.epoch}", flush=True)
+            if position.phase_epoch:
+                self._begin(self._phases[position.phase])
+            self._model.load_weights(Path(folder, models.WEIGHTS_FILE))
+        return position
+
+
+def _after(position: Position, phase: Phase) -> Position:
+    if position.phase_epoch + 1 == phase.epochs:
+        return Position(position.epoch + 1, position.phase + 1, 0)
+    return Position(position.epoch + 1, position.phase, position.phase_epoch + 1)
+
+
+def _progress_line(metrics: dict[str, float], position: Position, phase: Phase) -> str:
+    return (
+        f"{phase.name} {position.phase_epoch + 1}/{phase.epochs}"
+        f"  loss {metrics['loss']:.4f}  accuracy {metrics['accuracy']:.4f}"
+        f"  val_loss {metrics['val_loss']:.4f}  val_accuracy {metrics['val_accuracy']:.4f}"
+        f"  {metrics['images_per_second']:.0f} images/s  {metrics['epoch_seconds']:.1f} s"
+    )
+
+
+class _Ticker(keras.callbacks.Callback):
+    """Says, every ten seconds, how far a long epoch has come."""
+
+    def __init__(self, title: str, batch_size: int, num_images: int) -> None:
+        super().__init__()
+        self._title = title
+        self._batch_size = batch_size
+        self._num_images = num_images
+        self._started = self._said = time.perf_counter()
+
+    def on_train_batch_end(self, batch: int, logs: dict[str, float] | None = None) -> None:
+        now = time.perf_counter()
+        if now - self._said < _PROGRESS_EVERY_S:
+            return
+        self._said = now
+        done = min((batch + 1) * self._batch_size, self._num_images)
+        left_s = (now - self._started) * (self._num_images / done - 1)
+        print(f"{self._title}  {done}/{self._num_images} images  {left_s:.0f} s left", flush=True)

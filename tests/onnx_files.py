@@ -1,0 +1,45 @@
+"""A tiny classifier in ONNX, made on the spot: every pixel counts in its answer."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper, numpy_helper
+
+CLASS_NAMES = ("with_mask", "without_mask")
+IMAGE_SIZE = 32
+
+
+def write_classifier(
+    path: Path,
+    class_names: tuple[str, ...] = CLASS_NAMES,
+    image_size: int = IMAGE_SIZE,
+    input_type: int = TensorProto.UINT8,
+    metadata: dict[str, str] | None = None,
+) -> Path:
+    """Softmax over random weights of all pixels, in the form that `model.export_onnx` gives."""
+    num_pixels = image_size * image_size * 3
+    weights = np.random.default_rng(0).normal(size=(num_pixels, len(class_names)))
+    graph = helper.make_graph(
+        [
+            helper.make_node("Cast", ["image"], ["floats"], to=TensorProto.FLOAT),
+            helper.make_node("Flatten", ["floats"], ["pixels"]),
+            helper.make_node("MatMul", ["pixels", "weights"], ["logits"]),
+            helper.make_node("Softmax", ["logits"], ["probabilities"]),
+        ],
+        "classifier",
+        [helper.make_tensor_value_info("image", input_type, ["N", image_size, image_size, 3])],
+        [
+            helper.make_tensor_value_info(
+                "probabilities", TensorProto.FLOAT, ["N", len(class_names)]
+            )
+        ],
+        [numpy_helper.from_array((weights / 5000).astype(np.float32), "weights")],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=10)
+    if metadata is None:
+        metadata = {"class_names": json.dumps(class_names), "image_size": str(image_size)}
+    helper.set_model_props(model, metadata)
+    onnx.save(model, path)
+    return path

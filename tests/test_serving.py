@@ -1,0 +1,331 @@
+"""The application on a real Ray Serve, over real HTTP."""
+
+import asyncio
+import json
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import image_files
+import numpy as np
+import pytest
+import ray
+from onnx_files import IMAGE_SIZE, write_classifier
+from ray import serve
+
+from mask_ray.config import ImageLimits
+from mask_ray.images import decode_resized
+from mask_ray.predictor import Predictor
+from mask_ray.serving import build_app
+
+pytestmark = pytest.mark.slow
+
+TRAINING_PACKAGES = {"tensorflow", "keras", "horovod", "mlflow"}
+
+
+@pytest.fixture(scope="module")
+def model_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_classifier(tmp_path_factory.mktemp("model") / "tiny.onnx")
+
+
+@pytest.fixture(scope="module")
+def base_url(model_path: Path) -> Iterator[str]:
+    """Two applications: the usual one at /, and at /tight one with room for two requests."""
+    port = free_port()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAY_AUTH_MODE", "token")
+        patch.setenv(
+            "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH", "mask_ray.serving:problem_middleware"
+        )
+        ray.init(
+            address="local",
+            num_cpus=2,
+            object_store_memory=150 * 2**20,
+            include_dashboard=False,
+            log_to_driver=False,
+        )
+        try:
+            serve.start(http_options={"host": "127.0.0.1", "port": port})
+            usual = {"model_uri": str(model_path), "max_replicas": 1}
+            tight = {"max_batch_size": 1, "max_ongoing_requests": 1, "max_queued_requests": 1}
+            serve.run(build_app(usual), name="usual", route_prefix="/")
+            serve.run(build_app(usual | tight), name="tight", route_prefix="/tight")
+            yield f"http://127.0.0.1:{port}"
+            serve.shutdown()
+        finally:
+            ray.shutdown()
+
+
+@pytest.fixture(scope="module")
+def client(base_url: str) -> Iterator[httpx.Client]:
+    with httpx.Client(base_url=base_url, timeout=30) as client:
+        yield client
+
+
+@pytest.fixture(scope="module")
+def expected(model_path: Path) -> Callable[[bytes], dict[str, float]]:
+    """The answer without any server."""
+    predictor = Predictor(model_path)
+
+    def classify(encoded: bytes) -> dict[str, float]:
+        image = decode_resized(encoded, IMAGE_SIZE, ImageLimits())
+        (probabilities,) = predictor.predict(image[None])
+        return dict(zip(predictor.class_names, map(float, probabilities), strict=True))
+
+    return classify
+
+
+def free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return int(listener.getsockname()[1])
+
+
+def in_replica(function: Callable[[Any], Any], app_name: str = "usual") -> Any:
+    """Run a function in the process of the application's only replica."""
+    (actor,) = (
+        ray.get_actor(**named)
+        for named in ray.util.list_named_actors(all_namespaces=True)
+        if named["name"].startswith(f"SERVE_REPLICA::{app_name}#")
+    )
+    return ray.get(actor.__ray_call__.remote(function))
+
+
+def post_concurrently(base_url: str, bodies: list[bytes]) -> list[httpx.Response]:
+    async def post_all() -> list[httpx.Response]:
+        async with httpx.AsyncClient(base_url=base_url, timeout=30) as client:
+            return await asyncio.gather(*(client.post("/predict", content=b) for b in bodies))
+
+    return asyncio.run(post_all())
+
+
+def assert_problem(response: httpx.Response, status: int) -> None:
+    assert response.status_code == status, response.text
+    assert response.headers["content-type"] == "application/problem+json"
+    problem = response.json()
+    assert set(problem) == {"type", "title", "status", "detail"}
+    assert problem["status"] == status
+    for leak in ("Traceback", "File ", ".py", " object at 0x"):
+        assert leak not in problem["detail"]
+
+
+GOOD_IMAGES = {
+    "JPEG": image_files.jpeg(),
+    "PNG": image_files.png(),
+    "WebP": image_files.webp(),
+    "GIF": image_files.gif(),
+    "BMP": image_files.bmp(),
+    "animated GIF": image_files.animated_gif(),
+    "CMYK JPEG": image_files.cmyk_jpeg(),
+    "16-bit PNG": image_files.gray16_png(),
+    "palette with transparency": image_files.palette_png_with_transparency(),
+    "EXIF-rotated JPEG": image_files.exif_rotated_jpeg(),
+    "one pixel": image_files.one_pixel(),
+}
+
+
+@pytest.mark.parametrize("encoded", GOOD_IMAGES.values(), ids=GOOD_IMAGES)
+def test_answers_as_the_model_does_offline(
+    client: httpx.Client, expected: Callable[[bytes], dict[str, float]], encoded: bytes
+) -> None:
+    answer = client.post("/predict", content=encoded).json()
+
+    assert answer["probabilities"] == pytest.approx(expected(encoded), abs=1e-5)
+    assert answer["label"] == max(answer["probabilities"], key=answer["probabilities"].get)
+    assert answer["probability"] == answer["probabilities"][answer["label"]]
+    assert answer["model"] == {"name": "tiny", "version": None}
+
+
+def test_a_turned_photo_is_answered_as_the_upright_one(client: httpx.Client) -> None:
+    answers = [
+        client.post("/predict", content=encoded).json()
+        for encoded in (image_files.exif_rotated_jpeg(), image_files.upright_jpeg())
+    ]
+
+    assert answers[0] == answers[1]
+
+
+def test_concurrent_images_are_batched_and_each_gets_its_own_answer(
+    base_url: str, expected: Callable[[bytes], dict[str, float]]
+) -> None:
+    bodies = [image_files.png(image_files.picture(seed=seed)) for seed in range(32)]
+
+    def record_batches(_: Any) -> None:
+        classifier = serve.get_replica_context().servable_object
+        predict = classifier._predictor.predict
+        classifier.batch_sizes = []
+
+        def recording(images: np.ndarray) -> np.ndarray:
+            classifier.batch_sizes.append(len(images))
+            return predict(images)
+
+        classifier._predictor.predict = recording
+
+    in_replica(record_batches)
+    answers = [r.json()["probabilities"] for r in post_concurrently(base_url, bodies)]
+    batch_sizes = in_replica(lambda _: serve.get_replica_context().servable_object.batch_sizes)
+
+    assert len({answer["with_mask"] for answer in answers}) == 32
+    for body, answer in zip(bodies, answers, strict=True):
+        assert answer == pytest.approx(expected(body), abs=1e-5)
+    assert max(batch_sizes) > 1
+
+
+BAD_REQUESTS: dict[str, tuple[bytes, str, int]] = {
+    "empty": (b"", "image/jpeg", 400),
+    "text": (image_files.text(), "image/jpeg", 400),
+    "truncated JPEG": (image_files.truncated_jpeg(), "image/jpeg", 400),
+    "truncated PNG": (image_files.truncated_png(), "image/png", 400),
+    "PNG of 50,000 x 50,000": (image_files.png_claiming(50_000, 50_000), "image/png", 413),
+    "11 MB": (image_files.too_many_bytes(), "image/jpeg", 413),
+    "TIFF": (image_files.tiff(), "image/tiff", 415),
+    "JSON": (b'{"image": "..."}', "application/json", 415),
+    "JPEG called JSON": (image_files.jpeg(), "application/json", 415),
+}
+
+
+@pytest.mark.parametrize(
+    ("body", "content_type", "status"), BAD_REQUESTS.values(), ids=BAD_REQUESTS
+)
+def test_a_bad_request_is_a_problem_and_the_next_is_answered(
+    client: httpx.Client, body: bytes, content_type: str, status: int
+) -> None:
+    assert_problem(
+        client.post("/predict", content=body, headers={"content-type": content_type}), status
+    )
+    assert client.post("/predict", content=image_files.jpeg()).status_code == 200
+
+
+def test_too_many_bytes_without_a_declared_length(client: httpx.Client) -> None:
+    chunks = (bytes(2**16) for _ in range(11 * 16))
+
+    assert_problem(client.post("/predict", content=chunks), 413)
+    assert client.post("/predict", content=image_files.jpeg()).status_code == 200
+
+
+def test_a_body_declared_too_long_is_refused_before_it_is_sent(base_url: str) -> None:
+    url = httpx.URL(base_url)
+    with socket.create_connection((url.host, url.port or 80), timeout=30) as connection:
+        connection.sendall(b"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Length: 11000000\r\n\r\n")
+
+        assert connection.recv(4096).startswith(b"HTTP/1.1 413 ")
+
+
+def test_bad_requests_harm_none_among_them(
+    base_url: str, expected: Callable[[bytes], dict[str, float]]
+) -> None:
+    good = [image_files.png(image_files.picture(seed=seed)) for seed in range(100, 116)]
+    bad = [
+        image_files.text(),
+        image_files.truncated_jpeg(),
+        image_files.png_claiming(),
+        image_files.tiff(),
+    ] * 4
+
+    mixed = [body for pair in zip(good, bad, strict=True) for body in pair]
+    responses = post_concurrently(base_url, mixed)
+
+    for body, response in zip(good, responses[::2], strict=True):
+        assert response.json()["probabilities"] == pytest.approx(expected(body), abs=1e-5)
+    assert [response.status_code for response in responses[1::2]] == [400, 400, 413, 415] * 4
+
+
+def test_overload_is_refused_with_when_to_retry(base_url: str) -> None:
+    refused, answered = asyncio.run(overload(base_url))
+
+    assert_problem(refused, 429)
+    assert refused.headers["retry-after"] == "1"
+    assert [response.status_code for response in answered] == [200] * len(answered)
+
+
+async def overload(base_url: str) -> tuple[httpx.Response, list[httpx.Response]]:
+    """Hold the only place with an upload that does not end, and knock until refused.
+
+    Returns the refusal, and the answers to all that were not refused.
+    """
+    refusal_came = asyncio.Event()
+
+    async def stuck_upload() -> AsyncIterator[bytes]:
+        yield image_files.jpeg()
+        await refusal_came.wait()
+
+    async with httpx.AsyncClient(base_url=base_url, timeout=30) as client:
+        held = asyncio.create_task(client.post("/tight/predict", content=stuck_upload()))
+        knocks = set()
+        refused: list[httpx.Response] = []
+        deadline = time.monotonic() + 9
+        while not refused and time.monotonic() < deadline:
+            knocks |= {
+                asyncio.create_task(client.post("/tight/predict", content=image_files.jpeg()))
+                for _ in range(3)
+            }
+            done, knocks = await asyncio.wait(
+                knocks, return_when=asyncio.FIRST_COMPLETED, timeout=1
+            )
+            refused = [task.result() for task in done if task.result().status_code != 200]
+        refusal_came.set()
+        late = await asyncio.gather(held, *knocks)
+    refused += [response for response in late if response.status_code != 200]
+    return refused[0], [response for response in late if response.status_code != 429]
+
+
+def test_health_names_the_model(client: httpx.Client) -> None:
+    response = client.get("/healthz")
+
+    assert response.status_code == 200
+    assert response.json() == {"status": "ready", "model": {"name": "tiny", "version": None}}
+
+
+def test_a_replica_that_fails_its_check_says_so(base_url: str, client: httpx.Client) -> None:
+    def set_ready(is_ready: bool) -> Callable[[Any], None]:
+        def change(_: Any) -> None:
+            serve.get_replica_context().servable_object.is_ready = is_ready
+
+        return change
+
+    in_replica(set_ready(False), "tight")
+    unready = client.get("/tight/healthz")
+    in_replica(set_ready(True), "tight")
+
+    assert_problem(unready, 503)
+    assert client.get("/tight/healthz").status_code == 200
+
+
+@pytest.mark.parametrize(("path", "status"), [("/nothing", 404), ("/predict", 405)])
+def test_what_does_not_exist_is_a_problem(client: httpx.Client, path: str, status: int) -> None:
+    assert_problem(client.get(path), status)
+
+
+def test_serves_its_own_documentation(client: httpx.Client) -> None:
+    assert "swagger" in client.get("/docs").text
+    assert "/predict" in client.get("/openapi.json").json()["paths"]
+
+
+def test_a_replica_stays_small_and_free_of_training_code(client: httpx.Client) -> None:
+    def peak_mb_and_packages(_: Any) -> tuple[float, set[str]]:
+        status = Path("/proc/self/status").read_text()
+        (peak_kb,) = (line.split()[1] for line in status.splitlines() if "VmHWM" in line)
+        return int(peak_kb) / 1024, {name.partition(".")[0] for name in sys.modules}
+
+    client.post("/predict", content=image_files.jpeg())
+    peak_mb, packages = in_replica(peak_mb_and_packages)
+
+    assert peak_mb < 500
+    assert not TRAINING_PACKAGES & packages
+
+
+def test_importing_the_application_imports_no_training_code() -> None:
+    code = (
+        "import json, sys, mask_ray.serving; "
+        "print(json.dumps(sorted({m.partition('.')[0] for m in sys.modules})))"
+    )
+    printed = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    ).stdout
+
+    assert not TRAINING_PACKAGES & set(json.loads(printed))
