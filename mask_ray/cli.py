@@ -7,6 +7,7 @@ the rest. Ctrl-C and `ray job stop` end with 130.
 
 import argparse
 import json
+import logging
 import os
 import sys
 from collections.abc import Callable
@@ -31,6 +32,8 @@ def main(settings_class: type[S], job: Callable[[S], dict[str, Any]]) -> None:
     """Parse the command line, connect to Ray (or start it here), run `job`, print its result."""
     # Ray's clients otherwise look for no token, and a cluster that has one refuses them.
     os.environ.setdefault("RAY_AUTH_MODE", "token")
+    # TensorFlow reports every GPU library that it does not find as an error.
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     settings = parse(settings_class, sys.argv[1:])
     try:
         _connect()
@@ -121,7 +124,7 @@ def _connect() -> None:
     import ray
 
     try:
-        ray.init(logging_level="WARNING", ignore_reinit_error=True)
+        ray.init(logging_level=logging.WARNING, ignore_reinit_error=True)
     except ConnectionError as error:
         raise MaskRayError(f"no Ray cluster answers: {' '.join(str(error).split())}") from error
 

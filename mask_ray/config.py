@@ -212,7 +212,9 @@ class ServeSettings(ImageLimits):
     model_uri: str = Field(
         DEFAULT_MODEL_URI, min_length=1, description="MLflow model URI or path of an ONNX file."
     )
-    max_batch_size: int = Field(16, ge=1, le=256, description="Images per inference call.")
+    max_batch_size: int = Field(
+        8, ge=1, le=256, description="Images per inference call; a replica's memory grows with it."
+    )
     batch_wait_timeout_s: float = Field(
         0.002, ge=0, le=1, description="How long a batch waits for more images, in seconds."
     )
@@ -241,6 +243,8 @@ class ServeSettings(ImageLimits):
                 "max_ongoing_requests must be at least max_batch_size * max_concurrent_batches "
                 f"({needed}), or batches never fill; got {self.max_ongoing_requests}"
             )
+        if self.max_queued_requests == 0:
+            raise ValueError("max_queued_requests must be at least 1, or -1 for no limit; got 0")
         if self.min_replicas > self.max_replicas:
             raise ValueError(
                 f"min_replicas must be at most max_replicas ({self.max_replicas}); "

@@ -6,6 +6,7 @@ knows how a model is trained or served.
 
 import hashlib
 import itertools
+import logging
 import math
 from collections import Counter
 from collections.abc import Iterator
@@ -109,6 +110,8 @@ def load(settings: DataSettings, image_size: int) -> ImageData:
             images.
     """
     source = open_source(settings)
+    kept = _fits_object_store(source.num_files, image_size)
+    _show_progress(not kept)
     decoded = source.dataset.map_batches(
         _decode_batch,
         batch_size=64,
@@ -120,7 +123,6 @@ def load(settings: DataSettings, image_size: int) -> ImageData:
             "test_fraction": settings.test_fraction,
         },
     )
-    kept = _fits_object_store(source.num_files, image_size)
     if kept:
         decoded = decoded.materialize()
     summary = summarise(decoded, source.class_names)
@@ -134,12 +136,19 @@ def open_source(settings: DataSettings) -> _Source:
     Raises:
         DataError: no such folder, or fewer than two classes in it.
     """
+    context = ray.data.DataContext.get_current()
     # Without it, the order of rows depends on which task ends first, and runs do not repeat.
-    ray.data.DataContext.get_current().execution_options.preserve_order = True
+    context.execution_options.preserve_order = True
     if settings.data.startswith("synthetic"):
         _, _, count = settings.data.partition(":")
         return _drawn(int(count or DEFAULT_NUM_DRAWN), settings.seed)
     return _folder(check_folder(settings.data), settings.seed)
+
+
+def _show_progress(wanted: bool) -> None:
+    """Ray Data's progress bars are worth their lines on long work only."""
+    ray.data.DataContext.get_current().enable_progress_bars = wanted
+    logging.getLogger("ray.data").setLevel(logging.INFO if wanted else logging.WARNING)
 
 
 def check_folder(data: str) -> Path:

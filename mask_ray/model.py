@@ -70,14 +70,13 @@ def _backbone(image_size: int, alpha: float) -> keras.Model:
 
 
 def _augmentation() -> keras.Sequential:
-    """Random views of a face: mirrored, turned, moved, nearer, darker. Identity in inference."""
+    """Random views of a face: mirrored, turned, nearer, darker. Identity in inference."""
     light = {"value_range": (-1.0, 1.0)}
     return keras.Sequential(
         [
             layers.RandomFlip("horizontal"),
             layers.RandomRotation(0.05, fill_mode="nearest"),
             layers.RandomZoom(0.15, fill_mode="nearest"),
-            layers.RandomTranslation(0.1, 0.1, fill_mode="nearest"),
             layers.RandomBrightness(0.15, **light),
             layers.RandomContrast(0.2, **light),
         ],

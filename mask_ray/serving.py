@@ -216,6 +216,8 @@ def _deploy(settings: ServeSettings) -> Callable[[type], serve.Deployment]:
             "downscaling_factor": 0.5,
         },
         ray_actor_options={"num_cpus": settings.num_threads},
+        health_check_period_s=5,
+        health_check_timeout_s=20,
         # Long enough for every request that was accepted to end in an answer.
         graceful_shutdown_timeout_s=2 * settings.request_timeout_s + 5,
         max_constructor_retry_count=3,

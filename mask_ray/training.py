@@ -227,6 +227,7 @@ def _fit(
 
 
 def _train_worker(config: dict[str, Any]) -> None:
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     from mask_ray.worker import train
 
     train(config)

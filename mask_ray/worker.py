@@ -6,7 +6,9 @@ and runs alike on Ray Train V2 and on Ray's own V1 HorovodTrainer.
 
 import itertools
 import json
+import logging
 import os
+import sys
 import tempfile
 import time
 from collections.abc import Iterable, Iterator
@@ -79,6 +81,7 @@ def train(config: dict[str, Any]) -> None:
             `run_id` and `tracking_uri`.
     """
     hvd.init()
+    logging.getLogger("ray.train").setLevel(logging.WARNING)
     settings = TrainSettings(**config["settings"])
     _use_devices()
     # Each worker draws its own augmentations; the weights are rank 0's after the broadcast.
@@ -129,7 +132,7 @@ class _Session:
         if checkpoint is not None:
             position = self._restore(checkpoint)
         elif hvd.rank() == 0:
-            print(f"training on {hvd.size()} workers", flush=True)
+            _say(f"training on {hvd.size()} workers")
         while position.phase < len(self._phases):
             if position.phase_epoch == 0:
                 self._begin(self._phases[position.phase])
@@ -210,7 +213,7 @@ class _Session:
         if self._run is None:
             ray.train.report(metrics)
             return
-        print(_progress_line(metrics, position, phase), flush=True)
+        _say(_progress_line(metrics, position, phase))
         self._run.log_metrics(metrics, step=position.epoch)
         with tempfile.TemporaryDirectory() as folder:
             # With the optimizer's state, which Keras keeps beside the weights.
@@ -222,7 +225,7 @@ class _Session:
         with checkpoint.as_directory() as folder:
             position = Position(**json.loads(Path(folder, _POSITION_FILE).read_text()))
             if hvd.rank() == 0:
-                print(f"going on after epoch {position.epoch}", flush=True)
+                _say(f"going on after epoch {position.epoch}")
             if position.phase_epoch:
                 self._begin(self._phases[position.phase])
             self._model.load_weights(Path(folder, models.WEIGHTS_FILE))
@@ -261,4 +264,9 @@ class _Ticker(keras.callbacks.Callback):
         self._said = now
         done = min((batch + 1) * self._batch_size, self._num_images)
         left_s = (now - self._started) * (self._num_images / done - 1)
-        print(f"{self._title}  {done}/{self._num_images} images  {left_s:.0f} s left", flush=True)
+        _say(f"{self._title}  {done}/{self._num_images} images  {left_s:.0f} s left")
+
+
+def _say(line: str) -> None:
+    """Print once: Ray Train also logs what goes to a wrapped `sys.stdout`."""
+    print(line, file=sys.__stdout__, flush=True)
