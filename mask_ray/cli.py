@@ -10,22 +10,19 @@ import json
 import logging
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any, NoReturn, TypeVar
+from typing import Any, NoReturn, TypeVar, get_args
 
 import yaml
 from pydantic import Field, ValidationError
-from pydantic_settings import (
-    BaseSettings,
-    PydanticBaseSettingsSource,
-    SettingsConfigDict,
-    SettingsError,
-)
+from pydantic_settings import BaseSettings, CliPositionalArg, CliSettingsSource
 
 from mask_ray.config import MaskRayError, Settings, explain
 
 S = TypeVar("S", bound=Settings)
+
+_, _POSITIONAL = get_args(CliPositionalArg)
 
 
 def main(settings_class: type[S], job: Callable[[S], dict[str, Any]]) -> None:
@@ -39,9 +36,9 @@ def main(settings_class: type[S], job: Callable[[S], dict[str, Any]]) -> None:
         _connect()
         result = job(settings)
     except MaskRayError as error:
-        _fail(str(error), exit_code=1)
+        fail(_one_line(error), exit_code=1)
     except KeyboardInterrupt:
-        _fail("stopped", exit_code=130)
+        fail("stopped", exit_code=130)
     print(json.dumps(result), flush=True)
 
 
@@ -51,49 +48,64 @@ def parse(settings_class: type[S], arguments: list[str]) -> S:
     Exits with one line on standard error, and code 2, when they are not valid.
     """
     try:
-        flags = _flags_class(settings_class, _read_config(arguments))(_cli_parse_args=arguments)
-        return settings_class(**flags.model_dump(exclude={"config"}))
+        flags = _read_flags(settings_class, arguments)
+        defaults = _read_config(flags.pop("config", None))
+        return settings_class(**defaults | flags)
     except ValidationError as error:
-        _fail(explain(error), exit_code=2)
-    except (SettingsError, MaskRayError) as error:
-        _fail(str(error).splitlines()[0], exit_code=2)
+        fail(explain(error), exit_code=2)
+    except MaskRayError as error:
+        fail(_one_line(error), exit_code=2)
 
 
-def _flags_class(settings_class: type[S], defaults: dict[str, Any]) -> type[BaseSettings]:
+def _read_flags(settings_class: type[Settings], arguments: list[str]) -> dict[str, Any]:
+    """The flags that were given, by field name, not yet validated."""
+
     class Flags(settings_class, BaseSettings):  # type: ignore[misc, valid-type]
         config: Path | None = Field(None, description="YAML file with any of these flags.")
 
-        model_config = SettingsConfigDict(
-            cli_prog_name=f"python -m {_module()}",
-            cli_kebab_case=True,
-            cli_implicit_flags=True,
-            cli_exit_on_error=False,
-            cli_avoid_json=True,
-        )
-
-        @classmethod
-        def settings_customise_sources(
-            cls, settings_cls: type[BaseSettings], **sources: PydanticBaseSettingsSource
-        ) -> tuple[PydanticBaseSettingsSource, ...]:
-            """Flags come first of themselves; no environment variables."""
-            return (_Defaults(settings_cls, defaults),)
-
-    Flags.__doc__ = settings_class.__doc__
-    return Flags
+    flags = CliSettingsSource[argparse.ArgumentParser](
+        Flags,
+        root_parser=_Parser(
+            usage=_usage(settings_class),
+            description=settings_class.__doc__,
+            formatter_class=_Help,
+            allow_abbrev=False,
+        ),
+        cli_parse_args=arguments,
+        cli_kebab_case=True,
+        cli_implicit_flags=True,
+        cli_hide_none_type=True,
+        cli_avoid_json=True,
+    )
+    return flags()
 
 
-class _Defaults(PydanticBaseSettingsSource):
-    """The values of the YAML file."""
+def _usage(settings_class: type[Settings]) -> str:
+    required = [
+        name.upper() if _POSITIONAL in field.metadata else f"--{name.replace('_', '-')} ..."
+        for name, field in settings_class.model_fields.items()
+        if field.is_required()
+    ]
+    return " ".join([f"python -m {_module()}", *required, "[flags]"])
 
-    def __init__(self, settings_cls: type[BaseSettings], values: dict[str, Any]) -> None:
-        super().__init__(settings_cls)
-        self._values = values
 
-    def get_field_value(self, field: Any, field_name: str) -> tuple[Any, str, bool]:
-        return self._values.get(field_name), field_name, False
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise MaskRayError(message)
 
-    def __call__(self) -> dict[str, Any]:
-        return self._values
+
+class _Help(argparse.HelpFormatter):
+    """Required flags first, and no default where None is one that the description explains."""
+
+    def add_arguments(self, actions: Iterable[argparse.Action]) -> None:
+        super().add_arguments(sorted(actions, key=_is_optional))
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        return action.help and action.help.replace(" (default: None)", "")
+
+
+def _is_optional(action: argparse.Action) -> bool:
+    return "(required)" not in (action.help or "")
 
 
 def _module() -> str:
@@ -101,20 +113,13 @@ def _module() -> str:
     return spec.name if spec else Path(sys.argv[0]).stem
 
 
-def _read_config(arguments: list[str]) -> dict[str, Any]:
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
-    parser.add_argument("--config", type=Path)
-    try:
-        path = parser.parse_known_args(arguments)[0].config
-    except argparse.ArgumentError as error:
-        raise MaskRayError(str(error)) from error
+def _read_config(path: str | None) -> dict[str, Any]:
     if path is None:
         return {}
     try:
-        content = yaml.safe_load(path.read_text())
+        content = yaml.safe_load(Path(path).read_text())
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        reason = " ".join(str(error).split())
-        raise MaskRayError(f"config must be a readable YAML file; got {path}: {reason}") from error
+        raise MaskRayError(f"config must be a readable YAML file; got {path}: {error}") from error
     if not isinstance(content, dict):
         raise MaskRayError(f"config must hold a mapping of settings; {path} holds {content!r}")
     return {str(key).replace("-", "_"): value for key, value in content.items()}
@@ -126,9 +131,14 @@ def _connect() -> None:
     try:
         ray.init(logging_level=logging.WARNING, ignore_reinit_error=True)
     except ConnectionError as error:
-        raise MaskRayError(f"no Ray cluster answers: {' '.join(str(error).split())}") from error
+        raise MaskRayError(f"no Ray cluster answers: {error}") from error
 
 
-def _fail(message: str, exit_code: int) -> NoReturn:
+def _one_line(error: MaskRayError) -> str:
+    return " ".join(str(error).split())
+
+
+def fail(message: str, exit_code: int) -> NoReturn:
+    """End the process, with the message on standard error."""
     print(f"error: {message}", file=sys.stderr, flush=True)
     raise SystemExit(exit_code)

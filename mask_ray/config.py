@@ -37,7 +37,7 @@ class MaskRayError(Exception):
 
 def home() -> Path:
     """The folder that holds all state: `MASK_RAY_HOME`, or `~/.mask_ray`. Not created here."""
-    return Path(os.environ.get("MASK_RAY_HOME", "~/.mask_ray")).expanduser().absolute()
+    return Path(os.environ.get("MASK_RAY_HOME") or "~/.mask_ray").expanduser().absolute()
 
 
 class Settings(BaseModel):
@@ -77,7 +77,9 @@ class DataSettings(ImageLimits):
     def _data_not_empty(cls, data: str) -> str:
         if not data.strip():
             raise ValueError("must be a folder or synthetic[:N]; got an empty string")
-        if data.startswith("synthetic") and not re.fullmatch(r"synthetic(:[1-9]\d*)?", data):
+        if data.partition(":")[0] == "synthetic" and not re.fullmatch(
+            r"synthetic(:[1-9]\d*)?", data
+        ):
             raise ValueError(f"must be a folder, synthetic or synthetic:N with N >= 1; got {data}")
         return data
 
@@ -143,7 +145,7 @@ class TrainSettings(DataSettings, TrackingSettings):
         "from nothing; fine-tuning uses a tenth of it.",
     )
     head_epochs: int = Field(
-        6, ge=0, description="Epochs with the backbone frozen (0 without backbone weights)."
+        3, ge=0, description="Epochs with the backbone frozen (0 without backbone weights)."
     )
     finetune_epochs: int = Field(
         4,
@@ -193,6 +195,27 @@ class TrainSettings(DataSettings, TrackingSettings):
                 f"not worth freezing; got {self.head_epochs}. Use finetune_epochs"
             )
         return self
+
+
+class DemoSettings(Settings):
+    """Train, register, serve and ask a model on this machine, then shut down what was started."""
+
+    data: str = Field(
+        "synthetic:5000",
+        min_length=1,
+        description="Folder with one sub-folder of images per class, or synthetic[:N].",
+    )
+    backbone_weights: str = Field(
+        "none", min_length=1, description="imagenet, none, or the path of an .h5 file."
+    )
+    epochs: int | None = Field(
+        None,
+        ge=1,
+        description="Epochs of the whole network (default: as many as it takes to see about "
+        "28,000 images without backbone weights, and 4 with them).",
+    )
+    num_workers: int = Field(2, ge=1, description="Horovod workers.")
+    keep: bool = Field(False, description="Leave Ray and the service running at the end.")
 
 
 class EvaluateSettings(DataSettings):
@@ -273,4 +296,4 @@ def _clause(detail: Any) -> str:
         return f"{field} is not a setting"
     if detail["type"] == "value_error":
         return f"{field} {message}".strip()
-    return f"{field} {message.replace('Input should', 'must', 1)}; got {detail['input']!r}"
+    return f"{field} {re.sub('^(Input|String) should', 'must', message)}; got {detail['input']!r}"

@@ -9,13 +9,14 @@ import itertools
 import logging
 import math
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, get_args
 
 import numpy as np
 import ray
+from numpy.typing import NDArray
 from ray.data import DataIterator, Dataset, FileShuffleConfig
 from ray.train import DataConfig
 
@@ -33,10 +34,11 @@ KEPT_SHARE_OF_OBJECT_STORE = 0.4
 # What a task reserves. Half a core, so that a machine whose cores the workers have nearly all
 # reserved can still feed them.
 TASK_CPUS = 0.5
+_TASK_ROWS = 64
 
 _NUM_BAD_FILES_SHOWN = 10
 
-Batch = dict[str, np.ndarray]
+Batch = dict[str, NDArray[Any]]
 
 
 class DataError(MaskRayError):
@@ -87,9 +89,7 @@ class ImageData:
 
     def split(self, *names: SplitName) -> Dataset:
         """Rows `image` and `label` of these splits."""
-        selected = self.dataset.map_batches(
-            _select, fn_kwargs={"splits": names}, zero_copy_batch=True, num_cpus=TASK_CPUS
-        )
+        selected = _map(self.dataset, _select, splits=names)
         return selected.materialize() if self.kept else selected
 
 
@@ -102,31 +102,28 @@ class _Source:
     num_files: int
 
 
-def load(settings: DataSettings, image_size: int) -> ImageData:
+def load(
+    settings: DataSettings, image_size: int, *, needed: Sequence[SplitName] = SPLITS
+) -> ImageData:
     """Read, check, split and decode a data set. Ray must be running.
 
+    Args:
+        settings: Source, limits and split.
+        image_size: Side of the decoded images, in pixels.
+        needed: Splits that must have images of every class.
+
     Raises:
-        DataError: no such folder, fewer than two classes, or a class or split without readable
-            images.
+        DataError: no such folder, fewer than two classes, or a class without readable images in
+            a split that needs them.
     """
     source = open_source(settings)
     kept = _fits_object_store(source.num_files, image_size)
     _show_progress(not kept)
-    decoded = source.dataset.map_batches(
-        _decode_batch,
-        batch_size=64,
-        num_cpus=TASK_CPUS,
-        fn_kwargs={
-            "image_size": image_size,
-            "limits": ImageLimits(**settings.model_dump(include=set(ImageLimits.model_fields))),
-            "val_fraction": settings.val_fraction,
-            "test_fraction": settings.test_fraction,
-        },
-    )
+    decoded = _map(source.dataset, _decode_batch, image_size=image_size, settings=settings)
     if kept:
         decoded = decoded.materialize()
     summary = summarise(decoded, source.class_names)
-    _check_no_class_is_empty(summary, source.class_names)
+    _check_no_class_is_empty(summary, source.class_names, needed)
     return ImageData(decoded, source.class_names, summary, kept)
 
 
@@ -139,9 +136,8 @@ def open_source(settings: DataSettings) -> _Source:
     context = ray.data.DataContext.get_current()
     # Without it, the order of rows depends on which task ends first, and runs do not repeat.
     context.execution_options.preserve_order = True
-    if settings.data.startswith("synthetic"):
-        _, _, count = settings.data.partition(":")
-        return _drawn(int(count or DEFAULT_NUM_DRAWN), settings.seed)
+    if is_synthetic(settings.data):
+        return _drawn(num_drawn(settings.data), settings.seed)
     return _folder(check_folder(settings.data), settings.seed)
 
 
@@ -149,6 +145,16 @@ def _show_progress(wanted: bool) -> None:
     """Ray Data's progress bars are worth their lines on long work only."""
     ray.data.DataContext.get_current().enable_progress_bars = wanted
     logging.getLogger("ray.data").setLevel(logging.INFO if wanted else logging.WARNING)
+
+
+def is_synthetic(source: str) -> bool:
+    """Whether `source` is `synthetic` or `synthetic:N`, rather than a folder."""
+    return source.partition(":")[0] == "synthetic"
+
+
+def num_drawn(source: str) -> int:
+    """How many images `synthetic` or `synthetic:N` stands for."""
+    return int(source.partition(":")[2] or DEFAULT_NUM_DRAWN)
 
 
 def check_folder(data: str) -> Path:
@@ -185,19 +191,16 @@ def _folder(root: Path, seed: int) -> _Source:
     ]
     if not files:
         raise DataError(f"data must hold images; every class folder in {root} is empty")
-    dataset = ray.data.read_binary_files(
+    encoded = ray.data.read_binary_files(
         files,
         include_paths=True,
         # Files come class by class; batches should not.
         shuffle=FileShuffleConfig(seed=seed),
         override_num_blocks=_num_blocks(len(files)),
         num_cpus=TASK_CPUS,
-    ).map_batches(
-        _label_by_folder,
-        num_cpus=TASK_CPUS,
-        fn_kwargs={"root": root, "class_names": class_names},
     )
-    return _Source(dataset, class_names, len(files))
+    labelled = _map(encoded, _label_by_folder, root=root, class_names=class_names)
+    return _Source(labelled, class_names, len(files))
 
 
 def _label_by_folder(batch: Batch, root: Path, class_names: list[str]) -> Batch:
@@ -206,10 +209,8 @@ def _label_by_folder(batch: Batch, root: Path, class_names: list[str]) -> Batch:
 
 
 def _drawn(num_images: int, seed: int) -> _Source:
-    dataset = ray.data.range(num_images, override_num_blocks=_num_blocks(num_images)).map_batches(
-        _draw_batch, num_cpus=TASK_CPUS, fn_kwargs={"seed": seed}
-    )
-    return _Source(dataset, list(synthetic.CLASS_NAMES), num_images)
+    indices = ray.data.range(num_images, override_num_blocks=_num_blocks(num_images))
+    return _Source(_map(indices, _draw_batch, seed=seed), list(synthetic.CLASS_NAMES), num_images)
 
 
 def _draw_batch(batch: Batch, seed: int) -> dict[str, Any]:
@@ -219,6 +220,13 @@ def _draw_batch(batch: Batch, seed: int) -> dict[str, Any]:
         "bytes": [encoded for encoded, _ in drawn],
         "label": [synthetic.CLASS_NAMES.index(class_name) for _, class_name in drawn],
     }
+
+
+def _map(dataset: Dataset, function: Any, **arguments: Any) -> Dataset:
+    """Apply `function(batch, **arguments)`, in tasks small enough to run beside the workers."""
+    return dataset.map_batches(
+        function, batch_size=_TASK_ROWS, num_cpus=TASK_CPUS, fn_kwargs=arguments
+    )
 
 
 def _num_blocks(num_files: int) -> int:
@@ -231,15 +239,13 @@ def _fits_object_store(num_files: int, image_size: int) -> bool:
     return num_files * image_size**2 * 3 <= KEPT_SHARE_OF_OBJECT_STORE * store_bytes
 
 
-def _decode_batch(
-    batch: Batch, image_size: int, limits: ImageLimits, val_fraction: float, test_fraction: float
-) -> dict[str, Any]:
-    decoded = [_decode_or_explain(encoded, image_size, limits) for encoded in batch["bytes"]]
-    digests = [hashlib.sha256(encoded).hexdigest() for encoded in batch["bytes"]]
+def _decode_batch(batch: Batch, image_size: int, settings: DataSettings) -> dict[str, Any]:
+    decoded = [_decode_or_explain(encoded, image_size, settings) for encoded in batch["bytes"]]
+    digests = [digest_of(encoded) for encoded in batch["bytes"]]
     return {
         "image": np.stack([image for image, _ in decoded]),
         "label": batch["label"],
-        "split": [split_of(digest, val_fraction, test_fraction) for digest in digests],
+        "split": [split_of(digest, settings) for digest in digests],
         "path": batch["path"],
         "digest": digests,
         "error": [error for _, error in decoded],
@@ -248,27 +254,31 @@ def _decode_batch(
 
 def _decode_or_explain(
     encoded: bytes, image_size: int, limits: ImageLimits
-) -> tuple[np.ndarray, str]:
+) -> tuple[NDArray[np.uint8], str]:
     try:
         return decode_resized(encoded, image_size, limits), ""
     except ImageError as error:
         return np.zeros((image_size, image_size, 3), dtype=np.uint8), str(error)
 
 
-def split_of(digest: str, val_fraction: float, test_fraction: float) -> SplitName:
+def digest_of(encoded: bytes) -> str:
+    """SHA-256 of a file's bytes, in hex."""
+    return hashlib.sha256(encoded).hexdigest()
+
+
+def split_of(digest: str, settings: DataSettings) -> SplitName:
     """The split of a file, by its content alone.
 
     Copies of a file share a split, and adding files moves no other file.
 
     Args:
         digest: SHA-256 of the file's bytes, in hex.
-        val_fraction: Share of the validation split.
-        test_fraction: Share of the test split.
+        settings: Its `test_fraction` and `val_fraction` are the shares of those splits.
     """
     position = int(digest[:16], 16) / 2**64
-    if position < test_fraction:
+    if position < settings.test_fraction:
         return "test"
-    return "val" if position < test_fraction + val_fraction else "train"
+    return "val" if position < settings.test_fraction + settings.val_fraction else "train"
 
 
 def _select(batch: Batch, splits: tuple[SplitName, ...]) -> Batch:
@@ -331,14 +341,16 @@ class ShardConfig(DataConfig):
         return shards
 
 
-def _check_no_class_is_empty(summary: Summary, class_names: list[str]) -> None:
+def _check_no_class_is_empty(
+    summary: Summary, class_names: list[str], needed: Sequence[SplitName]
+) -> None:
     bad = ""
     if summary.bad_files:
         path, reason = next(iter(summary.bad_files.items()))
         bad = f"; {len(summary.bad_files)} unreadable files, such as {path}: {reason}"
     if not summary.num_images:
         raise DataError(f"data holds no readable images{bad}")
-    for split in SPLITS:
+    for split in needed:
         missing = [name for name in class_names if not summary.counts[split][name]]
         if missing:
             raise DataError(

@@ -1,9 +1,10 @@
 """Labelled images and a Predictor -> metrics and figures.
 
-Scores the ONNX file that will be served, on images decoded as they will be. Needs neither Keras
-nor MLflow; figures are returned, not stored.
+Scores the ONNX file that will be served, on images decoded as they will be. Needs no Keras;
+figures are returned, not stored.
 """
 
+import os
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,6 +22,8 @@ from sklearn.metrics import (
     roc_auc_score,
 )
 
+from mask_ray import data, tracking
+from mask_ray.config import EvaluateSettings
 from mask_ray.predictor import Predictor
 
 BATCH_SIZE = 64
@@ -46,18 +49,41 @@ class Predictions:
         return np.argmax(self.probabilities, axis=1).astype(np.int64)
 
 
+def run(settings: EvaluateSettings) -> dict[str, Any]:
+    """Evaluate the model of `settings` on its data. Ray must be running.
+
+    Raises:
+        tracking.ModelNotFoundError: there is no such model.
+        ModelFileError: the file is not a classifier.
+        data.DataError: the data cannot be used, or its classes are not the model's.
+    """
+    resolved = tracking.resolve_model(settings.model_uri)
+    predictor = Predictor(resolved.path, num_threads=os.cpu_count() or 1)
+    splits = data.SPLITS if settings.split == "all" else (settings.split,)
+    images = data.load(settings, predictor.image_size, needed=())
+    if images.class_names != list(predictor.class_names):
+        raise data.DataError(
+            f"data must have the model's classes, {', '.join(predictor.class_names)}; "
+            f"got {', '.join(images.class_names)}"
+        )
+    model = {"name": resolved.name, "version": resolved.version}
+    return {"model": model, "split": settings.split} | metrics(
+        predict(images.split(*splits), predictor)
+    )
+
+
 def predict(dataset: Dataset, predictor: Predictor) -> Predictions:
     """Run the model over rows `image` (uint8, (S, S, 3)) and `label`.
 
     Raises:
-        ValueError: the dataset has no rows.
+        data.DataError: the dataset has no rows.
     """
     labels, probabilities = [], []
     for batch in dataset.iter_batches(batch_size=BATCH_SIZE):
         labels.append(batch["label"])
         probabilities.append(predictor.predict(batch["image"]))
     if not labels:
-        raise ValueError("there are no images to evaluate on")
+        raise data.DataError("there are no images to evaluate on")
     # float32 rows sum to 1 only to seven digits, and log_loss warns of the rest.
     scores = np.concatenate(probabilities).astype(np.float64)
     scores /= scores.sum(axis=1, keepdims=True)

@@ -11,13 +11,15 @@ import numpy as np
 import numpy.typing as npt
 import onnxruntime as ort
 
+from mask_ray.config import MaskRayError
+
 Images = npt.NDArray[np.uint8]
 Probabilities = npt.NDArray[np.float32]
 
 _LOG_ERRORS_ONLY = 3
 
 
-class ModelFileError(ValueError):
+class ModelFileError(MaskRayError):
     """The file is not a model that this package exports."""
 
 

@@ -266,6 +266,9 @@ _IMAGE_BODY = {
     "content": {"image/*": _BINARY, "application/octet-stream": _BINARY},
 }
 
+# The last is what `curl --data-binary` says of any body unless told otherwise.
+_RAW_TYPES = ("", "application/octet-stream", "application/x-www-form-urlencoded")
+
 router = APIRouter()
 
 
@@ -310,10 +313,7 @@ async def _read_image(request: Request, limits: ImageLimits) -> bytes:
         ImageTooLargeError: over the limit, declared or sent. Nothing past it is read.
     """
     content_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    if not content_type.startswith("image/") and content_type not in (
-        "",
-        "application/octet-stream",
-    ):
+    if not content_type.startswith("image/") and content_type not in _RAW_TYPES:
         raise HTTPException(
             415,
             "Content-Type must be image/* or application/octet-stream, or be left out; "

@@ -27,6 +27,8 @@ from mlflow import MlflowClient
 from mlflow.entities import Metric, Param
 from mlflow.exceptions import MlflowException
 from mlflow.models import infer_signature
+from mlflow.store.artifact.utils.models import get_model_name_and_version
+from numpy.typing import NDArray
 
 import mask_ray
 from mask_ray.config import MaskRayError, home
@@ -62,14 +64,17 @@ def _local_uri() -> str:
     return f"sqlite:///{home() / 'mlflow.db'}"
 
 
+def _is_server() -> bool:
+    return tracking_uri().partition(":")[0] in ("http", "https", "databricks")
+
+
 def check_shared(num_nodes: int) -> None:
     """Refuse a store that only one of several nodes could see.
 
     Raises:
         TrackingError: the cluster has several nodes and the store is a local file.
     """
-    scheme = urlparse(tracking_uri()).scheme
-    if num_nodes > 1 and scheme not in ("http", "https", "databricks"):
+    if num_nodes > 1 and not _is_server():
         raise TrackingError(
             f"a cluster of {num_nodes} nodes needs a tracking server that all of them reach: "
             f"set MLFLOW_TRACKING_URI to http(s)://...; got {tracking_uri()}"
@@ -91,9 +96,9 @@ def _experiment_id(name: str) -> str:
     experiment = mlflow.get_experiment_by_name(name)
     if experiment is not None:
         return str(experiment.experiment_id)
-    # MLflow's default is a folder below the current one, which a submitted job loses.
-    is_local = tracking_uri() == _local_uri()
-    location = (home() / "mlartifacts").as_uri() if is_local else None
+    # Without a server, MLflow's default is a folder below the current one, which a submitted job
+    # loses.
+    location = None if _is_server() else (home() / "mlartifacts").as_uri()
     return str(mlflow.create_experiment(name, artifact_location=location))
 
 
@@ -134,8 +139,8 @@ class Run:
         onnx_path: Path,
         *,
         name: str,
-        example: np.ndarray,
-        probabilities: np.ndarray,
+        example: NDArray[np.uint8],
+        probabilities: NDArray[np.float32],
         metadata: Mapping[str, Any],
         keras_path: Path,
     ) -> str:
@@ -173,12 +178,12 @@ class Run:
 
 @contextmanager
 def start_run(experiment: str, tags: Mapping[str, str]) -> Iterator[Run]:
-    """Open a run, and close it as FINISHED, FAILED or (on SIGINT or SIGTERM) KILLED."""
-    _connect()
-    client = MlflowClient()
-    experiment_id = _experiment_id(experiment)
-    mlflow.set_experiment(experiment_id=experiment_id)
-    run = Run(client.create_run(experiment_id, tags=dict(tags)).info.run_id)
+    """Open a run, and close it as FINISHED, FAILED or (on SIGINT or SIGTERM) KILLED.
+
+    Raises:
+        TrackingError: the tracking store does not answer, or refuses the run.
+    """
+    run = _open_run(experiment, tags)
     status = "FAILED"
     try:
         with _terminate_as_interrupt():
@@ -188,7 +193,17 @@ def start_run(experiment: str, tags: Mapping[str, str]) -> Iterator[Run]:
         status = "KILLED"
         raise
     finally:
-        client.set_terminated(run.run_id, status)
+        MlflowClient().set_terminated(run.run_id, status)
+
+
+def _open_run(experiment: str, tags: Mapping[str, str]) -> Run:
+    _connect()
+    try:
+        experiment_id = _experiment_id(experiment)
+        mlflow.set_experiment(experiment_id=experiment_id)
+        return Run(MlflowClient().create_run(experiment_id, tags=dict(tags)).info.run_id)
+    except MlflowException as error:
+        raise TrackingError(f"no run can be opened in {tracking_uri()}: {error}") from error
 
 
 @contextmanager
@@ -220,7 +235,9 @@ def resolve_model(uri: str) -> ResolvedModel:
     _connect()
     try:
         name, version = _name_and_version(uri)
-        folder = Path(mlflow.artifacts.download_artifacts(artifact_uri=uri))
+        # By version: an alias may move in the meantime.
+        found = uri if version is None else f"models:/{name}/{version}"
+        folder = Path(mlflow.artifacts.download_artifacts(artifact_uri=found))
     except MlflowException as error:
         raise ModelNotFoundError(
             f"no model {uri} in {tracking_uri()} ({error.message}). Make one with "
@@ -241,14 +258,10 @@ def _model_file(path: Path) -> ResolvedModel:
 
 def _name_and_version(uri: str) -> tuple[str, str | None]:
     """What the registry calls the model; a URI that is not of the registry keeps its own name."""
-    kind, _, rest = uri.partition(":/")
-    if kind != "models":
+    if not uri.startswith("models:/"):
         return uri, None
-    name, at, alias = rest.lstrip("/").partition("@")
-    if at:
-        return name, str(MlflowClient().get_model_version_by_alias(name, alias).version)
-    name, _, version = name.partition("/")
-    return name, version or None
+    name, *version = get_model_name_and_version(MlflowClient(), uri)
+    return (name, str(version[0])) if version else (uri, None)
 
 
 def git_commit() -> str:
@@ -277,12 +290,15 @@ def _installed_from() -> Path | None:
 
 def _describe(git_dir: Path, tree: Path) -> str:
     describe = ["describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
-    described = subprocess.run(
-        ["git", "--git-dir", git_dir, "--work-tree", tree, *describe],
-        cwd=tree,
-        env=os.environ | {"GIT_OPTIONAL_LOCKS": "0"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    try:
+        described = subprocess.run(
+            ["git", "--git-dir", git_dir, "--work-tree", tree, *describe],
+            cwd=tree,
+            env=os.environ | {"GIT_OPTIONAL_LOCKS": "0"},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+    except FileNotFoundError:  # no git here
+        return "unknown"
     return described.stdout.strip() or "unknown"

@@ -57,7 +57,7 @@ def run(settings: TrainSettings) -> dict[str, Any]:
     """
     tracking.check_shared(num_nodes=sum(node["Alive"] for node in ray.nodes()))
     scaling = plan_workers(settings)
-    if not settings.data.startswith("synthetic"):
+    if not data.is_synthetic(settings.data):
         data.check_folder(settings.data)
     weights = _read_backbone_weights(settings)
     clock = _Clock()

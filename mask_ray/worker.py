@@ -4,15 +4,15 @@ Knows Keras, Horovod and Ray Train's session (`report`, `get_checkpoint`, `get_d
 and runs alike on Ray Train V2 and on Ray's own V1 HorovodTrainer.
 """
 
-import itertools
 import json
 import logging
 import os
 import sys
 import tempfile
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ import numpy as np
 import ray
 import ray.train
 import tensorflow as tf
+from numpy.typing import NDArray
 
 from mask_ray import model as models
 from mask_ray import tracking
@@ -39,6 +40,9 @@ _POSITION_FILE = "position.json"
 # Rows held for shuffling by a worker; 1,024 images of 128 px take 50 MB.
 _SHUFFLE_ROWS = 1024
 _PROGRESS_EVERY_S = 10.0
+
+# Takes images, uint8 (N, S, S, 3), and labels, int64 (N,); leaves its result in the model.
+Step = Callable[[NDArray[np.uint8], NDArray[np.int64]], None]
 
 
 @dataclass(frozen=True)
@@ -108,6 +112,7 @@ def _use_devices() -> None:
         tf.config.experimental.set_memory_growth(gpu, True)
     num_threads = max(1, (os.cpu_count() or 1) // hvd.local_size())
     tf.config.threading.set_intra_op_parallelism_threads(num_threads)
+    tf.config.threading.set_inter_op_parallelism_threads(num_threads)
 
 
 class _Session:
@@ -140,11 +145,10 @@ class _Session:
 
     def _begin(self, phase: Phase) -> None:
         """Set what is trainable, with a new optimizer, the same on every worker."""
-        scratch = phase.name == "scratch"
         if phase.name == "head":
             models.freeze_backbone(self._model)
         else:
-            models.thaw_backbone(self._model, from_scratch=scratch)
+            models.thaw_backbone(self._model, from_scratch=phase.name == "scratch")
         steps = phase.epochs * -(-self._num_train // self._batch_size)
         rate = keras.optimizers.schedules.CosineDecay(phase.learning_rate, steps)
         self._model.compile(
@@ -154,17 +158,13 @@ class _Session:
             jit_compile=False,
         )
         broadcast_state(self._model)
+        self._train_step, self._test_step = _compiled_steps(self._model)
 
     def _epoch(self, position: Position) -> Position:
-        started = time.perf_counter()
         phase = self._phases[position.phase]
-        train = self._batches(self._train, position.epoch)
         title = f"{phase.name} {position.phase_epoch + 1}/{phase.epochs}"
-        ticker = _Ticker(title, self._batch_size, self._num_train)
-        self._model.fit(train, verbose=0, callbacks=[ticker] if hvd.rank() == 0 else [])
-        metrics = global_metrics(self._model)
-        average_batch_statistics(self._model)
-        check_ranks_agree(self._model)
+        started = time.perf_counter()
+        metrics = self._train_epoch(title, position.epoch)
         train_s = time.perf_counter() - started
         metrics |= {f"val_{name}": value for name, value in self._validate().items()}
         metrics |= {
@@ -172,49 +172,35 @@ class _Session:
             "images_per_second": self._num_train * hvd.size() / train_s,
         }
         done = _after(position, phase)
-        self._report(metrics, position, done, phase)
+        self._report(title, metrics, position.epoch, done)
         return done
 
+    def _train_epoch(self, title: str, epoch: int) -> dict[str, float]:
+        """One pass over the shard; metrics over the images of all workers."""
+        progress = _Progress(title, self._num_train)
+        self._model.reset_metrics()
+        rng = np.random.default_rng([self._settings.seed, epoch, hvd.rank()])
+        for images, labels in _shuffled(self._train, self._batch_size, rng):
+            self._train_step(images, labels)
+            progress.add(len(labels))
+        metrics = global_metrics(self._model)
+        average_batch_statistics(self._model)
+        check_ranks_agree(self._model)
+        return metrics
+
     def _validate(self) -> dict[str, float]:
-        batches = self._numpy_batches(self._val)
-        first = next(batches, None)
-        if first is None:  # fewer images than workers
-            self._model.reset_metrics()
-        else:
-            self._model.evaluate(self._dataset(itertools.chain([first], batches)), verbose=0)
+        """Each worker may have another number of images, or none."""
+        self._model.reset_metrics()
+        for batch in self._val.iter_batches(batch_size=self._batch_size, prefetch_batches=2):
+            self._test_step(batch["image"], batch["label"])
         return global_metrics(self._model)
 
-    def _batches(self, shard: Any, epoch: int) -> tf.data.Dataset:
-        return self._dataset(
-            self._numpy_batches(
-                shard,
-                local_shuffle_buffer_size=max(_SHUFFLE_ROWS, 4 * self._batch_size),
-                local_shuffle_seed=self._settings.seed + epoch,
-            )
-        )
-
-    def _numpy_batches(self, shard: Any, **shuffle: Any) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        for batch in shard.iter_batches(batch_size=self._batch_size, prefetch_batches=2, **shuffle):
-            yield batch["image"], batch["label"]
-
-    def _dataset(self, batches: Iterable[tuple[np.ndarray, np.ndarray]]) -> tf.data.Dataset:
-        """Batches of any length under one signature, so that the last one compiles nothing."""
-        size = self._settings.image_size
-        signature = (
-            tf.TensorSpec((None, size, size, 3), tf.uint8),
-            tf.TensorSpec((None,), tf.int64),
-        )
-        dataset = tf.data.Dataset.from_generator(lambda: batches, output_signature=signature)
-        return dataset.prefetch(2)
-
-    def _report(
-        self, metrics: dict[str, float], position: Position, done: Position, phase: Phase
-    ) -> None:
+    def _report(self, title: str, metrics: dict[str, float], epoch: int, done: Position) -> None:
         if self._run is None:
             ray.train.report(metrics)
             return
-        _say(_progress_line(metrics, position, phase))
-        self._run.log_metrics(metrics, step=position.epoch)
+        _say(_progress_line(title, metrics))
+        self._run.log_metrics(metrics, step=epoch)
         with tempfile.TemporaryDirectory() as folder:
             # With the optimizer's state, which Keras keeps beside the weights.
             self._model.save_weights(Path(folder, models.WEIGHTS_FILE))
@@ -232,39 +218,75 @@ class _Session:
         return position
 
 
+def _compiled_steps(model: keras.Model) -> tuple[Step, Step]:
+    """Keras's own training and test steps, compiled once for batches of any length."""
+    size = model.input_shape[1]
+    # Metrics make their variables on first use; inside a compiled step that compiles it twice.
+    model.test_step((np.zeros((1, size, size, 3), np.uint8), np.zeros(1, np.int64)))
+    signature = [
+        tf.TensorSpec((None, size, size, 3), tf.uint8),
+        tf.TensorSpec((None,), tf.int64),
+    ]
+
+    def train_step(image: tf.Tensor, label: tf.Tensor) -> None:
+        model.train_step((image, label))
+
+    def test_step(image: tf.Tensor, label: tf.Tensor) -> None:
+        model.test_step((image, label))
+
+    compiled = partial(tf.function, input_signature=signature)
+    return compiled(train_step), compiled(test_step)
+
+
+def _shuffled(
+    shard: Any, batch_size: int, rng: np.random.Generator
+) -> Iterator[tuple[NDArray[np.uint8], NDArray[np.int64]]]:
+    """Batches of a shard, its rows shuffled within chunks of about `_SHUFFLE_ROWS`.
+
+    Ray's own `local_shuffle_buffer_size` took as long for an image of 96 px as a training step.
+    """
+    chunk_size = batch_size * -(-_SHUFFLE_ROWS // batch_size)
+    for chunk in shard.iter_batches(batch_size=chunk_size, prefetch_batches=1):
+        order = rng.permutation(len(chunk["label"]))
+        for start in range(0, len(order), batch_size):
+            rows = order[start : start + batch_size]
+            yield chunk["image"][rows], chunk["label"][rows]
+
+
 def _after(position: Position, phase: Phase) -> Position:
     if position.phase_epoch + 1 == phase.epochs:
         return Position(position.epoch + 1, position.phase + 1, 0)
     return Position(position.epoch + 1, position.phase, position.phase_epoch + 1)
 
 
-def _progress_line(metrics: dict[str, float], position: Position, phase: Phase) -> str:
+def _progress_line(title: str, metrics: dict[str, float]) -> str:
     return (
-        f"{phase.name} {position.phase_epoch + 1}/{phase.epochs}"
-        f"  loss {metrics['loss']:.4f}  accuracy {metrics['accuracy']:.4f}"
+        f"{title}  loss {metrics['loss']:.4f}  accuracy {metrics['accuracy']:.4f}"
         f"  val_loss {metrics['val_loss']:.4f}  val_accuracy {metrics['val_accuracy']:.4f}"
         f"  {metrics['images_per_second']:.0f} images/s  {metrics['epoch_seconds']:.1f} s"
     )
 
 
-class _Ticker(keras.callbacks.Callback):
-    """Says, every ten seconds, how far a long epoch has come."""
+class _Progress:
+    """Rank 0 says, every ten seconds, how far a long epoch has come."""
 
-    def __init__(self, title: str, batch_size: int, num_images: int) -> None:
-        super().__init__()
+    def __init__(self, title: str, num_images: int) -> None:
         self._title = title
-        self._batch_size = batch_size
         self._num_images = num_images
-        self._started = self._said = time.perf_counter()
+        self._done = 0
+        self._started: float | None = None
 
-    def on_train_batch_end(self, batch: int, logs: dict[str, float] | None = None) -> None:
+    def add(self, num_images: int) -> None:
         now = time.perf_counter()
-        if now - self._said < _PROGRESS_EVERY_S:
-            return
-        self._said = now
-        done = min((batch + 1) * self._batch_size, self._num_images)
-        left_s = (now - self._started) * (self._num_images / done - 1)
-        _say(f"{self._title}  {done}/{self._num_images} images  {left_s:.0f} s left")
+        if self._started is None:
+            # The first batch also compiles the step, which says nothing of those to come.
+            self._started, self._said, self._first = now, now, num_images
+        self._done += num_images
+        if hvd.rank() == 0 and now - self._said >= _PROGRESS_EVERY_S:
+            self._said = now
+            per_image_s = (now - self._started) / (self._done - self._first)
+            left_s = per_image_s * (self._num_images - self._done)
+            _say(f"{self._title}  {self._done}/{self._num_images} images  {left_s:.0f} s left")
 
 
 def _say(line: str) -> None:

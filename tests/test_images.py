@@ -18,7 +18,6 @@ from mask_ray.images import (
     decode_resized,
 )
 
-WILD = Path(__file__).parents[2] / "shared" / "data" / "wild"
 PICTURE = np.asarray(image_files.picture())
 JPEG_TOLERANCE = 4
 
@@ -354,9 +353,9 @@ def test_pillows_global_settings_are_left_alone() -> None:
     assert settings() == before
 
 
-@pytest.mark.skipif(not WILD.is_dir(), reason="the photos of ../shared/data/wild are not here")
-def test_real_photos_decode() -> None:
-    photos = sorted(path for path in WILD.rglob("*") if path.is_file())[::6]
+def test_real_photos_decode(shared: Path) -> None:
+    wild = shared / "data" / "wild"
+    photos = sorted(path for path in wild.rglob("*") if path.is_file())[::6]
     assert photos
     for photo in photos:
         try:

@@ -9,6 +9,6 @@ from ray.train.v2._internal.constants import is_v2_enabled
 if is_v2_enabled():
     from mask_ray.horovod.trainer import HorovodConfig, HorovodTrainer
 else:
-    from ray.train.horovod import HorovodConfig, HorovodTrainer
+    from ray.train.horovod import HorovodConfig, HorovodTrainer  # type: ignore[assignment]
 
 __all__ = ["HorovodConfig", "HorovodTrainer"]

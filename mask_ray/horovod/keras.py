@@ -26,11 +26,10 @@ def distributed_optimizer(optimizer: keras.optimizers.Optimizer) -> keras.optimi
         averaged = hvd.grouped_allreduce(list(grads), op=hvd.Average) if hvd.size() > 1 else grads
         super(distributed, self).apply(averaged, trainable_variables)
 
-    distributed = type(
+    distributed: Any = type(
         original.__name__, (original,), {"apply": apply, "__module__": original.__module__}
     )
-    copy: keras.optimizers.Optimizer = distributed.from_config(optimizer.get_config())
-    return copy
+    return distributed.from_config(optimizer.get_config())
 
 
 def broadcast_state(model: keras.Model, root_rank: int = 0) -> None:

@@ -43,6 +43,7 @@ class HorovodConfig(BackendConfig):
 
     @property
     def backend_cls(self) -> type[Backend]:
+        """What Ray Train calls to set up and end Horovod."""
         return _HorovodBackend
 
 
@@ -91,7 +92,8 @@ class _HorovodBackend(Backend):
 
     _server: "_NodeRendezvousServer | None" = None
 
-    def on_start(self, worker_group: Any, backend_config: HorovodConfig) -> None:
+    def on_start(self, worker_group: Any, backend_config: BackendConfig) -> None:
+        assert isinstance(backend_config, HorovodConfig)
         node_ips = [worker.metadata.node_ip for worker in worker_group.get_workers()]
         slots = assign_slots(node_ips)
         address = ray.util.get_node_ip_address()
@@ -112,7 +114,7 @@ class _HorovodBackend(Backend):
             ]
         )
 
-    def on_shutdown(self, worker_group: Any, backend_config: HorovodConfig) -> None:
+    def on_shutdown(self, worker_group: Any, backend_config: BackendConfig) -> None:
         if self._server is not None:
             self._server.stop()
             self._server = None

@@ -91,7 +91,7 @@ class Person:
 
     x: float = _between(0.42, 0.58)
     y: float = _between(0.43, 0.52)
-    scale: float = _between(0.25, 0.37)
+    scale: float = _between(0.28, 0.38)
     tilt: float = _between(-0.22, 0.22)
     turn: float = _between(-0.42, 0.42)
     skin: Colour = _colour(SKINS)
@@ -145,14 +145,14 @@ class Scene:
 class Camera:
     """Light and lens: sigma of `blur` in pixels at 128 pixels, of `noise` in grey levels."""
 
-    brightness: float = _between(-18, 28)
-    contrast: float = _between(0.75, 1.12)
+    brightness: float = _between(-12, 24)
+    contrast: float = _between(0.82, 1.12)
     warmth: float = _between(-0.06, 0.06)
-    shadow: float = _between(0, 0.45)
+    shadow: float = _between(0, 0.35)
     shadow_angle: float = _between(0, 2 * np.pi)
     shadow_edge: float = _one_of(1.5, 3.0, 12.0)
-    blur: float = _between(-0.8, 1.3)
-    noise: float = _between(0, 9)
+    blur: float = _between(-1.2, 1.0)
+    noise: float = _between(0, 6)
     noise_seed: int = _drawn(lambda rng: int(rng.integers(2**32)))
     jpeg_quality: int = _drawn(lambda rng: int(rng.integers(70, 96)))
 
@@ -175,8 +175,8 @@ def sample(index: int, *, seed: int = 0) -> Portrait:
     mask, twist = _sample(Mask, rng), rng.random()
     if index % 2 == 0:
         return Portrait(person, mask, "cheek" if twist < 0.08 else "none", scene, camera)
-    hand = "mouth" if twist < 0.18 else "cheek" if twist < 0.26 else "none"
-    lowered = replace(mask, under_chin=True) if twist > 0.78 else None
+    hand = "mouth" if twist < 0.12 else "cheek" if twist < 0.2 else "none"
+    lowered = replace(mask, under_chin=True) if twist > 0.86 else None
     return Portrait(person, lowered, hand, scene, camera)
 
 

@@ -1,0 +1,82 @@
+# All set-up is a prerequisite of every target: `make demo` and `make test` work from a clean clone.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+
+PYTHON ?= python3
+TOOLS := $(CURDIR)/.tools
+VENV := $(CURDIR)/.venv
+UV := $(or $(shell command -v uv),$(TOOLS)/uv/bin/uv)
+CXX_FOUND := $(shell command -v $${CXX:-c++} || command -v g++ || command -v clang++)
+
+export PATH := $(VENV)/bin:$(PATH)
+# Ray's clients show the token of ~/.ray only when told to; see "Security" in the README.
+export RAY_AUTH_MODE ?= token
+# Serve's own errors, such as 429, as application/problem+json. Read when Ray starts.
+export RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH ?= mask_ray.serving:problem_middleware
+
+DATA ?=
+WEIGHTS ?=
+KEEP ?=
+TESTS ?= tests
+
+.PHONY: help setup demo serve test check format clean
+
+help: ## List these targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@echo
+	@echo "  make demo DATA=/path/to/photos   train on your own folder, one sub-folder per class"
+	@echo "  make demo WEIGHTS=imagenet       start from ImageNet weights (or a path) instead of none"
+	@echo "  make demo KEEP=1                 leave Ray and the service running afterwards"
+
+setup: $(VENV)/.synced ## Install everything into .venv (about 4 minutes the first time)
+
+demo: setup ## Train, evaluate, register, serve and ask: the whole line, on this machine
+	@python -m mask_ray.demo $(if $(DATA),--data "$(DATA)") $(if $(WEIGHTS),--backbone-weights "$(WEIGHTS)") $(if $(KEEP),--keep)
+
+serve: setup ## Serve the champion at http://127.0.0.1:8000 until Ctrl-C
+	@serve run serve_config.yaml
+
+test: setup ## Run all tests (TESTS=tests/test_x.py for some)
+	@python -m pytest $(TESTS)
+
+check: setup ## Format, lint, types, import rules and fast tests, in about a minute
+	@ruff format --check .
+	@ruff check .
+	@mypy
+	@lint-imports
+	@python -m pytest -q -m "not slow"
+
+format: setup ## Format the code and mend what the linter can
+	@ruff format .
+	@ruff check --fix .
+
+clean: ## Remove .venv, .tools and caches; runs and models in MASK_RAY_HOME stay
+	rm -rf $(VENV) $(TOOLS) .pytest_cache .mypy_cache .ruff_cache .import_linter_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# Before anything is downloaded.
+.PHONY: compiler
+compiler:
+	@if [ -z "$(CXX_FOUND)" ]; then \
+	  echo "error: no C++ compiler found; Horovod is built from source." >&2; \
+	  echo "Install one: apt-get install g++ (Debian, Ubuntu), dnf install gcc-c++ (Fedora, RHEL)," >&2; \
+	  echo "or xcode-select --install (macOS)." >&2; \
+	  exit 1; \
+	fi
+
+$(TOOLS)/uv/bin/uv: | compiler
+	@command -v $(PYTHON) >/dev/null || { \
+	  echo "error: no $(PYTHON) found; Python 3.11 or 3.12 is needed." >&2; exit 1; }
+	@echo "uv is not on the PATH: installing it into .tools/uv"
+	@$(PYTHON) -m venv $(TOOLS)/uv || { \
+	  echo "error: $(PYTHON) cannot make a virtual environment (apt-get install python3-venv)," >&2; \
+	  echo "or install uv yourself: https://docs.astral.sh/uv" >&2; exit 1; }
+	@$(TOOLS)/uv/bin/pip install --quiet --disable-pip-version-check "uv>=0.8.4"
+
+# Compiled once here, or each of the many processes that a run starts would compile its imports.
+$(VENV)/.synced: pyproject.toml uv.lock | compiler $(UV)
+	@echo "installing into .venv; the first time, building Horovod takes about 3 minutes"
+	@$(UV) sync --locked --compile-bytecode
+	@touch $@

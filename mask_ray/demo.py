@@ -1,0 +1,277 @@
+"""The whole line on one machine: `make demo`.
+
+Starts a local Ray unless one is running, submits training as a user would, serves the model that
+comes out, asks it about one image of each class, and shuts down what it started. Each step is a
+command that the README teaches; only the order is made here.
+"""
+
+import json
+import math
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+import yaml
+
+from mask_ray import cli, data, synthetic
+from mask_ray.config import DataSettings, DemoSettings, MaskRayError, home
+
+SERVE_CONFIG = Path("serve_config.yaml")
+_BIN = Path(sys.executable).parent
+_START_TIMEOUT_S = 120
+# How many images a small network must see to learn the task from nothing.
+_VIEWS_FROM_SCRATCH = 28_000
+
+
+def main() -> None:
+    """Run the demo; a failure is one line and exit code 1."""
+    settings = cli.parse(DemoSettings, sys.argv[1:])
+    try:
+        with ExitStack() as started:
+            run(settings, started)
+            if settings.keep:
+                started.pop_all()
+    except MaskRayError as error:
+        cli.fail(str(error), exit_code=1)
+    except KeyboardInterrupt:
+        cli.fail("stopped", exit_code=130)
+
+
+def run(settings: DemoSettings, started: ExitStack) -> None:
+    """Everything in order; what is started is registered with `started`, to be shut down."""
+    began = time.perf_counter()
+    images = _images_to_ask_about(settings.data)
+    environment = started.enter_context(_ray(settings.num_workers))
+    result = _train(settings, environment)
+    _print_metrics(result)
+    config, url = _serve_config()
+    started.enter_context(_serving(config, url, environment))
+    _say(f"Asking {url}/predict")
+    for name, encoded in images.items():
+        _ask(url, name, encoded)
+    _say(f"Done in {time.perf_counter() - began:.0f} s. Where to look:")
+    _print_where_to_look(result, url, environment, settings.keep)
+
+
+@contextmanager
+def _ray(num_workers: int) -> Iterator[dict[str, str]]:
+    """The environment of commands for a Ray on this machine; started here if none runs."""
+    environment = {"RAY_DASHBOARD_ADDRESS": "http://127.0.0.1:8265"} | os.environ
+    environment |= {"RAY_AUTH_MODE": "token", "PYTHONUNBUFFERED": "1"}
+    environment["PATH"] = f"{_BIN}{os.pathsep}{environment['PATH']}"
+    if _succeeds(["ray", "status"], environment):
+        _say("Using the Ray that is running")
+        _check_nothing_is_served(environment)
+        yield environment
+        return
+    port, dashboard_port = free_port(), 8265 if _is_free(8265) else free_port()
+    environment["RAY_ADDRESS"] = f"127.0.0.1:{port}"
+    environment["RAY_DASHBOARD_ADDRESS"] = f"http://127.0.0.1:{dashboard_port}"
+    head = ["ray", "start", "--head", "--block", f"--port={port}", "--node-ip-address=127.0.0.1"]
+    head += ["--dashboard-host=127.0.0.1", f"--dashboard-port={dashboard_port}"]
+    head += [f"--num-cpus={max(num_workers, os.cpu_count() or 1)}"]
+    _say("Starting Ray")
+    with _process("ray start", head, environment) as (process, log):
+        _wait_for("Ray", process, log, lambda: _succeeds(["ray", "status"], environment))
+        yield environment
+
+
+def _check_nothing_is_served(environment: dict[str, str]) -> None:
+    """`serve run` ends all of Serve with itself, so nobody else may be using it."""
+    status = subprocess.run(
+        ["serve", "status"], env=environment, capture_output=True, text=True, check=False
+    )
+    applications = (yaml.safe_load(status.stdout) or {}).get("applications") or {}
+    if applications:
+        raise MaskRayError(
+            f"the running Ray already serves {', '.join(applications)}, which the demo would end; "
+            "end it yourself by `serve shutdown`"
+        )
+
+
+def _train(settings: DemoSettings, environment: dict[str, str]) -> dict[str, Any]:
+    """Submit the training job, show its log, return its result."""
+    command = ["python", "-m", "jobs.train", *_train_flags(settings)]
+    submit = ["ray", "job", "submit", "--working-dir", ".", "--", *command]
+    _say(" ".join(submit))
+    last_line = ""
+    with subprocess.Popen(submit, env=environment, stdout=subprocess.PIPE, text=True) as job:
+        assert job.stdout is not None
+        for line in job.stdout:
+            print(line, end="", flush=True)
+            last_line = line if line.startswith("{") else last_line
+    if job.returncode or not last_line:
+        raise MaskRayError("training did not succeed; its log is above")
+    result: dict[str, Any] = json.loads(last_line)
+    return result
+
+
+def _train_flags(settings: DemoSettings) -> list[str]:
+    source = settings.data if data.is_synthetic(settings.data) else data.check_folder(settings.data)
+    flags: dict[str, Any] = {"data": source, "num-workers": settings.num_workers}
+    flags |= {"backbone-weights": settings.backbone_weights}
+    if settings.backbone_weights == "none":
+        # A net that two cores can train from nothing in minutes.
+        epochs = math.ceil(_VIEWS_FROM_SCRATCH / (0.7 * _count_images(settings.data)))
+        flags |= {"image-size": 96, "alpha": 0.35, "batch-size": 32, "learning-rate": 0.004}
+        flags |= {"finetune-epochs": settings.epochs or max(8, epochs)}
+    elif settings.epochs:
+        flags |= {"finetune-epochs": settings.epochs}
+    return [text for name, value in flags.items() for text in (f"--{name}", str(value))]
+
+
+def _count_images(source: str) -> int:
+    if data.is_synthetic(source):
+        return data.num_drawn(source)
+    return sum(path.is_file() for path in data.check_folder(source).rglob("*"))
+
+
+def _print_metrics(result: dict[str, Any]) -> None:
+    test, seconds = result["test"], result["seconds"]
+    _say(f"{result['model_uri']} on {test['num_images']} test images")
+    print(f"  accuracy {test['accuracy']:.4f}   log loss {test['log_loss']:.4f}", flush=True)
+    for name in test["recall"]:
+        precision, recall = test["precision"][name], test["recall"][name]
+        print(f"  {name}: precision {precision:.4f}   recall {recall:.4f}", flush=True)
+    print("  " + ", ".join(f"{stage} {s:.0f} s" for stage, s in seconds.items()), flush=True)
+
+
+def _images_to_ask_about(source: str) -> dict[str, bytes]:
+    """One encoded image of each class that training does not see, by name."""
+    if data.is_synthetic(source):
+        unseen = (data.num_drawn(source), data.num_drawn(source) + 1)
+        return {name: jpeg for jpeg, name in map(synthetic.encode, unseen)}
+    root = data.check_folder(source)
+    return dict(_test_image(folder) for folder in sorted(root.iterdir()) if folder.is_dir())
+
+
+def _test_image(folder: Path) -> tuple[str, bytes]:
+    settings = DataSettings(data=str(folder))
+    for path in sorted(folder.rglob("*")):
+        encoded = path.read_bytes() if path.is_file() else b""
+        if encoded and data.split_of(data.digest_of(encoded), settings) == "test":
+            return f"{folder.name}/{path.name}", encoded
+    raise MaskRayError(f"{folder} is too small: none of its images falls into the test split")
+
+
+def _serve_config() -> tuple[Path, str]:
+    """serve_config.yaml and its URL; a copy with a free port where its own is taken."""
+    config = yaml.safe_load(SERVE_CONFIG.read_text())
+    http = config["http_options"]
+    if _is_free(http["port"]):
+        return SERVE_CONFIG, f"http://127.0.0.1:{http['port']}"
+    taken, http["port"] = http["port"], free_port()
+    _say(f"Port {taken} is taken; serving on {http['port']}")
+    copy = home() / "demo_serve_config.yaml"
+    copy.write_text(yaml.safe_dump(config))
+    return copy, f"http://127.0.0.1:{http['port']}"
+
+
+@contextmanager
+def _serving(config: Path, url: str, environment: dict[str, str]) -> Iterator[None]:
+    command = ["serve", "run", str(config)]
+    _say(" ".join(command))
+
+    def is_ready() -> bool:
+        try:
+            return httpx.get(f"{url}/healthz").status_code == 200
+        except httpx.TransportError:
+            return False
+
+    with _process("serve run", command, environment) as (process, log):
+        _wait_for("the service", process, log, is_ready)
+        yield
+
+
+def _ask(url: str, name: str, encoded: bytes) -> None:
+    response = httpx.post(
+        f"{url}/predict", content=encoded, headers={"Content-Type": "image/jpeg"}, timeout=30
+    )
+    print(f"  {name}: {response.status_code} {response.text}", flush=True)
+    if response.status_code != 200:
+        raise MaskRayError(f"the service refused {name}")
+
+
+def _print_where_to_look(
+    result: dict[str, Any], url: str, environment: dict[str, str], keep: bool
+) -> None:
+    uri = os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{home() / 'mlflow.db'}"
+    print(f"  MLflow      mlflow ui --backend-store-uri {uri}   (run {result['run_id']})")
+    print(f"  Service     {url}/docs")
+    print(f"  Dashboard   {environment['RAY_DASHBOARD_ADDRESS']}   (token: ray get-auth-token)")
+    if keep:
+        print("  To end it   serve shutdown -y; ray stop", flush=True)
+    else:
+        print(
+            "  make demo KEEP=1 leaves service and dashboard running; make serve starts the first"
+        )
+
+
+@contextmanager
+def _process(
+    name: str, command: list[str], environment: dict[str, str]
+) -> Iterator[tuple[subprocess.Popen[bytes], Path]]:
+    """A server in a session of its own, its output in a file; ended by SIGINT, as by Ctrl-C."""
+    descriptor, path = tempfile.mkstemp(prefix=name.replace(" ", "_"), suffix=".log")
+    process = subprocess.Popen(
+        command, env=environment, stdout=descriptor, stderr=descriptor, start_new_session=True
+    )
+    os.close(descriptor)
+    try:
+        yield process, Path(path)
+    finally:
+        process.send_signal(signal.SIGINT)
+        try:
+            process.wait(timeout=60)
+        except subprocess.TimeoutExpired:
+            process.kill()
+
+
+def _wait_for(
+    what: str, process: subprocess.Popen[bytes], log: Path, is_ready: Callable[[], bool]
+) -> None:
+    deadline = time.monotonic() + _START_TIMEOUT_S
+    while not is_ready():
+        if process.poll() is not None or time.monotonic() > deadline:
+            tail = "\n".join(log.read_text(errors="replace").splitlines()[-20:])
+            raise MaskRayError(f"{what} did not start; the end of {log}:\n{tail}")
+        time.sleep(0.5)
+
+
+def _succeeds(command: list[str], environment: dict[str, str]) -> bool:
+    return subprocess.run(command, env=environment, capture_output=True).returncode == 0
+
+
+def free_port() -> int:
+    """A port of 127.0.0.1 that nothing listens on now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def _is_free(port: int) -> bool:
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError:
+            return False
+    return True
+
+
+def _say(line: str) -> None:
+    print(f"\n==> {line}", flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,55 @@
+"""What every test gets: its own MASK_RAY_HOME, and no trace left in the environment."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+# All are read when Ray, TensorFlow, ONNX Runtime and MLflow are imported.
+os.environ["RAY_AUTH_MODE"] = "token"
+os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
+os.environ["ORT_DISABLE_TELEMETRY"] = "1"
+os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
+
+import ray
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> Path:
+    """MASK_RAY_HOME of the test. A module whose tests share one overrides this fixture."""
+    return tmp_path / "home"
+
+
+@pytest.fixture(autouse=True)
+def _environment(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MASK_RAY_HOME", str(home))
+    # MLflow sets these as it is used, and monkeypatch only restores what it has set; empty counts
+    # as unset.
+    for name in ("MLFLOW_TRACKING_URI", "MLFLOW_EXPERIMENT_ID", "MASK_RAY_GIT_COMMIT"):
+        monkeypatch.setenv(name, "")
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """The folder of photos and weights beside the project."""
+    folder = ROOT.parent / "shared"
+    if not folder.is_dir():
+        pytest.skip(f"needs the folder of photos and weights {folder}")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def ray_local() -> Iterator[None]:
+    """A Ray of two CPUs for the tests of a module."""
+    ray.init(
+        address="local",
+        num_cpus=2,
+        object_store_memory=300 * 2**20,
+        include_dashboard=False,
+        log_to_driver=False,
+    )
+    yield
+    ray.shutdown()

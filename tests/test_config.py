@@ -1,0 +1,304 @@
+"""Settings are checked once, where they enter, and say what is wrong with them."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+
+from mask_ray.config import (
+    ALPHAS,
+    IMAGE_SIZES,
+    DataSettings,
+    DemoSettings,
+    EvaluateSettings,
+    ImageLimits,
+    ServeSettings,
+    Settings,
+    TrainSettings,
+    explain,
+    home,
+)
+
+DATA = {"data": "photos"}
+
+# What each class cannot do without.
+DATA_OF: dict[type[Settings], dict[str, Any]] = {
+    ImageLimits: {},
+    DataSettings: DATA,
+    TrainSettings: DATA,
+    EvaluateSettings: DATA,
+    ServeSettings: {},
+    DemoSettings: {},
+}
+
+
+def mistake(settings_class: type[Settings], given: dict[str, Any]) -> str:
+    with pytest.raises(ValidationError) as caught:
+        settings_class(**given)
+    return explain(caught.value)
+
+
+@pytest.mark.parametrize("settings_class", DATA_OF)
+def test_defaults_are_valid_and_cannot_be_changed(settings_class: type[Settings]) -> None:
+    settings = settings_class(**DATA_OF[settings_class])
+
+    for name, value in settings.model_dump().items():
+        with pytest.raises(ValidationError, match="frozen"):
+            setattr(settings, name, value)
+
+
+@pytest.mark.parametrize("settings_class", DATA_OF)
+def test_unknown_keys_are_refused_by_name(settings_class: type[Settings]) -> None:
+    given = {**DATA_OF[settings_class], "num_wokers": 2}
+    assert mistake(settings_class, given) == "num_wokers is not a setting"
+
+
+@pytest.mark.parametrize("settings_class", [DataSettings, TrainSettings, EvaluateSettings])
+def test_data_is_required(settings_class: type[Settings]) -> None:
+    assert mistake(settings_class, {}) == "data is required"
+
+
+@pytest.mark.parametrize(
+    "data", ["photos", "/a b/ü", "synthetic", "synthetic:1", "synthetic_faces"]
+)
+def test_data_may_be_a_folder_or_drawn(data: str) -> None:
+    assert DataSettings(data=data).data == data
+
+
+@pytest.mark.parametrize("data", ["synthetic:0", "synthetic:", "synthetic:many", "synthetic:-5"])
+def test_a_wrong_number_of_drawn_images_is_told_the_form(data: str) -> None:
+    assert mistake(DataSettings, {"data": data}) == (
+        f"data must be a folder, synthetic or synthetic:N with N >= 1; got {data}"
+    )
+
+
+def test_empty_data_is_told_the_form() -> None:
+    assert mistake(DataSettings, {"data": " "}) == (
+        "data must be a folder or synthetic[:N]; got an empty string"
+    )
+
+
+LIMIT_BOUNDS = [
+    ("max_image_bytes", 0, "greater than or equal to 1"),
+    ("max_image_pixels", 0, "greater than or equal to 1"),
+]
+DATA_BOUNDS = [
+    *LIMIT_BOUNDS,
+    ("val_fraction", 0, "greater than 0"),
+    ("val_fraction", 1, "less than 1"),
+    ("test_fraction", 0, "greater than 0"),
+    ("test_fraction", 1, "less than 1"),
+    ("seed", -1, "greater than or equal to 0"),
+]
+TRAIN_BOUNDS = [
+    *DATA_BOUNDS,
+    ("num_workers", 0, "greater than or equal to 1"),
+    ("num_workers", 5000, "less than or equal to 4096"),
+    ("num_workers", "two", "a valid integer"),
+    ("min_workers", 0, "greater than or equal to 1"),
+    ("use_gpu", "maybe", "a valid boolean"),
+    ("cpus_per_worker", 0, "greater than 0"),
+    ("batch_size", 0, "greater than or equal to 1"),
+    ("batch_size", 1.5, "a valid integer"),
+    ("learning_rate", 0, "greater than 0"),
+    ("learning_rate", 1.01, "less than or equal to 1"),
+    ("head_epochs", -1, "greater than or equal to 0"),
+    ("finetune_epochs", -1, "greater than or equal to 0"),
+    ("max_failures", -2, "greater than or equal to -1"),
+    ("image_size", 100, "one of 96, 128, 160, 192, 224"),
+    ("alpha", 0.9, "one of 0.35, 0.5, 0.75, 1.0, 1.3, 1.4"),
+]
+SERVE_BOUNDS = [
+    *LIMIT_BOUNDS,
+    ("max_batch_size", 0, "greater than or equal to 1"),
+    ("max_batch_size", 257, "less than or equal to 256"),
+    ("batch_wait_timeout_s", -0.1, "greater than or equal to 0"),
+    ("batch_wait_timeout_s", 1.1, "less than or equal to 1"),
+    ("max_concurrent_batches", 0, "greater than or equal to 1"),
+    ("max_concurrent_batches", 17, "less than or equal to 16"),
+    ("max_ongoing_requests", 0, "greater than or equal to 1"),
+    ("max_queued_requests", -2, "greater than or equal to -1"),
+    ("max_queued_requests", 0, "at least 1, or -1 for no limit"),
+    ("min_replicas", 0, "greater than or equal to 1"),
+    ("max_replicas", 0, "greater than or equal to 1"),
+    ("target_ongoing_requests", 0, "greater than 0"),
+    ("num_threads", 0, "greater than or equal to 1"),
+    ("request_timeout_s", 0, "greater than 0"),
+]
+DEMO_BOUNDS = [
+    ("epochs", 0, "greater than or equal to 1"),
+    ("num_workers", 0, "greater than or equal to 1"),
+]
+
+
+@pytest.mark.parametrize(
+    ("settings_class", "field", "value", "allowed"),
+    [
+        *((DataSettings, *bound) for bound in DATA_BOUNDS),
+        *((TrainSettings, *bound) for bound in TRAIN_BOUNDS),
+        *((EvaluateSettings, *bound) for bound in DATA_BOUNDS),
+        *((ServeSettings, *bound) for bound in SERVE_BOUNDS),
+        *((DemoSettings, *bound) for bound in DEMO_BOUNDS),
+    ],
+)
+def test_a_value_out_of_bounds_is_told_what_is_allowed(
+    settings_class: type[Settings], field: str, value: Any, allowed: str
+) -> None:
+    told = mistake(settings_class, {**DATA_OF[settings_class], field: value})
+
+    assert told.startswith(f"{field} must be {allowed}")
+    assert told.endswith(f"; got {value!r}")
+
+
+@pytest.mark.parametrize(
+    ("settings_class", "field"),
+    [
+        (TrainSettings, "experiment"),
+        (TrainSettings, "register_as"),
+        (TrainSettings, "backbone_weights"),
+        (EvaluateSettings, "model_uri"),
+        (ServeSettings, "model_uri"),
+        (DemoSettings, "data"),
+        (DemoSettings, "backbone_weights"),
+    ],
+)
+def test_a_name_cannot_be_empty(settings_class: type[Settings], field: str) -> None:
+    told = mistake(settings_class, {**DATA_OF[settings_class], field: ""})
+    assert told == f"{field} must have at least 1 character; got ''"
+
+
+@pytest.mark.parametrize("name", ["masks/v2", "masks:v2", "masks@v2"])
+def test_a_registered_name_has_nothing_that_means_something_in_a_uri(name: str) -> None:
+    told = mistake(TrainSettings, {**DATA, "register_as": name})
+    assert told.startswith("register_as must match pattern")
+    assert told.endswith(f"; got {name!r}")
+
+
+def test_evaluate_knows_its_splits() -> None:
+    assert mistake(EvaluateSettings, {**DATA, "split": "dev"}) == (
+        "split must be 'train', 'val', 'test' or 'all'; got 'dev'"
+    )
+
+
+@pytest.mark.parametrize(
+    ("settings_class", "given", "told"),
+    [
+        (
+            DataSettings,
+            {"val_fraction": 0.5, "test_fraction": 0.6},
+            "val_fraction + test_fraction must be below 1; got 1.1, "
+            "which leaves no images to train on",
+        ),
+        (
+            TrainSettings,
+            {"num_workers": 2, "min_workers": 3},
+            "min_workers must be at most num_workers (2); got 3",
+        ),
+        (
+            TrainSettings,
+            {"num_workers": 4, "batch_size": 3},
+            "batch_size is over all workers and must be at least num_workers (4); got 3",
+        ),
+        (
+            TrainSettings,
+            {"head_epochs": 0, "finetune_epochs": 0},
+            "head_epochs + finetune_epochs must be at least 1; got 0",
+        ),
+        (
+            TrainSettings,
+            {"backbone_weights": "none", "head_epochs": 2},
+            "head_epochs must be 0 with backbone_weights none, since a random backbone is not "
+            "worth freezing; got 2. Use finetune_epochs",
+        ),
+        (
+            ServeSettings,
+            {"max_batch_size": 16, "max_concurrent_batches": 2, "max_ongoing_requests": 31},
+            "max_ongoing_requests must be at least max_batch_size * max_concurrent_batches (32), "
+            "or batches never fill; got 31",
+        ),
+        (
+            ServeSettings,
+            {"min_replicas": 3, "max_replicas": 2},
+            "min_replicas must be at most max_replicas (2); got 3",
+        ),
+    ],
+)
+def test_values_that_disagree_are_told_why(
+    settings_class: type[Settings], given: dict[str, Any], told: str
+) -> None:
+    assert mistake(settings_class, DATA_OF[settings_class] | given) == told
+
+
+@pytest.mark.parametrize(
+    ("settings_class", "given"),
+    [
+        (TrainSettings, {"num_workers": 2, "min_workers": 2, "batch_size": 2}),
+        (TrainSettings, {"head_epochs": 0, "finetune_epochs": 1}),
+        (TrainSettings, {"max_failures": -1, "learning_rate": 1}),
+        (ServeSettings, {"max_batch_size": 16, "max_ongoing_requests": 16}),
+        (ServeSettings, {"min_replicas": 2, "max_replicas": 2, "max_queued_requests": -1}),
+        *((TrainSettings, {"image_size": image_size}) for image_size in IMAGE_SIZES),
+        *((TrainSettings, {"alpha": alpha}) for alpha in ALPHAS),
+    ],
+)
+def test_values_at_their_bounds_are_accepted(
+    settings_class: type[Settings], given: dict[str, Any]
+) -> None:
+    settings = settings_class(**DATA_OF[settings_class] | given)
+    assert given.items() <= settings.model_dump().items()
+
+
+def test_all_mistakes_are_told_at_once() -> None:
+    told = mistake(TrainSettings, {"num_workers": 0, "nope": 1})
+    assert told.split("; ") == [
+        "data is required",
+        "num_workers must be greater than or equal to 1",
+        "got 0",
+        "nope is not a setting",
+    ]
+
+
+def test_without_backbone_weights_all_epochs_train_everything() -> None:
+    settings = TrainSettings(data="photos", backbone_weights="none")
+    assert (settings.head_epochs, settings.finetune_epochs) == (0, 15)
+
+
+def test_without_backbone_weights_the_number_of_epochs_can_be_given() -> None:
+    settings = TrainSettings(data="photos", backbone_weights="none", finetune_epochs=3)
+    assert (settings.head_epochs, settings.finetune_epochs) == (0, 3)
+
+
+def test_cpus_per_worker_may_be_left_to_the_cluster() -> None:
+    assert TrainSettings.model_validate(DATA | {"cpus_per_worker": "auto"}).cpus_per_worker is None
+
+
+def test_home_is_where_the_environment_says(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("MASK_RAY_HOME", str(tmp_path / "state"))
+    assert home() == tmp_path / "state"
+    assert not home().exists()
+
+
+def test_home_is_absolute_and_may_start_with_a_tilde(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("MASK_RAY_HOME", "~/state")
+    assert home() == tmp_path / "state"
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MASK_RAY_HOME", "here")
+    assert home() == tmp_path / "here"
+
+
+def test_home_is_in_the_users_folder_by_default(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.delenv("MASK_RAY_HOME")
+    assert home() == tmp_path / ".mask_ray"
+
+    monkeypatch.setenv("MASK_RAY_HOME", "")
+    assert home() == tmp_path / ".mask_ray"
