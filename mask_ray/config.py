@@ -145,10 +145,10 @@ class TrainSettings(DataSettings, TrackingSettings):
         "from nothing; fine-tuning uses a tenth of it.",
     )
     head_epochs: int = Field(
-        3, ge=0, description="Epochs with the backbone frozen (0 without backbone weights)."
+        2, ge=0, description="Epochs with the backbone frozen (0 without backbone weights)."
     )
     finetune_epochs: int = Field(
-        4,
+        3,
         ge=0,
         description="Epochs with the backbone trained too (15 by default without backbone "
         "weights, where they train everything).",
@@ -212,7 +212,7 @@ class DemoSettings(Settings):
         None,
         ge=1,
         description="Epochs of the whole network (default: as many as it takes to see about "
-        "28,000 images without backbone weights, and 4 with them).",
+        "24,000 images without backbone weights, and 3 with them).",
     )
     num_workers: int = Field(2, ge=1, description="Horovod workers.")
     keep: bool = Field(False, description="Leave Ray and the service running at the end.")

@@ -29,7 +29,7 @@ SERVE_CONFIG = Path("serve_config.yaml")
 _BIN = Path(sys.executable).parent
 _START_TIMEOUT_S = 120
 # How many images a small network must see to learn the task from nothing.
-_VIEWS_FROM_SCRATCH = 28_000
+_VIEWS_FROM_SCRATCH = 24_000
 
 
 def main() -> None:

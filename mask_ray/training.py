@@ -21,9 +21,10 @@ import ray.train
 from numpy.typing import NDArray
 from ray._private.runtime_env.constants import RAY_JOB_CONFIG_JSON_ENV_VAR
 from ray._private.state import state as cluster_state
+from ray.data import Dataset
 
 from mask_ray import data, evaluation, tracking
-from mask_ray.config import MaskRayError, TrainSettings, home
+from mask_ray.config import MaskRayError, SplitName, TrainSettings, home
 from mask_ray.predictor import Predictor
 
 # Of the validation split; accuracy would tie between epochs where the split is small.
@@ -69,13 +70,15 @@ def run(settings: TrainSettings) -> dict[str, Any]:
         tracked.log_params(settings.model_dump())
         with clock.stage("data"):
             images = data.load(settings, settings.image_size)
+            # All now, while the processes that can do it are still warm.
+            splits = {name: images.split(name) for name in data.SPLITS}
         _log_data(tracked, images)
         with clock.stage("train"):
-            best = _fit(settings, images, weights, scaling, tracked.run_id)
+            best = _fit(settings, images, splits, weights, scaling, tracked.run_id)
         files = _export(settings, images, best, Path(folder))
         with clock.stage("evaluate"):
-            test = _evaluate(tracked, images, files.onnx)
-        version = _register(settings, tracked, images, files)
+            test = _evaluate(tracked, splits["test"], files.onnx)
+        version = _register(settings, tracked, images, splits["test"], files)
         tracked.log_metrics({f"seconds_{name}": value for name, value in clock.seconds().items()})
     return {
         "run_id": tracked.run_id,
@@ -190,6 +193,7 @@ def _log_data(tracked: tracking.Run, images: data.ImageData) -> None:
 def _fit(
     settings: TrainSettings,
     images: data.ImageData,
+    splits: dict[SplitName, Dataset],
     weights: list[NDArray[np.float32]] | None,
     scaling: ray.train.ScalingConfig,
     run_id: str,
@@ -197,9 +201,19 @@ def _fit(
     """Run the workers; the checkpoint of the epoch with the lowest validation loss."""
     from mask_ray.horovod import HorovodTrainer
 
+    # Defined here, it travels by value: the workers then import what training needs, not what
+    # this module needs.
+    def train_worker(config: dict[str, Any]) -> None:
+        import os
+
+        os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+        from mask_ray.worker import train
+
+        train(config)
+
     num_train = images.summary.counts["train"].total()
     trainer = HorovodTrainer(
-        _train_worker,
+        train_worker,
         train_loop_config={
             "settings": settings.model_dump(),
             "num_classes": len(images.class_names),
@@ -217,20 +231,13 @@ def _fit(
                 num_to_keep=1, checkpoint_score_attribute=_SCORE, checkpoint_score_order="min"
             ),
         ),
-        datasets={"train": images.split("train"), "val": images.split("val")},
+        datasets={"train": splits["train"], "val": splits["val"]},
         dataset_config=data.ShardConfig(),
     )
     result = trainer.fit()
     best = result.get_best_checkpoint(_SCORE, "min")
     assert best is not None, "every epoch reports a checkpoint"
     return best
-
-
-def _train_worker(config: dict[str, Any]) -> None:
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    from mask_ray.worker import train
-
-    train(config)
 
 
 def _export(
@@ -252,9 +259,9 @@ def _export(
     return files
 
 
-def _evaluate(tracked: tracking.Run, images: data.ImageData, onnx: Path) -> dict[str, Any]:
+def _evaluate(tracked: tracking.Run, test_images: Dataset, onnx: Path) -> dict[str, Any]:
     predictor = Predictor(onnx, num_threads=os.cpu_count() or 1)
-    predictions = evaluation.predict(images.split("test"), predictor)
+    predictions = evaluation.predict(test_images, predictor)
     metrics = evaluation.metrics(predictions)
     tracked.log_metrics(evaluation.flatten(metrics, "test_"))
     tracked.log_figure(evaluation.confusion_matrix_figure(predictions), "confusion_matrix.png")
@@ -263,9 +270,13 @@ def _evaluate(tracked: tracking.Run, images: data.ImageData, onnx: Path) -> dict
 
 
 def _register(
-    settings: TrainSettings, tracked: tracking.Run, images: data.ImageData, files: ModelFiles
+    settings: TrainSettings,
+    tracked: tracking.Run,
+    images: data.ImageData,
+    test_images: Dataset,
+    files: ModelFiles,
 ) -> str:
-    example = np.stack([row["image"] for row in images.split("test").take(1)])
+    example = test_images.take_batch(1)["image"]
     return tracked.register_model(
         files.onnx,
         name=settings.register_as,

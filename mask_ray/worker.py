@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import horovod.tensorflow as hvd
 import keras
@@ -25,7 +25,6 @@ import tensorflow as tf
 from numpy.typing import NDArray
 
 from mask_ray import model as models
-from mask_ray import tracking
 from mask_ray.config import TrainSettings
 from mask_ray.horovod.keras import (
     average_batch_statistics,
@@ -34,6 +33,9 @@ from mask_ray.horovod.keras import (
     distributed_optimizer,
     global_metrics,
 )
+
+if TYPE_CHECKING:
+    from mask_ray import tracking
 
 _POSITION_FILE = "position.json"
 
@@ -115,6 +117,14 @@ def _use_devices() -> None:
     tf.config.threading.set_inter_op_parallelism_threads(num_threads)
 
 
+def _open_run(config: dict[str, Any]) -> "tracking.Run":
+    # Imported where it is used: the other workers need not spend the seconds.
+    from mask_ray import tracking
+
+    os.environ["MLFLOW_TRACKING_URI"] = config["tracking_uri"]
+    return tracking.Run(config["run_id"])
+
+
 class _Session:
     """One attempt at the run: from the start or the last checkpoint to the end."""
 
@@ -126,10 +136,7 @@ class _Session:
         self._num_train = config["num_train"] // hvd.size()
         self._train = ray.train.get_dataset_shard("train")
         self._val = ray.train.get_dataset_shard("val")
-        self._run = None
-        if hvd.rank() == 0:
-            os.environ["MLFLOW_TRACKING_URI"] = config["tracking_uri"]
-            self._run = tracking.Run(config["run_id"])
+        self._run = _open_run(config) if hvd.rank() == 0 else None
 
     def run(self) -> None:
         checkpoint = ray.train.get_checkpoint()
