@@ -5,6 +5,7 @@ so nothing outside has to know them. No Ray and no Horovod here.
 """
 
 import json
+import os
 from pathlib import Path
 
 import keras
@@ -150,9 +151,13 @@ def _download(alpha: float) -> Path:
         reason = " ".join(str(error).split())
         raise WeightsError(
             f"backbone_weights imagenet: the download failed ({reason}). Put the file into "
-            f"{Path(keras.config.keras_home()) / 'models'}, or pass its path as "
+            f"{_keras_home() / 'models'}, or pass its path as "
             "--backbone-weights, or train without it by --backbone-weights none"
         ) from error
+
+
+def _keras_home() -> Path:
+    return Path(os.environ.get("KERAS_HOME", "~/.keras")).expanduser()
 
 
 def set_backbone_weights(model: keras.Model, weights: list[NDArray[np.float32]]) -> None:

@@ -12,9 +12,13 @@ from typing import Any
 import numpy as np
 import psutil
 import pytest
+import ray
 import ray.train
 
 from mask_ray.horovod.trainer import HorovodConfig, HorovodTrainer, assign_slots, choose_interface
+
+# Ray's workers cannot import this module: its functions travel by value.
+ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
 
 
 def test_workers_are_ranked_by_node() -> None:
@@ -122,7 +126,18 @@ def compare_with_one_process() -> None:
         path = Path(folder, "model.keras")
         model.save(path)
         found["optimizer"] = type(keras.models.load_model(path).optimizer).__module__
-    ray.train.report(found)
+    report(found)
+
+
+def report(metrics: dict[str, Any], files: dict[str, str] | None = None) -> None:
+    """From every rank, with a checkpoint from rank 0: Ray Train keeps no metrics without one."""
+    import horovod.tensorflow as hvd
+
+    with tempfile.TemporaryDirectory() as folder:
+        for name, text in (files or {}).items():
+            Path(folder, name).write_text(text)
+        saved = ray.train.Checkpoint.from_directory(folder) if hvd.rank() == 0 else None
+        ray.train.report(metrics, checkpoint=saved)
 
 
 def fit(loop: Any, folder: Path, num_workers: int = 2, **kwargs: Any) -> Any:
@@ -171,10 +186,7 @@ def count_to_four_and_die_once() -> None:
     while count < 4:
         # Horovod's own sum over the workers, so that a lost one is noticed.
         count += int(hvd.allreduce(tf.constant(1), op=hvd.Sum)) // hvd.size()
-        with tempfile.TemporaryDirectory() as folder:
-            Path(folder, "count").write_text(str(count))
-            saved = ray.train.Checkpoint.from_directory(folder) if hvd.rank() == 0 else None
-            ray.train.report({"count": count, "restarted_from": restarted_from}, checkpoint=saved)
+        report({"count": count, "restarted_from": restarted_from}, {"count": str(count)})
         if count == 3 and restarted_from == 0 and hvd.rank() == 1:
             os.kill(os.getpid(), signal.SIGKILL)
 

@@ -1,0 +1,202 @@
+"""A whole training run: real Ray job, two Horovod workers, MLflow store, HTTP answers."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import mlflow
+import pytest
+import ray
+from mlflow.entities import Run
+from ray import serve
+
+from mask_ray import synthetic, tracking
+from mask_ray.config import ImageLimits
+from mask_ray.demo import free_port
+from mask_ray.images import decode_resized
+from mask_ray.predictor import Predictor
+from mask_ray.serving import build_app
+
+pytestmark = pytest.mark.slow
+
+ROOT = Path(__file__).parent.parent
+SMALL = [
+    "--image-size",
+    "96",
+    "--alpha",
+    "0.35",
+    "--backbone-weights",
+    "none",
+    "--batch-size",
+    "16",
+]
+
+
+@pytest.fixture(scope="module")
+def module_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("home")
+
+
+@pytest.fixture
+def home(module_home: Path) -> Path:
+    """One store for all tests of this module."""
+    return module_home
+
+
+@pytest.fixture(scope="module")
+def cluster(module_home: Path) -> Iterator[dict[str, str]]:
+    """The environment of a command for a Ray of two CPUs, with this test as one of its drivers."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MASK_RAY_HOME", str(module_home))
+        patch.setenv("MLFLOW_TRACKING_URI", "")
+        address = ray.init(
+            address="local",
+            num_cpus=2,
+            object_store_memory=300 * 2**20,
+            include_dashboard=False,
+            log_to_driver=False,
+        ).address_info["address"]
+        yield os.environ | {"RAY_ADDRESS": address}
+        ray.shutdown()
+
+
+def run_job(module: str, *flags: str, cluster: dict[str, str]) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", module, *flags],
+        cwd=ROOT,
+        env=cluster,
+        capture_output=True,
+        text=True,
+        timeout=280,
+    )
+
+
+@pytest.fixture(scope="module")
+def trained(cluster: dict[str, str]) -> dict[str, Any]:
+    """The result of a short run with two workers."""
+    flags = ["--data", "synthetic:160", "--num-workers", "2", "--finetune-epochs", "2", *SMALL]
+    done = run_job("jobs.train", *flags, cluster=cluster)
+    assert done.returncode == 0, done.stderr[-3000:]
+    result: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return result | {"log": done.stdout + done.stderr}
+
+
+@pytest.fixture
+def run(trained: dict[str, Any], home: Path) -> Run:
+    mlflow.set_tracking_uri(tracking.tracking_uri())
+    return mlflow.get_run(trained["run_id"])
+
+
+def test_the_result_holds_what_the_contract_names(trained: dict[str, Any]) -> None:
+    assert trained["model_uri"] == "models:/mask-detector/1"
+    assert trained["image_size"] == 96
+    assert trained["test"]["num_images"] > 10
+    assert 0 <= trained["test"]["accuracy"] <= 1
+    assert set(trained["test"]["recall"]) == set(synthetic.CLASS_NAMES)
+    assert set(trained["seconds"]) == {"data", "train", "evaluate", "total"}
+    assert "scratch 2/2  loss" in trained["log"]
+
+
+def test_the_run_is_finished_and_complete(run: Run, trained: dict[str, Any]) -> None:
+    assert run.info.status == "FINISHED"
+    assert run.data.params["num_workers"] == "2"
+    assert run.data.params["seed"] == "0"
+    assert len(run.data.tags["data_digest"]) == 64
+    assert run.data.tags["git_commit"] and run.data.tags["ray_job_id"]
+    assert run.data.metrics["test_accuracy"] == trained["test"]["accuracy"]
+    assert run.data.metrics["seconds_train"] == trained["seconds"]["train"]
+    counts = [v for k, v in run.data.metrics.items() if k.startswith("num_images_")]
+    assert sum(counts) == 160
+    artifacts = {file.path for file in mlflow.MlflowClient().list_artifacts(run.info.run_id)}
+    assert artifacts >= {"confusion_matrix.png", "roc.png", "bad_files.json"}
+
+
+def test_every_epoch_is_a_point_of_each_curve(run: Run) -> None:
+    for name in ("loss", "accuracy", "val_loss", "val_accuracy", "images_per_second"):
+        points = mlflow.MlflowClient().get_metric_history(run.info.run_id, name)
+        assert [point.step for point in points] == [0, 1]
+
+
+def test_the_model_of_the_best_epoch_is_the_champion(run: Run, trained: dict[str, Any]) -> None:
+    champion = tracking.resolve_model("models:/mask-detector@champion")
+    assert champion.version == trained["model_version"]
+    info = mlflow.models.get_model_info("models:/mask-detector@champion")
+    assert info.run_id == run.info.run_id
+    assert info.metadata["class_names"] == list(synthetic.CLASS_NAMES)
+    assert info.metadata["data_digest"] == run.data.tags["data_digest"]
+    assert (champion.path.parent / "extra_files" / "model.keras").is_file()
+
+
+def test_evaluating_the_champion_again_gives_the_same_figures(
+    trained: dict[str, Any], cluster: dict[str, str]
+) -> None:
+    done = run_job("jobs.evaluate", "--data", "synthetic:160", cluster=cluster)
+    assert done.returncode == 0, done.stderr[-3000:]
+    again = json.loads(done.stdout.splitlines()[-1])
+    assert again["model"] == {"name": "mask-detector", "version": trained["model_version"]}
+    for name in ("num_images", "accuracy", "recall"):
+        assert again[name] == trained["test"][name]
+    assert again["log_loss"] == pytest.approx(trained["test"]["log_loss"], abs=1e-5)
+
+
+def test_the_champion_answers_over_http_as_it_does_offline(
+    trained: dict[str, Any], cluster: dict[str, str]
+) -> None:
+    port = free_port()
+    encoded, _ = synthetic.encode(999)
+    serve.start(http_options={"host": "127.0.0.1", "port": port})
+    try:
+        serve.run(build_app({"max_replicas": 1}), name="champion")
+        answer = httpx.post(f"http://127.0.0.1:{port}/predict", content=encoded, timeout=60).json()
+    finally:
+        serve.shutdown()
+    predictor = Predictor(tracking.resolve_model("models:/mask-detector@champion").path)
+    (expected,) = predictor.predict(decode_resized(encoded, 96, ImageLimits())[None])
+    assert answer["model"] == {"name": "mask-detector", "version": trained["model_version"]}
+    assert list(answer["probabilities"].values()) == pytest.approx(expected.tolist(), abs=1e-5)
+
+
+def folder_of(tmp_path: Path, contents: dict[str, bytes]) -> str:
+    for name, content in contents.items():
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content)
+    return str(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("flags", "contents", "message"),
+    [
+        (["--data", "/nowhere"], {}, "data must be an existing folder or synthetic"),
+        ([], {"only/1.jpg": b"x"}, "at least 2 folders of images"),
+        ([], {f"{c}/{n}.jpg": b"x" for c in "ab" for n in range(9)}, "no readable images; 18"),
+        (["--data", "synthetic", "--num-workers", "99"], {}, "at most the cluster's CPUs (2)"),
+        (["--data", "synthetic", "--use-gpu"], {}, "at most the cluster's GPUs (0)"),
+        (["--data", "synthetic", "--cpus-per-worker", "2"], {}, "must leave 0.5"),
+        (["--data", "synthetic", "--image-size", "100"], {}, "must be one of 96, 128"),
+    ],
+    ids=["no folder", "one class", "unreadable", "workers", "gpu", "cpus", "setting"],
+)
+def test_a_mistake_ends_in_one_line_and_no_running_run(
+    flags: list[str],
+    contents: dict[str, bytes],
+    message: str,
+    cluster: dict[str, str],
+    tmp_path: Path,
+) -> None:
+    data = ["--data", folder_of(tmp_path, contents)] if contents else []
+    done = run_job("jobs.train", "--backbone-weights", "none", *data, *flags, cluster=cluster)
+    assert done.returncode in (1, 2)
+    errors = [line for line in done.stderr.splitlines() if "error" in line.lower()]
+    assert len(errors) == 1 and message in errors[0]
+    assert "Traceback" not in done.stderr
+    mlflow.set_tracking_uri(tracking.tracking_uri())
+    running = mlflow.search_runs(
+        search_all_experiments=True, filter_string="attributes.status = 'RUNNING'"
+    )
+    assert len(running) == 0
