@@ -175,7 +175,7 @@ def folder_of(tmp_path: Path, contents: dict[str, bytes]) -> str:
         (["--data", "/nowhere"], {}, "data must be an existing folder or synthetic"),
         ([], {"only/1.jpg": b"x"}, "at least 2 folders of images"),
         ([], {f"{c}/{n}.jpg": b"x" for c in "ab" for n in range(9)}, "no readable images; 18"),
-        (["--data", "synthetic", "--num-workers", "99"], {}, "at most the cluster's CPUs (2)"),
+        (["--data", "synthetic", "--num-workers", "9"], {}, "at most the cluster's CPUs (2)"),
         (["--data", "synthetic", "--use-gpu"], {}, "at most the cluster's GPUs (0)"),
         (["--data", "synthetic", "--cpus-per-worker", "2"], {}, "must leave 0.5"),
         (["--data", "synthetic", "--image-size", "100"], {}, "must be one of 96, 128"),
