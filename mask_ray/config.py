@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar
 
 from pydantic import (
+    AfterValidator,
     BaseModel,
     BeforeValidator,
     ConfigDict,
@@ -40,6 +41,16 @@ def home() -> Path:
     return Path(os.environ.get("MASK_RAY_HOME") or "~/.mask_ray").expanduser().absolute()
 
 
+def tracking_uri() -> str:
+    """Where MLflow keeps runs: `MLFLOW_TRACKING_URI`, or an SQLite file under `home()`."""
+    return os.environ.get("MLFLOW_TRACKING_URI") or local_tracking_uri()
+
+
+def local_tracking_uri() -> str:
+    """The SQLite file under `home()`."""
+    return f"sqlite:///{home() / 'mlflow.db'}"
+
+
 class Settings(BaseModel):
     """Base of all settings: immutable, and closed to unknown keys."""
 
@@ -57,10 +68,23 @@ class ImageLimits(Settings):
     )
 
 
+def _check_source(source: str) -> str:
+    if not source.strip():
+        raise ValueError("must be a folder or synthetic[:N]; got an empty string")
+    if source.partition(":")[0] == "synthetic" and not re.fullmatch(
+        r"synthetic(:[1-9]\d*)?", source
+    ):
+        raise ValueError(f"must be a folder, synthetic or synthetic:N with N >= 1; got {source}")
+    return source
+
+
+Source = Annotated[str, AfterValidator(_check_source)]
+
+
 class DataSettings(ImageLimits):
     """Where images come from and how they are split."""
 
-    data: str = Field(
+    data: Source = Field(
         description="Folder with one sub-folder of images per class, or synthetic[:N] "
         "to draw N faces (default 2000)."
     )
@@ -71,17 +95,6 @@ class DataSettings(ImageLimits):
         0.15, gt=0, lt=1, description="Share of images held out for the final figures."
     )
     seed: int = Field(0, ge=0, description="Seed of drawn images, initial weights and shuffling.")
-
-    @field_validator("data")
-    @classmethod
-    def _data_not_empty(cls, data: str) -> str:
-        if not data.strip():
-            raise ValueError("must be a folder or synthetic[:N]; got an empty string")
-        if data.partition(":")[0] == "synthetic" and not re.fullmatch(
-            r"synthetic(:[1-9]\d*)?", data
-        ):
-            raise ValueError(f"must be a folder, synthetic or synthetic:N with N >= 1; got {data}")
-        return data
 
     @model_validator(mode="after")
     def _fractions_leave_a_train_split(self) -> Self:
@@ -200,9 +213,8 @@ class TrainSettings(DataSettings, TrackingSettings):
 class DemoSettings(Settings):
     """Train, register, serve and ask a model on this machine, then shut down what was started."""
 
-    data: str = Field(
+    data: Source = Field(
         "synthetic:5000",
-        min_length=1,
         description="Folder with one sub-folder of images per class, or synthetic[:N].",
     )
     backbone_weights: str = Field(

@@ -28,8 +28,8 @@ SPLITS: tuple[SplitName, ...] = get_args(SplitName)
 DEFAULT_NUM_DRAWN = 2000
 
 # Decoded images are kept between epochs while they take less than this share of Ray's object
-# store; above it every epoch reads and decodes them anew.
-KEPT_SHARE_OF_OBJECT_STORE = 0.4
+# store, twice: as read, and by split. Above it every epoch reads and decodes them anew.
+KEPT_SHARE_OF_OBJECT_STORE = 0.2
 
 # What a task reserves. Half a core, so that a machine whose cores the workers have nearly all
 # reserved can still feed them.
@@ -116,7 +116,7 @@ def load(
         DataError: no such folder, fewer than two classes, or a class without readable images in
             a split that needs them.
     """
-    source = open_source(settings)
+    source = _open_source(settings)
     kept = _fits_object_store(source.num_files, image_size)
     _show_progress(not kept)
     decoded = _map(source.dataset, _decode_batch, image_size=image_size, settings=settings)
@@ -127,7 +127,7 @@ def load(
     return ImageData(decoded, source.class_names, summary, kept)
 
 
-def open_source(settings: DataSettings) -> _Source:
+def _open_source(settings: DataSettings) -> _Source:
     """Find the images without reading them.
 
     Raises:
@@ -181,14 +181,22 @@ def _class_names(root: Path) -> list[str]:
     return sorted(p.name for p in root.iterdir() if p.is_dir() and not p.name.startswith("."))
 
 
+def list_files(root: Path) -> dict[str, list[Path]]:
+    """All files of each class folder and the folders in it, but hidden ones."""
+    return {
+        name: [
+            path
+            for path in sorted((root / name).rglob("*"))
+            if path.is_file() and not path.name.startswith(".")
+        ]
+        for name in _class_names(root)
+    }
+
+
 def _folder(root: Path, seed: int) -> _Source:
-    class_names = _class_names(root)
-    files = [
-        str(path)
-        for name in class_names
-        for path in sorted((root / name).rglob("*"))
-        if path.is_file() and not path.name.startswith(".")
-    ]
+    by_class = list_files(root)
+    class_names = list(by_class)
+    files = [str(path) for paths in by_class.values() for path in paths]
     if not files:
         raise DataError(f"data must hold images; every class folder in {root} is empty")
     encoded = ray.data.read_binary_files(

@@ -14,16 +14,16 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import httpx
 import yaml
 
-from mask_ray import cli, data, synthetic
-from mask_ray.config import DataSettings, DemoSettings, MaskRayError, home
+from mask_ray import cli, data, images, synthetic
+from mask_ray.config import DataSettings, DemoSettings, MaskRayError, home, tracking_uri
 
 SERVE_CONFIG = Path("serve_config.yaml")
 _BIN = Path(sys.executable).parent
@@ -39,7 +39,7 @@ def main() -> None:
         with ExitStack() as started:
             run(settings, started)
             if settings.keep:
-                started.pop_all()
+                started.pop_all()  # callbacks that nobody calls any more
     except MaskRayError as error:
         cli.fail(str(error), exit_code=1)
     except KeyboardInterrupt:
@@ -49,21 +49,20 @@ def main() -> None:
 def run(settings: DemoSettings, started: ExitStack) -> None:
     """Everything in order; what is started is registered with `started`, to be shut down."""
     began = time.perf_counter()
-    images = _images_to_ask_about(settings.data)
-    environment = started.enter_context(_ray(settings.num_workers))
+    questions = _images_to_ask_about(settings.data)
+    environment = _ray(settings.num_workers, started)
     result = _train(settings, environment)
     _print_metrics(result)
     config, url = _serve_config()
-    started.enter_context(_serving(config, url, environment))
+    _serve(config, url, environment, started)
     _say(f"Asking {url}/predict")
-    for name, encoded in images.items():
+    for name, encoded in questions.items():
         _ask(url, name, encoded)
     _say(f"Done in {time.perf_counter() - began:.0f} s. Where to look:")
     _print_where_to_look(result, url, environment, settings.keep)
 
 
-@contextmanager
-def _ray(num_workers: int) -> Iterator[dict[str, str]]:
+def _ray(num_workers: int, started: ExitStack) -> dict[str, str]:
     """The environment of commands for a Ray on this machine; started here if none runs."""
     environment = {"RAY_DASHBOARD_ADDRESS": "http://127.0.0.1:8265"} | os.environ
     environment |= {"RAY_AUTH_MODE": "token", "PYTHONUNBUFFERED": "1"}
@@ -71,8 +70,7 @@ def _ray(num_workers: int) -> Iterator[dict[str, str]]:
     if _succeeds(["ray", "status"], environment):
         _say("Using the Ray that is running")
         _check_nothing_is_served(environment)
-        yield environment
-        return
+        return environment
     port, dashboard_port = free_port(), 8265 if _is_free(8265) else free_port()
     environment["RAY_ADDRESS"] = f"127.0.0.1:{port}"
     environment["RAY_DASHBOARD_ADDRESS"] = f"http://127.0.0.1:{dashboard_port}"
@@ -80,9 +78,9 @@ def _ray(num_workers: int) -> Iterator[dict[str, str]]:
     head += ["--dashboard-host=127.0.0.1", f"--dashboard-port={dashboard_port}"]
     head += [f"--num-cpus={max(num_workers, os.cpu_count() or 1)}"]
     _say("Starting Ray")
-    with _process("ray start", head, environment) as (process, log):
-        _wait_for("Ray", process, log, lambda: _succeeds(["ray", "status"], environment))
-        yield environment
+    process, log = _start(head, environment, started)
+    _wait_for("Ray", process, log, lambda: _succeeds(["ray", "status"], environment))
+    return environment
 
 
 def _check_nothing_is_served(environment: dict[str, str]) -> None:
@@ -118,7 +116,7 @@ def _train(settings: DemoSettings, environment: dict[str, str]) -> dict[str, Any
 def _train_flags(settings: DemoSettings) -> list[str]:
     source = settings.data if data.is_synthetic(settings.data) else data.check_folder(settings.data)
     flags: dict[str, Any] = {"data": source, "num-workers": settings.num_workers}
-    flags |= {"backbone-weights": settings.backbone_weights}
+    flags |= {"backbone-weights": _absolute(settings.backbone_weights)}
     if settings.backbone_weights == "none":
         # A net that two cores can train from nothing in minutes.
         epochs = math.ceil(_VIEWS_FROM_SCRATCH / (0.7 * _count_images(settings.data)))
@@ -129,10 +127,22 @@ def _train_flags(settings: DemoSettings) -> list[str]:
     return [text for name, value in flags.items() for text in (f"--{name}", str(value))]
 
 
+def _absolute(backbone_weights: str) -> str:
+    """A submitted job runs in another folder."""
+    if backbone_weights in ("none", "imagenet"):
+        return backbone_weights
+    path = Path(backbone_weights).expanduser().absolute()
+    if not path.is_file():
+        raise MaskRayError(
+            f"backbone_weights must be imagenet, none or an existing .h5 file; got {path}"
+        )
+    return str(path)
+
+
 def _count_images(source: str) -> int:
     if data.is_synthetic(source):
         return data.num_drawn(source)
-    return sum(path.is_file() for path in data.check_folder(source).rglob("*"))
+    return sum(map(len, data.list_files(data.check_folder(source)).values()))
 
 
 def _print_metrics(result: dict[str, Any]) -> None:
@@ -150,17 +160,25 @@ def _images_to_ask_about(source: str) -> dict[str, bytes]:
     if data.is_synthetic(source):
         unseen = (data.num_drawn(source), data.num_drawn(source) + 1)
         return {name: jpeg for jpeg, name in map(synthetic.encode, unseen)}
-    root = data.check_folder(source)
-    return dict(_test_image(folder) for folder in sorted(root.iterdir()) if folder.is_dir())
+    files = data.list_files(data.check_folder(source))
+    return dict(_test_image(name, paths) for name, paths in files.items())
 
 
-def _test_image(folder: Path) -> tuple[str, bytes]:
-    settings = DataSettings(data=str(folder))
-    for path in sorted(folder.rglob("*")):
-        encoded = path.read_bytes() if path.is_file() else b""
-        if encoded and data.split_of(data.digest_of(encoded), settings) == "test":
-            return f"{folder.name}/{path.name}", encoded
-    raise MaskRayError(f"{folder} is too small: none of its images falls into the test split")
+def _test_image(class_name: str, paths: list[Path]) -> tuple[str, bytes]:
+    settings = DataSettings(data=class_name)
+    for path in paths:
+        encoded = path.read_bytes()
+        if data.split_of(data.digest_of(encoded), settings) == "test" and _is_image(encoded):
+            return f"{class_name}/{path.name}", encoded
+    raise MaskRayError(f"{class_name} has too few images: none falls into the test split")
+
+
+def _is_image(encoded: bytes) -> bool:
+    try:
+        images.decode(encoded)
+    except images.ImageError:
+        return False
+    return True
 
 
 def _serve_config() -> tuple[Path, str]:
@@ -176,8 +194,7 @@ def _serve_config() -> tuple[Path, str]:
     return copy, f"http://127.0.0.1:{http['port']}"
 
 
-@contextmanager
-def _serving(config: Path, url: str, environment: dict[str, str]) -> Iterator[None]:
+def _serve(config: Path, url: str, environment: dict[str, str], started: ExitStack) -> None:
     command = ["serve", "run", str(config)]
     _say(" ".join(command))
 
@@ -187,9 +204,8 @@ def _serving(config: Path, url: str, environment: dict[str, str]) -> Iterator[No
         except httpx.TransportError:
             return False
 
-    with _process("serve run", command, environment) as (process, log):
-        _wait_for("the service", process, log, is_ready)
-        yield
+    process, log = _start(command, environment, started)
+    _wait_for("the service", process, log, is_ready)
 
 
 def _ask(url: str, name: str, encoded: bytes) -> None:
@@ -204,8 +220,9 @@ def _ask(url: str, name: str, encoded: bytes) -> None:
 def _print_where_to_look(
     result: dict[str, Any], url: str, environment: dict[str, str], keep: bool
 ) -> None:
-    uri = os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{home() / 'mlflow.db'}"
-    print(f"  MLflow      mlflow ui --backend-store-uri {uri}   (run {result['run_id']})")
+    print(
+        f"  MLflow      mlflow ui --backend-store-uri {tracking_uri()}   (run {result['run_id']})"
+    )
     print(f"  Service     {url}/docs")
     print(f"  Dashboard   {environment['RAY_DASHBOARD_ADDRESS']}   (token: ray get-auth-token)")
     if keep:
@@ -216,24 +233,32 @@ def _print_where_to_look(
         )
 
 
-@contextmanager
-def _process(
-    name: str, command: list[str], environment: dict[str, str]
-) -> Iterator[tuple[subprocess.Popen[bytes], Path]]:
-    """A server in a session of its own, its output in a file; ended by SIGINT, as by Ctrl-C."""
-    descriptor, path = tempfile.mkstemp(prefix=name.replace(" ", "_"), suffix=".log")
+def _start(
+    command: list[str], environment: dict[str, str], started: ExitStack
+) -> tuple[subprocess.Popen[bytes], Path]:
+    """A server in a session of its own, its output in a file; `started` will end it."""
+    descriptor, log = tempfile.mkstemp(prefix="_".join(command[:2]), suffix=".log")
     process = subprocess.Popen(
-        command, env=environment, stdout=descriptor, stderr=descriptor, start_new_session=True
+        command,
+        env=environment,
+        stdout=descriptor,
+        stderr=descriptor,
+        start_new_session=True,
+        # A shell without job control makes its background commands deaf to it.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     os.close(descriptor)
+    started.callback(_stop, process)
+    return process, Path(log)
+
+
+def _stop(process: subprocess.Popen[bytes]) -> None:
+    """As Ctrl-C would, which both servers clean up after."""
+    process.send_signal(signal.SIGINT)
     try:
-        yield process, Path(path)
-    finally:
-        process.send_signal(signal.SIGINT)
-        try:
-            process.wait(timeout=60)
-        except subprocess.TimeoutExpired:
-            process.kill()
+        process.wait(timeout=60)
+    except subprocess.TimeoutExpired:
+        process.kill()
 
 
 def _wait_for(

@@ -20,7 +20,7 @@ INPUT_NAME = "image"
 OUTPUT_NAME = "probabilities"
 WEIGHTS_FILE = "model.weights.h5"
 
-# Fine-tuning trains from here up: the last third of the backbone, where features are specific.
+# Fine-tuning trains from here up: the last quarter of the backbone, where features are specific.
 FINETUNE_FROM = "block_13_expand"
 
 # Where Keras itself takes them from. The 224 px checkpoint serves every image size: the
@@ -130,7 +130,8 @@ def read_backbone_weights(backbone_weights: str, alpha: float) -> list[NDArray[n
     path = _download(alpha) if backbone_weights == "imagenet" else Path(backbone_weights)
     if not path.expanduser().is_file():
         raise WeightsError(
-            f"backbone_weights must be imagenet, none or an existing .h5 file; got {path}"
+            f"backbone_weights must be imagenet, none or an existing .h5 file; got {path}. "
+            "A submitted job runs in a copy of the working directory: give an absolute path"
         )
     backbone = _backbone(min(IMAGE_SIZES), alpha)
     try:

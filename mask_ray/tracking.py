@@ -8,6 +8,7 @@ import importlib.metadata
 import json
 import logging
 import os
+import re
 import signal
 import subprocess
 import time
@@ -31,7 +32,7 @@ from mlflow.store.artifact.utils.models import get_model_name_and_version
 from numpy.typing import NDArray
 
 import mask_ray
-from mask_ray.config import MaskRayError, home
+from mask_ray.config import MaskRayError, home, local_tracking_uri, tracking_uri
 
 CHAMPION = "champion"
 _ONNX_FILE = "model.onnx"
@@ -53,15 +54,6 @@ class ResolvedModel:
     path: Path
     name: str
     version: str | None
-
-
-def tracking_uri() -> str:
-    """`MLFLOW_TRACKING_URI`, or the SQLite file under `MASK_RAY_HOME`."""
-    return os.environ.get("MLFLOW_TRACKING_URI") or _local_uri()
-
-
-def _local_uri() -> str:
-    return f"sqlite:///{home() / 'mlflow.db'}"
 
 
 def _is_server() -> bool:
@@ -87,7 +79,7 @@ def _connect() -> None:
         logging.getLogger(chatty).setLevel(logging.WARNING)
     # It misses `pip` itself, which environments made by uv don't have.
     logging.getLogger("mlflow.utils.environment").setLevel(logging.ERROR)
-    if tracking_uri() == _local_uri():
+    if tracking_uri() == local_tracking_uri():
         home().mkdir(parents=True, exist_ok=True)
     mlflow.set_tracking_uri(tracking_uri())
 
@@ -118,7 +110,7 @@ class Run:
     def log_metrics(self, metrics: Mapping[str, float], step: int = 0) -> None:
         """Record numbers; with `step` (an epoch), as points of a curve."""
         now_ms = int(time.time() * 1000)
-        logged = [Metric(key, value, now_ms, step) for key, value in metrics.items()]
+        logged = [Metric(_metric_name(key), value, now_ms, step) for key, value in metrics.items()]
         self._client.log_batch(self.run_id, metrics=logged)
 
     def set_tags(self, tags: Mapping[str, str]) -> None:
@@ -174,6 +166,11 @@ class Run:
         version = str(info.registered_model_version)
         self._client.set_registered_model_alias(name, CHAMPION, version)
         return version
+
+
+def _metric_name(name: str) -> str:
+    """Names hold class names, which are names of folders; MLflow allows fewer characters."""
+    return re.sub(r"[^/\w.\- :]", "_", name)
 
 
 @contextmanager

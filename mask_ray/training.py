@@ -22,13 +22,17 @@ from numpy.typing import NDArray
 from ray._private.runtime_env.constants import RAY_JOB_CONFIG_JSON_ENV_VAR
 from ray._private.state import state as cluster_state
 from ray.data import Dataset
+from ray.train.v2._internal.constants import is_v2_enabled
 
 from mask_ray import data, evaluation, tracking
-from mask_ray.config import MaskRayError, SplitName, TrainSettings, home
+from mask_ray.config import MaskRayError, SplitName, TrainSettings, home, tracking_uri
 from mask_ray.predictor import Predictor
 
 # Of the validation split; accuracy would tie between epochs where the split is small.
 _SCORE = "val_loss"
+
+# V1 would reserve a CPU for itself; V2 refuses to be told.
+_V1_ONLY: dict[str, Any] = {} if is_v2_enabled() else {"trainer_resources": {"CPU": 0}}
 
 
 class ClusterError(MaskRayError):
@@ -66,7 +70,7 @@ def run(settings: TrainSettings) -> dict[str, Any]:
         tempfile.TemporaryDirectory() as folder,
         tracking.start_run(settings.experiment, _tags()) as tracked,
     ):
-        print(f"MLflow run {tracked.run_id} in {tracking.tracking_uri()}", flush=True)
+        print(f"MLflow run {tracked.run_id} in {tracking_uri()}", flush=True)
         tracked.log_params(settings.model_dump())
         with clock.stage("data"):
             images = data.load(settings, settings.image_size)
@@ -121,7 +125,7 @@ def plan_workers(settings: TrainSettings) -> ray.train.ScalingConfig:
             f"num_workers must be at most the cluster's {resource}s "
             f"({most.get(resource, 0):g}); got {settings.num_workers}"
         )
-    cpus = settings.cpus_per_worker or _cpus_per_worker(settings.num_workers)
+    cpus = settings.cpus_per_worker or _cpus_per_worker(settings)
     if most["CPU"] - cpus * settings.num_workers < data.TASK_CPUS:
         raise ClusterError(
             f"cpus_per_worker times num_workers must leave {data.TASK_CPUS} of the cluster's "
@@ -134,10 +138,11 @@ def plan_workers(settings: TrainSettings) -> ray.train.ScalingConfig:
         num_workers=num_workers,
         use_gpu=settings.use_gpu,
         resources_per_worker={"CPU": cpus} | ({"GPU": 1} if settings.use_gpu else {}),
+        **_V1_ONLY,
     )
 
 
-def _cpus_per_worker(num_workers: int) -> float:
+def _cpus_per_worker(settings: TrainSettings) -> float:
     """An equal share of the free CPUs, less one for Ray Data: whole ones where there are enough.
 
     Raises:
@@ -145,14 +150,34 @@ def _cpus_per_worker(num_workers: int) -> float:
     """
     if cluster_state.get_max_resources_from_cluster_config():
         return 1  # the cluster grows on demand; what is free now says little
-    free = ray.available_resources().get("CPU", 0)
-    share = (free - min(1, free / 2)) / num_workers
+    nodes = cluster_state.available_resources_per_node().values()
+    free = [n.get("CPU", 0) for n in nodes if n.get("GPU", 0) >= 1 or not settings.use_gpu]
+    share = largest_share(free, settings.num_workers)
     if share < 0.01:
         raise ClusterError(
-            f"the cluster has {free:g} free CPUs, too few for {num_workers} workers and Ray Data; "
-            "wait for other jobs, or stop them"
+            f"the cluster has {sum(free):g} free CPUs, too few for {settings.num_workers} workers "
+            "and Ray Data; wait for other jobs, or stop them"
         )
     return math.floor(share) if share >= 1 else math.floor(share * 100) / 100
+
+
+def largest_share(free: list[float], num_workers: int) -> float:
+    """The most CPUs that each of `num_workers` can have, none spread over two nodes.
+
+    Args:
+        free: CPUs free on each node. One of them, or half where there is less, is left to
+            Ray Data.
+        num_workers: Workers to place.
+    """
+    free = sorted(free, reverse=True)
+    if not free:
+        return 0.0
+    free[0] -= min(1, sum(free) / 2)
+    shares = {cpus / count for cpus in free for count in range(1, num_workers + 1) if cpus > 0}
+    for share in sorted(shares, reverse=True):
+        if sum(math.floor(cpus / share + 1e-9) for cpus in free) >= num_workers:
+            return share
+    return 0.0
 
 
 def _read_backbone_weights(settings: TrainSettings) -> list[NDArray[np.float32]] | None:
@@ -220,7 +245,7 @@ def _fit(
             "num_train": num_train,
             "weights_ref": None if weights is None else ray.put(weights),
             "run_id": run_id,
-            "tracking_uri": tracking.tracking_uri(),
+            "tracking_uri": tracking_uri(),
         },
         scaling_config=scaling,
         run_config=ray.train.RunConfig(

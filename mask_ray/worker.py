@@ -83,7 +83,7 @@ def train(config: dict[str, Any]) -> None:
 
     Args:
         config: `settings` (of TrainSettings), `num_classes`, `num_train` (images over all
-            workers), `weights_ref` (backbone weights file in Ray's object store, or None),
+            workers), `weights_ref` (backbone weights in Ray's object store, or None),
             `run_id` and `tracking_uri`.
     """
     hvd.init()

@@ -20,7 +20,7 @@ from PIL import Image
 
 import mask_ray
 from mask_ray import tracking
-from mask_ray.config import MaskRayError
+from mask_ray.config import MaskRayError, tracking_uri
 from mask_ray.predictor import Predictor
 from mask_ray.tracking import ModelNotFoundError, Run, TrackingError, resolve_model, start_run
 
@@ -47,7 +47,7 @@ def store(home: Path, new_store: Path) -> None:
     home.mkdir()
     shutil.copy(new_store, home)
     # The store that this process has in mind is another test's.
-    mlflow.set_tracking_uri(tracking.tracking_uri())
+    mlflow.set_tracking_uri(tracking_uri())
 
 
 @pytest.fixture
@@ -207,7 +207,7 @@ def test_a_store_of_the_users_own_is_used(
         run.log_json([], "bad_files.json")
 
     assert stored(run.run_id).info.status == "FINISHED"
-    assert tracking.tracking_uri() == f"sqlite:///{tmp_path}/other.db"
+    assert tracking_uri() == f"sqlite:///{tmp_path}/other.db"
     assert artifact(run.run_id, "bad_files.json").is_file()
     assert not (home / "mlflow.db").exists()
     assert list(working_directory.iterdir()) == []
@@ -230,7 +230,7 @@ def test_several_nodes_need_a_server(uri: str, monkeypatch: pytest.MonkeyPatch) 
     with pytest.raises(TrackingError, match="a cluster of 2 nodes needs a tracking server") as told:
         tracking.check_shared(num_nodes=2)
     assert str(told.value).endswith(
-        f"set MLFLOW_TRACKING_URI to http(s)://...; got {tracking.tracking_uri()}"
+        f"set MLFLOW_TRACKING_URI to http(s)://...; got {tracking_uri()}"
     )
 
 
@@ -240,7 +240,7 @@ def test_several_nodes_need_a_server(uri: str, monkeypatch: pytest.MonkeyPatch) 
 def test_several_nodes_share_a_server(uri: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
     tracking.check_shared(num_nodes=2)
-    assert tracking.tracking_uri() == uri
+    assert tracking_uri() == uri
 
 
 class Registry(NamedTuple):
@@ -268,7 +268,7 @@ def registry(new_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Regis
 @pytest.fixture
 def in_registry(registry: Registry, monkeypatch: pytest.MonkeyPatch) -> Registry:
     monkeypatch.setenv("MASK_RAY_HOME", str(registry.home))
-    mlflow.set_tracking_uri(tracking.tracking_uri())
+    mlflow.set_tracking_uri(tracking_uri())
     return registry
 
 

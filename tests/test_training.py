@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -10,17 +11,19 @@ from typing import Any
 
 import httpx
 import mlflow
+import psutil
 import pytest
 import ray
 from mlflow.entities import Run
 from ray import serve
 
 from mask_ray import synthetic, tracking
-from mask_ray.config import ImageLimits
+from mask_ray.config import ImageLimits, tracking_uri
 from mask_ray.demo import free_port
 from mask_ray.images import decode_resized
 from mask_ray.predictor import Predictor
 from mask_ray.serving import build_app
+from mask_ray.training import largest_share
 
 pytestmark = pytest.mark.slow
 
@@ -88,7 +91,7 @@ def trained(cluster: dict[str, str]) -> dict[str, Any]:
 
 @pytest.fixture
 def run(trained: dict[str, Any], home: Path) -> Run:
-    mlflow.set_tracking_uri(tracking.tracking_uri())
+    mlflow.set_tracking_uri(tracking_uri())
     return mlflow.get_run(trained["run_id"])
 
 
@@ -161,6 +164,71 @@ def test_the_champion_answers_over_http_as_it_does_offline(
     assert list(answer["probabilities"].values()) == pytest.approx(expected.tolist(), abs=1e-5)
 
 
+def test_a_killed_worker_costs_no_more_than_the_last_epochs(cluster: dict[str, str]) -> None:
+    # Ray Train asks for reports once a second or so, and what it has not heard of is lost.
+    flags = "--data synthetic:120 --num-workers 2 --finetune-epochs 9 --register-as other"
+    with subprocess.Popen(
+        [sys.executable, "-m", "jobs.train", *flags.split(), *SMALL],
+        cwd=ROOT,
+        env=cluster,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    ) as job:
+        assert job.stdout is not None
+        lines: list[str] = []
+        for line in job.stdout:
+            if "scratch 6/9  loss" in line and not any("scratch 6/9  loss" in s for s in lines):
+                kill_a_worker()
+            lines.append(line)
+    log = "".join(lines)
+    assert job.returncode == 0, log[-3000:]
+    assert re.search(r"going on after epoch [1-6]\n", log)
+    assert "scratch 9/9  loss" in log
+    result = json.loads(lines[-1])
+    mlflow.set_tracking_uri(tracking_uri())
+    assert mlflow.get_run(result["run_id"]).info.status == "FINISHED"
+    steps = mlflow.MlflowClient().get_metric_history(result["run_id"], "val_loss")
+    assert {point.step for point in steps} == set(range(9))
+
+
+def kill_a_worker() -> None:
+    workers = [
+        process
+        for process in psutil.process_iter(["cmdline"])
+        if process.info["cmdline"] and process.info["cmdline"][0].startswith("ray::RayTrainWorker")
+    ]
+    workers[-1].kill()
+
+
+def test_the_same_loop_runs_on_ray_s_own_trainer(home: Path) -> None:
+    own = os.environ | {"RAY_ADDRESS": "local", "RAY_TRAIN_V2_ENABLED": "0"}
+    flags = "--data synthetic:120 --num-workers 2 --finetune-epochs 1 --register-as v1"
+    done = run_job("jobs.train", *flags.split(), *SMALL, cluster=own)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert json.loads(done.stdout.splitlines()[-1])["model_uri"] == "models:/v1/1"
+
+
+@pytest.mark.parametrize(
+    ("free", "num_workers", "share"),
+    [
+        ([2], 2, 0.5),
+        ([2], 1, 1),
+        ([16], 4, 3.75),
+        ([8, 8], 1, 8),
+        ([8, 8], 2, 7),
+        ([8, 8], 3, 4),
+        ([1], 2, 0.25),
+        ([0], 1, 0),
+        ([], 1, 0),
+    ],
+)
+def test_workers_share_what_fits_on_the_nodes(
+    free: list[float], num_workers: int, share: float
+) -> None:
+    assert largest_share(free, num_workers) == pytest.approx(share)
+
+
 def folder_of(tmp_path: Path, contents: dict[str, bytes]) -> str:
     for name, content in contents.items():
         path = tmp_path / name
@@ -195,7 +263,7 @@ def test_a_mistake_ends_in_one_line_and_no_running_run(
     errors = [line for line in done.stderr.splitlines() if "error" in line.lower()]
     assert len(errors) == 1 and message in errors[0]
     assert "Traceback" not in done.stderr
-    mlflow.set_tracking_uri(tracking.tracking_uri())
+    mlflow.set_tracking_uri(tracking_uri())
     running = mlflow.search_runs(
         search_all_experiments=True, filter_string="attributes.status = 'RUNNING'"
     )
