@@ -121,7 +121,7 @@ def _train_flags(settings: DemoSettings) -> list[str]:
         # A net that two cores can train from nothing in minutes.
         epochs = math.ceil(_VIEWS_FROM_SCRATCH / (0.7 * _count_images(settings.data)))
         flags |= {"image-size": 96, "alpha": 0.35, "batch-size": 32, "learning-rate": 0.004}
-        flags |= {"finetune-epochs": settings.epochs or max(8, epochs)}
+        flags |= {"finetune-epochs": settings.epochs or max(5, epochs)}
     elif settings.epochs:
         flags |= {"finetune-epochs": settings.epochs}
     return [text for name, value in flags.items() for text in (f"--{name}", str(value))]
