@@ -159,7 +159,6 @@ def test_a_value_out_of_bounds_is_told_what_is_allowed(
         (TrainSettings, "backbone_weights"),
         (EvaluateSettings, "model_uri"),
         (ServeSettings, "model_uri"),
-        (DemoSettings, "data"),
         (DemoSettings, "backbone_weights"),
     ],
 )
@@ -302,3 +301,8 @@ def test_home_is_in_the_users_folder_by_default(
 
     monkeypatch.setenv("MASK_RAY_HOME", "")
     assert home() == tmp_path / ".mask_ray"
+
+
+@pytest.mark.parametrize("source", ["", "synthetic:", "synthetic:0", "synthetic:abc"])
+def test_the_demo_takes_the_sources_that_training_takes(source: str) -> None:
+    assert mistake(DemoSettings, {"data": source}) == mistake(TrainSettings, {"data": source})

@@ -87,7 +87,7 @@ def test_takes_an_image_as_the_body(content_type: str | None) -> None:
 
 
 @pytest.mark.parametrize(
-    "content_type", ["application/json", "text/plain", "application/x-www-form-urlencoded", "x"]
+    "content_type", ["application/json", "text/plain", "multipart/form-data", "x"]
 )
 def test_refuses_other_content_types(content_type: str) -> None:
     classifier = StubClassifier()

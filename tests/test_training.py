@@ -185,7 +185,7 @@ def test_a_killed_worker_costs_no_more_than_the_last_epochs(cluster: dict[str, s
     assert job.returncode == 0, log[-3000:]
     assert re.search(r"going on after epoch [1-6]\n", log)
     assert "scratch 9/9  loss" in log
-    result = json.loads(lines[-1])
+    (result,) = (json.loads(line) for line in lines if line.startswith('{"run_id"'))
     mlflow.set_tracking_uri(tracking_uri())
     assert mlflow.get_run(result["run_id"]).info.status == "FINISHED"
     steps = mlflow.MlflowClient().get_metric_history(result["run_id"], "val_loss")
