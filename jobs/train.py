@@ -13,5 +13,12 @@ def train(settings: TrainSettings) -> dict[str, Any]:
     return training.run(settings)
 
 
+def stored_settings(run_id: str) -> dict[str, Any]:
+    """Those of the run to resume."""
+    from mask_ray import training
+
+    return training.stored_settings(run_id)
+
+
 if __name__ == "__main__":
-    cli.main(TrainSettings, train)
+    cli.main(TrainSettings, train, stored_settings)

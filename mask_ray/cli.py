@@ -25,13 +25,25 @@ S = TypeVar("S", bound=Settings)
 _, _POSITIONAL = get_args(CliPositionalArg)
 
 
-def main(settings_class: type[S], job: Callable[[S], dict[str, Any]]) -> None:
-    """Parse the command line, connect to Ray (or start it here), run `job`, print its result."""
+# The settings of an earlier run, by its id.
+Stored = Callable[[str], dict[str, Any]]
+
+
+def main(
+    settings_class: type[S], job: Callable[[S], dict[str, Any]], stored: Stored | None = None
+) -> None:
+    """Parse the command line, connect to Ray (or start it here), run `job`, print its result.
+
+    Args:
+        settings_class: What the flags are the fields of.
+        job: What to do.
+        stored: Gives the settings of the run that `--resume` names.
+    """
     # Ray's clients otherwise look for no token, and a cluster that has one refuses them.
     os.environ.setdefault("RAY_AUTH_MODE", "token")
     # TensorFlow reports every GPU library that it does not find as an error.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    settings = parse(settings_class, sys.argv[1:])
+    settings = parse(settings_class, sys.argv[1:], stored)
     try:
         _connect()
         result = job(settings)
@@ -42,15 +54,19 @@ def main(settings_class: type[S], job: Callable[[S], dict[str, Any]]) -> None:
     print(json.dumps(result), flush=True)
 
 
-def parse(settings_class: type[S], arguments: list[str]) -> S:
-    """Settings from flags, and below them from the YAML file that `--config` names.
+def parse(settings_class: type[S], arguments: list[str], stored: Stored | None = None) -> S:
+    """Settings from flags, below them from the YAML file that `--config` names.
+
+    Below both, where `--resume` names a run, are the settings that `stored` gives for it.
 
     Exits with one line on standard error, and code 2, when they are not valid.
     """
     try:
         flags = _read_flags(settings_class, arguments)
-        defaults = _read_config(flags.pop("config", None))
-        return settings_class(**defaults | flags)
+        given = _read_config(flags.pop("config", None)) | flags
+        if stored is not None and given.get("resume"):
+            given = stored(given["resume"]) | given
+        return settings_class(**given)
     except ValidationError as error:
         fail(explain(error), exit_code=2)
     except MaskRayError as error:

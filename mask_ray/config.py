@@ -26,6 +26,7 @@ DEFAULT_MODEL_URI = f"models:/{DEFAULT_MODEL_NAME}@champion"
 # MobileNetV2's published ImageNet checkpoints: Sandler et al. 2018, https://arxiv.org/abs/1801.04381
 IMAGE_SIZES = (96, 128, 160, 192, 224)
 ALPHAS = (0.35, 0.5, 0.75, 1.0, 1.3, 1.4)
+BLOCKS = ("stem", *(f"block_{number}" for number in range(1, 17)), "top")
 
 SplitName = Literal["train", "val", "test"]
 
@@ -149,25 +150,100 @@ class TrainSettings(DataSettings, TrackingSettings):
         min_length=1,
         description="imagenet (downloaded once by Keras), none, or the path of a .h5 file.",
     )
+    precision: Literal["auto", "float32", "bfloat16"] = Field(
+        "auto",
+        description="Numbers that the layers compute in; weights stay float32. auto: bfloat16 on "
+        "GPUs of compute capability 8.0 or more, float32 elsewhere.",
+    )
     batch_size: int = Field(64, ge=1, description="Images per step, over all workers.")
+    accumulate_steps: int = Field(
+        1, ge=1, description="Steps whose gradients are averaged into one update."
+    )
     learning_rate: float = Field(
         1e-3,
         gt=0,
         le=1,
         description="Peak learning rate of the head, or of the whole network when it is trained "
-        "from nothing; fine-tuning uses a tenth of it.",
+        "from nothing. It falls to 0 along a cosine over each phase.",
+    )
+    finetune_learning_rate: Annotated[float | None, BeforeValidator(_none_for_auto)] = Field(
+        None,
+        gt=0,
+        le=1,
+        description="Peak learning rate of fine-tuning (default: a tenth of learning_rate).",
+    )
+    scale_learning_rate: bool = Field(
+        False,
+        description="Multiply the learning rates by num_workers, for when batch_size grows with "
+        "the workers (Goyal et al. 2017).",
+    )
+    warmup_epochs: float = Field(
+        0, ge=0, description="Epochs over which each phase's learning rate rises to its peak."
     )
     head_epochs: int = Field(
-        2, ge=0, description="Epochs with the backbone frozen (0 without backbone weights)."
+        30,
+        ge=0,
+        description="Epochs of the head on features that are computed once (0 without backbone "
+        "weights).",
+    )
+    augmented_views: int = Field(
+        1,
+        ge=0,
+        le=64,
+        description="Augmented views of each training image whose features are computed for the "
+        "head, beside those of the image itself.",
+    )
+    feature_cache: bool = Field(
+        True, description="Keep the features in MASK_RAY_HOME for the next run on the same images."
     )
     finetune_epochs: int = Field(
         3,
         ge=0,
-        description="Epochs with the backbone trained too (15 by default without backbone "
-        "weights, where they train everything).",
+        description="Epochs on augmented images with the backbone trained too (15 by default "
+        "without backbone weights, where they train everything).",
+    )
+    finetune_from: str = Field(
+        "block_13",
+        description="First block of MobileNetV2 that fine-tuning trains: stem, block_1 to "
+        "block_16, or top.",
+    )
+    augmentation: float = Field(
+        1.0,
+        ge=0,
+        le=2,
+        description="Strength of augmentation; 0 shows the images as they are.",
+    )
+    patience: int = Field(
+        10,
+        ge=1,
+        description="Epochs without a lower validation loss before a phase ends early. Each "
+        "phase ends with its best epoch.",
+    )
+    gradient_compression: Literal["none", "fp16"] = Field(
+        "none", description="How workers send gradients to each other."
+    )
+    fusion_threshold_mb: float | None = Field(
+        None,
+        ge=0,
+        description="Largest buffer in MiB into which Horovod gathers gradients (default: "
+        "Horovod's, 128).",
+    )
+    cycle_time_ms: float | None = Field(
+        None,
+        gt=0,
+        description="Horovod's pause between looking for gradients, in ms (default: Horovod's, 1).",
+    )
+    timeline: bool = Field(
+        False, description="Keep Horovod's timeline as an artifact of the run; it slows steps."
     )
     max_failures: int = Field(
         3, ge=-1, description="Restarts from the last checkpoint after a worker dies; -1: no limit."
+    )
+    resume: str | None = Field(
+        None,
+        pattern=r"^[0-9a-f]{32}$",
+        description="Go on with this MLflow run from its last checkpoint. Its settings are taken "
+        "from the run, but for flags that are given.",
     )
 
     @model_validator(mode="before")
@@ -187,6 +263,11 @@ class TrainSettings(DataSettings, TrackingSettings):
     @classmethod
     def _known_alpha(cls, alpha: float) -> float:
         return _one_of(alpha, ALPHAS)
+
+    @field_validator("finetune_from")
+    @classmethod
+    def _known_block(cls, block: str) -> str:
+        return _one_of(block, BLOCKS)
 
     @model_validator(mode="after")
     def _values_agree(self) -> Self:

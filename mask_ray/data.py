@@ -89,7 +89,7 @@ class ImageData:
 
     def split(self, *names: SplitName) -> Dataset:
         """Rows `image` and `label` of these splits."""
-        selected = _map(self.dataset, _select, splits=names)
+        selected = map_rows(self.dataset, _select, splits=names)
         return selected.materialize() if self.kept else selected
 
 
@@ -119,7 +119,7 @@ def load(
     source = _open_source(settings)
     kept = _fits_object_store(source.num_files, image_size)
     _show_progress(not kept)
-    decoded = _map(source.dataset, _decode_batch, image_size=image_size, settings=settings)
+    decoded = map_rows(source.dataset, _decode_batch, image_size=image_size, settings=settings)
     if kept:
         decoded = decoded.materialize()
     summary = summarise(decoded, source.class_names)
@@ -207,7 +207,7 @@ def _folder(root: Path, seed: int) -> _Source:
         override_num_blocks=_num_blocks(len(files)),
         num_cpus=TASK_CPUS,
     )
-    labelled = _map(encoded, _label_by_folder, root=root, class_names=class_names)
+    labelled = map_rows(encoded, _label_by_folder, root=root, class_names=class_names)
     return _Source(labelled, class_names, len(files))
 
 
@@ -218,7 +218,9 @@ def _label_by_folder(batch: Batch, root: Path, class_names: list[str]) -> Batch:
 
 def _drawn(num_images: int, seed: int) -> _Source:
     indices = ray.data.range(num_images, override_num_blocks=_num_blocks(num_images))
-    return _Source(_map(indices, _draw_batch, seed=seed), list(synthetic.CLASS_NAMES), num_images)
+    return _Source(
+        map_rows(indices, _draw_batch, seed=seed), list(synthetic.CLASS_NAMES), num_images
+    )
 
 
 def _draw_batch(batch: Batch, seed: int) -> dict[str, Any]:
@@ -230,7 +232,7 @@ def _draw_batch(batch: Batch, seed: int) -> dict[str, Any]:
     }
 
 
-def _map(dataset: Dataset, function: Any, **arguments: Any) -> Dataset:
+def map_rows(dataset: Dataset, function: Any, **arguments: Any) -> Dataset:
     """Apply `function(batch, **arguments)`, in tasks small enough to run beside the workers."""
     return dataset.map_batches(
         function, batch_size=_TASK_ROWS, num_cpus=TASK_CPUS, fn_kwargs=arguments

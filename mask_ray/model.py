@@ -1,32 +1,23 @@
 """The Keras model: build, freeze and thaw, save, export to ONNX.
 
-The model takes raw pixels and gives probabilities; rescaling and augmentation are layers of it,
-so nothing outside has to know them. No Ray and no Horovod here.
+The model takes raw pixels and gives probabilities; rescaling is a layer of it, so nothing outside
+has to know it. No Ray and no Horovod here.
 """
 
 import json
-import os
+import tempfile
 from pathlib import Path
 
 import keras
-import numpy as np
 import onnx
 from keras import layers
-from numpy.typing import NDArray
+from onnx import numpy_helper
 
-from mask_ray.config import IMAGE_SIZES, MaskRayError
+from mask_ray.weights import WeightsError
 
 INPUT_NAME = "image"
+FEATURES_NAME = "features"
 OUTPUT_NAME = "probabilities"
-WEIGHTS_FILE = "model.weights.h5"
-
-# Fine-tuning trains from here up: the last quarter of the backbone, where features are specific.
-FINETUNE_FROM = "block_13_expand"
-
-# Where Keras itself takes them from. The 224 px checkpoint serves every image size: the
-# weights of convolutions do not depend on it, and there is one file to fetch or mirror.
-_WEIGHTS_URL = "https://storage.googleapis.com/tensorflow/keras-applications/mobilenet_v2/"
-_WEIGHTS_FILE = "mobilenet_v2_weights_tf_dim_ordering_tf_kernels_{alpha}_224_no_top.h5"
 
 
 def build(*, num_classes: int, image_size: int, alpha: float, from_scratch: bool) -> keras.Model:
@@ -43,21 +34,17 @@ def build(*, num_classes: int, image_size: int, alpha: float, from_scratch: bool
             0.999 suits the millions of steps of ImageNet; a short run would be evaluated on
             statistics that are mostly their initial values.
     """
-    image = layers.Input((image_size, image_size, 3), dtype="uint8", name=INPUT_NAME)
-    x = layers.Rescaling(1 / 127.5, offset=-1.0, name="rescale")(image)
-    x = _augmentation()(x)
     backbone = _backbone(image_size, alpha)
     if from_scratch:
         for layer in _batch_norms(backbone):
             layer.momentum = 0.9
-    x = backbone(x)
-    x = layers.GlobalAveragePooling2D(name="pool")(x)
+    image = layers.Input((image_size, image_size, 3), dtype="uint8", name=INPUT_NAME)
+    x = layers.Rescaling(1 / 127.5, offset=-1.0, name="rescale")(image)
+    x = layers.GlobalAveragePooling2D(name=FEATURES_NAME)(backbone(x))
     x = layers.Dropout(0.2, name="dropout")(x)
-    return keras.Model(
-        image,
-        layers.Dense(num_classes, activation="softmax", name=OUTPUT_NAME)(x),
-        name="classifier",
-    )
+    # Probabilities stay float32 where the layers below compute in fewer bits.
+    head = layers.Dense(num_classes, activation="softmax", dtype="float32", name=OUTPUT_NAME)
+    return keras.Model(image, head(x), name="classifier")
 
 
 def _backbone(image_size: int, alpha: float) -> keras.Model:
@@ -70,131 +57,86 @@ def _backbone(image_size: int, alpha: float) -> keras.Model:
     )
 
 
-def _augmentation() -> keras.Sequential:
-    """Random views of a face: mirrored, turned, nearer, darker. Identity in inference."""
-    light = {"value_range": (-1.0, 1.0)}
-    return keras.Sequential(
-        [
-            layers.RandomFlip("horizontal"),
-            layers.RandomRotation(0.05, fill_mode="nearest"),
-            layers.RandomZoom(0.15, fill_mode="nearest"),
-            layers.RandomBrightness(0.15, **light),
-            layers.RandomContrast(0.2, **light),
-        ],
-        name="augment",
-    )
-
-
 def _batch_norms(backbone: keras.Model) -> list[layers.BatchNormalization]:
     return [layer for layer in backbone.layers if isinstance(layer, layers.BatchNormalization)]
 
 
-def freeze_backbone(model: keras.Model) -> None:
-    """Leave only the head trainable. Compile afterwards."""
-    model.get_layer("backbone").trainable = False
+def head_of(model: keras.Model) -> keras.Model:
+    """The layers above the features, as a model: (N, features) to probabilities.
+
+    It shares the layers, so training it trains the model.
+    """
+    features = layers.Input(model.get_layer(FEATURES_NAME).output.shape[1:], name=FEATURES_NAME)
+    x = model.get_layer("dropout")(features)
+    return keras.Model(features, model.get_layer(OUTPUT_NAME)(x), name="head")
 
 
-def thaw_backbone(model: keras.Model, *, from_scratch: bool) -> None:
-    """Make the backbone trainable. Compile afterwards.
+def thaw_backbone(model: keras.Model, finetune_from: str | None = None) -> None:
+    """Make the backbone trainable, or the blocks from `finetune_from` on. Compile afterwards.
 
-    Trained from scratch, all of it is; else the blocks from `FINETUNE_FROM` on, with batch
-    norm kept in inference mode: its statistics come from far more images than fine-tuning
-    sees. See https://keras.io/guides/transfer_learning.
+    In fine-tuning, batch norm stays in inference mode: its statistics come from far more images
+    than fine-tuning sees. See https://keras.io/guides/transfer_learning.
+
+    Args:
+        model: From `build`.
+        finetune_from: One of `config.BLOCKS`; None trains everything, batch norm too.
     """
     backbone = model.get_layer("backbone")
     backbone.trainable = True
-    if from_scratch:
+    if finetune_from is None:
         return
-    names = [layer.name for layer in backbone.layers]
-    for layer in backbone.layers[: names.index(FINETUNE_FROM)]:
+    first = _first_layer(backbone, finetune_from)
+    for layer in backbone.layers[:first]:
         layer.trainable = False
     for layer in _batch_norms(backbone):
         layer.trainable = False
 
 
-class WeightsError(MaskRayError):
-    """The backbone's weights cannot be had or do not fit; the message says what would."""
+def _first_layer(backbone: keras.Model, block: str) -> int:
+    # Keras calls the first block of the paper's table, which expands nothing, "expanded_conv".
+    prefix = {"stem": "Conv1", "top": "Conv_1"}.get(block, f"{block}_")
+    names = [layer.name for layer in backbone.layers]
+    return next(index for index, name in enumerate(names) if name.startswith(prefix))
 
 
-def read_backbone_weights(backbone_weights: str, alpha: float) -> list[NDArray[np.float32]]:
-    """Weights of MobileNetV2 without top, in the order of `set_backbone_weights`.
+def load_backbone_weights(model: keras.Model, encoded: bytes, alpha: float) -> None:
+    """Give the model's backbone the weights of an .h5 file.
 
     Args:
-        backbone_weights: `imagenet` (downloaded by Keras unless it has them), or the path of an
-            .h5 file.
-        alpha: Width multiplier, one of `config.ALPHAS`.
+        model: From `build`.
+        encoded: The file's content.
+        alpha: The model's width multiplier, for the message.
 
     Raises:
-        WeightsError: no such file, the download failed, or the file is of another model or width.
+        WeightsError: the file is not one, or of another model or width.
     """
-    path = _download(alpha) if backbone_weights == "imagenet" else Path(backbone_weights)
-    if not path.expanduser().is_file():
-        raise WeightsError(
-            f"backbone_weights must be imagenet, none or an existing .h5 file; got {path}. "
-            "A submitted job runs in a copy of the working directory: give an absolute path"
-        )
-    backbone = _backbone(min(IMAGE_SIZES), alpha)
-    try:
-        backbone.load_weights(path.expanduser())
-    except Exception as error:
-        raise WeightsError(
-            f"backbone_weights must be of MobileNetV2 without top and of width alpha {alpha}; "
-            f"{path} does not fit: {str(error).splitlines()[0]}"
-        ) from error
-    return backbone.get_weights()
+    with tempfile.NamedTemporaryFile(suffix=".h5") as file:
+        file.write(encoded)
+        file.flush()
+        try:
+            model.get_layer("backbone").load_weights(file.name)
+        except Exception as error:  # h5py's and Keras's own share no base class
+            raise WeightsError(
+                "backbone_weights must be of MobileNetV2 without top and of width alpha "
+                f"{alpha}; the file does not fit: {str(error).splitlines()[0]}"
+            ) from error
 
 
-def _download(alpha: float) -> Path:
-    name = _WEIGHTS_FILE.format(alpha=float(alpha))
-    try:
-        return Path(keras.utils.get_file(name, _WEIGHTS_URL + name, cache_subdir="models"))
-    except Exception as error:
-        reason = " ".join(str(error).split())
-        raise WeightsError(
-            f"backbone_weights imagenet: the download failed ({reason}). Put the file into "
-            f"{_keras_home() / 'models'}, or pass its path as "
-            "--backbone-weights, or train without it by --backbone-weights none"
-        ) from error
+def export_backbone(model: keras.Model, path: Path) -> None:
+    """Write what lies below the head as ONNX: `image` uint8 (N, S, S, 3) to `features` (N, D).
 
-
-def _keras_home() -> Path:
-    return Path(os.environ.get("KERAS_HOME", "~/.keras")).expanduser()
-
-
-def set_backbone_weights(model: keras.Model, weights: list[NDArray[np.float32]]) -> None:
-    """Give the model's backbone the weights that `read_backbone_weights` read."""
-    model.get_layer("backbone").set_weights(weights)
-
-
-def inference_model(model: keras.Model) -> keras.Model:
-    """The same layers without augmentation and dropout; it shares the model's weights.
-
-    Augmentation has operations that ONNX lacks, and an exported graph would keep them.
-    """
-    image = layers.Input(model.input_shape[1:], dtype="uint8", name=INPUT_NAME)
-    x = model.get_layer("rescale")(image)
-    x = model.get_layer("backbone")(x, training=False)
-    x = model.get_layer("pool")(x)
-    return keras.Model(image, model.get_layer(OUTPUT_NAME)(x), name=model.name)
-
-
-def export_onnx(model: keras.Model, path: Path, class_names: list[str]) -> None:
-    """Write the model as ONNX: `image` uint8 (N, S, S, 3) in, `probabilities` (N, classes) out.
-
-    The file's metadata holds `class_names` (JSON) and `image_size`, so it explains itself.
+    Float32 throughout, also where the model computes in fewer bits.
     """
     image_size = model.input_shape[1]
-    model = inference_model(model)
+    backbone = keras.Model(model.input, model.get_layer(FEATURES_NAME).output, name="features")
     # Keras refuses to export a model that was never called.
-    model(keras.ops.zeros((1, image_size, image_size, 3), dtype="uint8"))
-    model.export(path, format="onnx", verbose=False)
+    backbone(keras.ops.zeros((1, image_size, image_size, 3), dtype="uint8"))
+    backbone.export(path, format="onnx", verbose=False)
     exported = onnx.load(path)
-    _rename_output(exported.graph, OUTPUT_NAME)
+    _rename_output(exported.graph, FEATURES_NAME)
     for value in (*exported.graph.input, *exported.graph.output):
         value.type.tensor_type.shape.dim[0].dim_param = "batch"
-    onnx.helper.set_model_props(
-        exported, {"class_names": json.dumps(class_names), "image_size": str(image_size)}
-    )
+    onnx.helper.set_model_props(exported, {"image_size": str(image_size)})
     onnx.checker.check_model(exported)
     onnx.save(exported, path)
 
@@ -206,3 +148,41 @@ def _rename_output(graph: onnx.GraphProto, name: str) -> None:
     for node in graph.node:
         node.output[:] = [name if value == old else value for value in node.output]
         node.input[:] = [name if value == old else value for value in node.input]
+
+
+def export_onnx(model: keras.Model, path: Path, class_names: list[str]) -> None:
+    """Write the model as ONNX: `image` uint8 (N, S, S, 3) in, `probabilities` (N, classes) out.
+
+    The file's metadata holds `class_names` (JSON) and `image_size`, so it explains itself.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        backbone = Path(folder, "backbone.onnx")
+        export_backbone(model, backbone)
+        attach_head(backbone.read_bytes(), model, path, class_names)
+
+
+def attach_head(
+    backbone_onnx: bytes, model: keras.Model, path: Path, class_names: list[str]
+) -> None:
+    """Join an exported backbone and the model's head into one ONNX file; see `export_onnx`."""
+    joined = onnx.load_from_string(backbone_onnx)
+    kernel, bias = (weight.numpy() for weight in model.get_layer(OUTPUT_NAME).weights)
+    graph = joined.graph
+    graph.initializer.extend(
+        [numpy_helper.from_array(kernel, "kernel"), numpy_helper.from_array(bias, "bias")]
+    )
+    graph.node.extend(
+        [
+            onnx.helper.make_node("Gemm", [FEATURES_NAME, "kernel", "bias"], ["logits"]),
+            onnx.helper.make_node("Softmax", ["logits"], [OUTPUT_NAME], axis=1),
+        ]
+    )
+    del graph.output[:]
+    shape = ["batch", len(class_names)]
+    graph.output.append(
+        onnx.helper.make_tensor_value_info(OUTPUT_NAME, onnx.TensorProto.FLOAT, shape)
+    )
+    props = {"class_names": json.dumps(class_names), "image_size": str(model.input_shape[1])}
+    onnx.helper.set_model_props(joined, props)
+    onnx.checker.check_model(joined)
+    onnx.save(joined, path)

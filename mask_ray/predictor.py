@@ -68,6 +68,20 @@ class Predictor:
         self.predict(np.zeros((batch_size, self.image_size, self.image_size, 3), np.uint8))
 
 
+class FeatureExtractor:
+    """The backbone alone, loaded from the ONNX file that `model.export_backbone` writes."""
+
+    def __init__(self, onnx: bytes, num_threads: int = 1) -> None:
+        self._session = ort.InferenceSession(
+            onnx, sess_options=_options(num_threads), providers=["CPUExecutionProvider"]
+        )
+
+    def extract(self, images: Images) -> npt.NDArray[np.float32]:
+        """Features of shape (N, D) of uint8 images of shape (N, S, S, 3)."""
+        (features,) = self._session.run(["features"], {"image": images})
+        return np.asarray(features, np.float32)
+
+
 def _load(path: Path, num_threads: int) -> ort.InferenceSession:
     if not path.is_file():
         raise ModelFileError(f"{path} is not a file")

@@ -13,7 +13,7 @@ import signal
 import subprocess
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -75,6 +75,8 @@ def check_shared(num_nodes: int) -> None:
 
 def _connect() -> None:
     """Point MLflow at the store. The local one is made when it is missing."""
+    # MLflow's own 7 retries take minutes before a server that is gone becomes an error.
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "4")
     for chatty in ("mlflow.store.db.utils", "mlflow.utils.uv_utils", "alembic"):
         logging.getLogger(chatty).setLevel(logging.WARNING)
     # It misses `pip` itself, which environments made by uv don't have.
@@ -102,29 +104,49 @@ class Run:
         self.run_id = run_id
         self._client = MlflowClient()
 
+    def status(self) -> str:
+        """RUNNING, FINISHED, FAILED or KILLED."""
+        with _clear_errors():
+            return str(self._client.get_run(self.run_id).info.status)
+
     def log_params(self, params: Mapping[str, Any]) -> None:
         """Record settings, once each."""
         logged = [Param(key, str(value)) for key, value in params.items()]
-        self._client.log_batch(self.run_id, params=logged)
+        with _clear_errors():
+            self._client.log_batch(self.run_id, params=logged)
 
     def log_metrics(self, metrics: Mapping[str, float], step: int = 0) -> None:
         """Record numbers; with `step` (an epoch), as points of a curve."""
         now_ms = int(time.time() * 1000)
         logged = [Metric(_metric_name(key), value, now_ms, step) for key, value in metrics.items()]
-        self._client.log_batch(self.run_id, metrics=logged)
+        with _clear_errors():
+            self._client.log_batch(self.run_id, metrics=logged)
 
     def set_tags(self, tags: Mapping[str, str]) -> None:
         """Set or overwrite tags."""
-        for key, value in tags.items():
-            self._client.set_tag(self.run_id, key, value)
+        with _clear_errors():
+            for key, value in tags.items():
+                self._client.set_tag(self.run_id, key, value)
 
     def log_json(self, content: Any, file_name: str) -> None:
         """Store `content` as an artifact in JSON."""
-        self._client.log_text(self.run_id, json.dumps(content, indent=2), file_name)
+        with _clear_errors():
+            self._client.log_text(self.run_id, json.dumps(content, indent=2), file_name)
+
+    def load_json(self, file_name: str) -> Any:
+        """What `log_json` stored."""
+        with _clear_errors():
+            return mlflow.artifacts.load_dict(f"runs:/{self.run_id}/{file_name}")
+
+    def log_file(self, path: Path) -> None:
+        """Store a file as an artifact, under its name."""
+        with _clear_errors():
+            self._client.log_artifact(self.run_id, path)
 
     def log_figure(self, figure: matplotlib.figure.Figure, file_name: str) -> None:
         """Store a figure as an artifact; the file name's ending gives the format."""
-        self._client.log_figure(self.run_id, figure, file_name)
+        with _clear_errors():
+            self._client.log_figure(self.run_id, figure, file_name)
 
     def register_model(
         self,
@@ -149,22 +171,23 @@ class Run:
         Returns:
             The new version's number.
         """
-        info = mlflow.onnx.log_model(
-            onnx.load(onnx_path),
-            name="model",
-            run_id=self.run_id,
-            registered_model_name=name,
-            signature=infer_signature({"image": example}, {"probabilities": probabilities}),
-            input_example={"image": example},
-            metadata=dict(metadata),
-            extra_files=[keras_path.as_uri()],
-            save_as_external_data=False,
-            onnx_execution_providers=["CPUExecutionProvider"],
-            # Given, since MLflow otherwise loads the model in a new process to find out.
-            pip_requirements=[f"{p}=={importlib.metadata.version(p)}" for p in _MODEL_NEEDS],
-        )
-        version = str(info.registered_model_version)
-        self._client.set_registered_model_alias(name, CHAMPION, version)
+        with _clear_errors():
+            info = mlflow.onnx.log_model(
+                onnx.load(onnx_path),
+                name="model",
+                run_id=self.run_id,
+                registered_model_name=name,
+                signature=infer_signature({"image": example}, {"probabilities": probabilities}),
+                input_example={"image": example},
+                metadata=dict(metadata),
+                extra_files=[keras_path.as_uri()],
+                save_as_external_data=False,
+                onnx_execution_providers=["CPUExecutionProvider"],
+                # Given, since MLflow otherwise loads the model in a new process to find out.
+                pip_requirements=[f"{p}=={importlib.metadata.version(p)}" for p in _MODEL_NEEDS],
+            )
+            version = str(info.registered_model_version)
+            self._client.set_registered_model_alias(name, CHAMPION, version)
         return version
 
 
@@ -174,13 +197,28 @@ def _metric_name(name: str) -> str:
 
 
 @contextmanager
-def start_run(experiment: str, tags: Mapping[str, str]) -> Iterator[Run]:
+def _clear_errors() -> Iterator[None]:
+    """One line for whatever a store, its files or the way to it may raise."""
+    try:
+        yield
+    except (MlflowException, OSError) as error:  # requests' errors are OSErrors too
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise TrackingError(f"the tracking store {tracking_uri()} fails: {reason}") from error
+
+
+@contextmanager
+def start_run(experiment: str, tags: Mapping[str, str], run_id: str | None = None) -> Iterator[Run]:
     """Open a run, and close it as FINISHED, FAILED or (on SIGINT or SIGTERM) KILLED.
+
+    Args:
+        experiment: Where a new run goes; made if need be.
+        tags: Set on the run.
+        run_id: A run to open again, instead of a new one.
 
     Raises:
         TrackingError: the tracking store does not answer, or refuses the run.
     """
-    run = _open_run(experiment, tags)
+    run = _open_run(experiment, tags) if run_id is None else _open_again(run_id, tags)
     status = "FAILED"
     try:
         with _terminate_as_interrupt():
@@ -190,17 +228,29 @@ def start_run(experiment: str, tags: Mapping[str, str]) -> Iterator[Run]:
         status = "KILLED"
         raise
     finally:
-        MlflowClient().set_terminated(run.run_id, status)
+        _close(run, status)
 
 
 def _open_run(experiment: str, tags: Mapping[str, str]) -> Run:
     _connect()
-    try:
+    with _clear_errors():
         experiment_id = _experiment_id(experiment)
         mlflow.set_experiment(experiment_id=experiment_id)
         return Run(MlflowClient().create_run(experiment_id, tags=dict(tags)).info.run_id)
-    except MlflowException as error:
-        raise TrackingError(f"no run can be opened in {tracking_uri()}: {error}") from error
+
+
+def _open_again(run_id: str, tags: Mapping[str, str]) -> Run:
+    run = Run(run_id)
+    run.set_tags(tags)
+    with _clear_errors():
+        MlflowClient().update_run(run_id, status="RUNNING")
+    return run
+
+
+def _close(run: Run, status: str) -> None:
+    """Also where the store is gone, which the error on its way out says already."""
+    with suppress(TrackingError) if status == "FAILED" else nullcontext(), _clear_errors():
+        MlflowClient().set_terminated(run.run_id, status)
 
 
 @contextmanager

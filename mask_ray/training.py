@@ -7,7 +7,7 @@ it. TensorFlow is imported only once settings and cluster have been found good: 
 import json
 import math
 import os
-import tempfile
+import shutil
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,21 +15,23 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import ray
 import ray.train
-from numpy.typing import NDArray
+from filelock import FileLock, Timeout
 from ray._private.runtime_env.constants import RAY_JOB_CONFIG_JSON_ENV_VAR
 from ray._private.state import state as cluster_state
 from ray.data import Dataset
 from ray.train.v2._internal.constants import is_v2_enabled
 
-from mask_ray import data, evaluation, tracking
+from mask_ray import checkpoints, data, evaluation, features, tracking, weights
+from mask_ray.batches import Epoch, augmented
 from mask_ray.config import MaskRayError, SplitName, TrainSettings, home, tracking_uri
+from mask_ray.horovod import HorovodTrainer
+from mask_ray.phases import phases_of
 from mask_ray.predictor import Predictor
+from mask_ray.progress import say
 
-# Of the validation split; accuracy would tie between epochs where the split is small.
-_SCORE = "val_loss"
+_SETTINGS_FILE = "settings.json"
 
 # V1 would reserve a CPU for itself; V2 refuses to be told.
 _V1_ONLY: dict[str, Any] = {} if is_v2_enabled() else {"trainer_resources": {"CPU": 0}}
@@ -39,12 +41,39 @@ class ClusterError(MaskRayError):
     """The cluster cannot hold the run; the message says what it has and what was asked."""
 
 
-@dataclass(frozen=True)
-class ModelFiles:
-    """A trained model, exported."""
+# What a resumed run may change: where and how it runs, not what it makes.
+_MAY_CHANGE = {
+    "num_workers",
+    "min_workers",
+    "use_gpu",
+    "cpus_per_worker",
+    "precision",
+    "gradient_compression",
+    "fusion_threshold_mb",
+    "cycle_time_ms",
+    "timeline",
+    "feature_cache",
+    "max_failures",
+    "register_as",
+    "resume",
+}
 
-    onnx: Path
-    keras: Path
+
+class ResumeError(MaskRayError):
+    """The run cannot be gone on with; the message says why."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What of the cluster a run uses.
+
+    Args:
+        scaling: The Horovod workers.
+        num_cpus: Cores for computing features, before the workers start.
+    """
+
+    scaling: ray.train.ScalingConfig
+    num_cpus: int
 
 
 def run(settings: TrainSettings) -> dict[str, Any]:
@@ -57,32 +86,38 @@ def run(settings: TrainSettings) -> dict[str, Any]:
     Raises:
         data.DataError: the data set cannot be used.
         ClusterError: the cluster is too small.
-        tracking.TrackingError: the tracking store would not be shared by the nodes.
-        model.WeightsError: the backbone weights cannot be had.
+        tracking.TrackingError: the tracking store does not answer, or not to all nodes.
+        weights.WeightsError: the backbone weights cannot be had, or do not fit.
+        checkpoints.CheckpointError: a checkpoint cannot be written or read.
+        ResumeError: the run to resume is finished, going on, or of other settings.
     """
+    clock = _Clock()
     tracking.check_shared(num_nodes=sum(node["Alive"] for node in ray.nodes()))
-    scaling = plan_workers(settings)
+    plan = plan_workers(settings)
     if not data.is_synthetic(settings.data):
         data.check_folder(settings.data)
-    weights = _read_backbone_weights(settings)
-    clock = _Clock()
+    pretrained = _open_pretrained(settings)
+    _check_resumable(settings)
     with (
-        tempfile.TemporaryDirectory() as folder,
-        tracking.start_run(settings.experiment, _tags()) as tracked,
+        tracking.start_run(settings.experiment, _tags(), settings.resume) as tracked,
+        _lock(tracked),
     ):
-        print(f"MLflow run {tracked.run_id} in {tracking_uri()}", flush=True)
-        tracked.log_params(settings.model_dump())
+        say(f"MLflow run {tracked.run_id} in {tracking_uri()}")
+        if settings.resume is None:
+            _log_settings(tracked, settings)
         with clock.stage("data"):
             images = data.load(settings, settings.image_size)
+            _check_enough(settings, images)
             # All now, while the processes that can do it are still warm.
             splits = {name: images.split(name) for name in data.SPLITS}
         _log_data(tracked, images)
         with clock.stage("train"):
-            best = _fit(settings, images, splits, weights, scaling, tracked.run_id)
-        files = _export(settings, images, best, Path(folder))
-        with clock.stage("evaluate"):
-            test = _evaluate(tracked, splits["test"], files.onnx)
-        version = _register(settings, tracked, images, splits["test"], files)
+            result = _train(settings, plan, images, splits, pretrained, tracked, clock)
+        with result.as_directory() as folder:
+            files = Path(folder)
+            with clock.stage("evaluate"):
+                test = _evaluate(tracked, splits["test"], files / checkpoints.ONNX_FILE)
+            version = _register(settings, tracked, images, splits["test"], files)
         tracked.log_metrics({f"seconds_{name}": value for name, value in clock.seconds().items()})
     return {
         "run_id": tracked.run_id,
@@ -92,6 +127,58 @@ def run(settings: TrainSettings) -> dict[str, Any]:
         "test": test,
         "seconds": clock.seconds(),
     }
+
+
+def stored_settings(run_id: str) -> dict[str, Any]:
+    """The settings of an earlier run, by field.
+
+    Raises:
+        tracking.TrackingError: there is no such run, or no settings in it.
+    """
+    settings: dict[str, Any] = tracking.Run(run_id).load_json(_SETTINGS_FILE)
+    return settings
+
+
+def _check_resumable(settings: TrainSettings) -> None:
+    if settings.resume is None:
+        return
+    run = tracking.Run(settings.resume)
+    if run.status() == "FINISHED":
+        raise ResumeError(f"run {run.run_id} is finished; there is nothing to resume")
+    stored = run.load_json(_SETTINGS_FILE)
+    for name, value in settings.model_dump(mode="json").items():
+        if name not in _MAY_CHANGE and value != stored.get(name):
+            raise ResumeError(
+                f"{name} must be that of the resumed run, {stored.get(name)}; got {value}"
+            )
+
+
+@contextmanager
+def _lock(tracked: tracking.Run) -> Iterator[None]:
+    """Keep a second driver out of the run's checkpoints."""
+    path = home() / "train" / f"{tracked.run_id}.lock"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        with FileLock(path, timeout=0):
+            yield
+    except Timeout as error:
+        raise ResumeError(f"run {tracked.run_id} is going on in another process") from error
+    path.unlink(missing_ok=True)
+
+
+def _log_settings(tracked: tracking.Run, settings: TrainSettings) -> None:
+    tracked.log_params(settings.model_dump())
+    tracked.log_json(settings.model_dump(mode="json"), _SETTINGS_FILE)
+
+
+def _check_enough(settings: TrainSettings, images: data.ImageData) -> None:
+    """Refuse a run in which a worker would have nothing to do."""
+    num_train = images.summary.counts["train"].total()
+    if settings.num_workers > num_train:
+        raise data.DataError(
+            f"num_workers must be at most the number of training images ({num_train}); "
+            f"got {settings.num_workers}"
+        )
 
 
 class _Clock:
@@ -112,7 +199,7 @@ class _Clock:
         return {name: round(value, 2) for name, value in (self._stages | {"total": total}).items()}
 
 
-def plan_workers(settings: TrainSettings) -> ray.train.ScalingConfig:
+def plan_workers(settings: TrainSettings) -> Plan:
     """The workers' number and resources, leaving Ray Data what it needs to feed them.
 
     Raises:
@@ -134,12 +221,13 @@ def plan_workers(settings: TrainSettings) -> ray.train.ScalingConfig:
     num_workers: Any = settings.num_workers
     if settings.min_workers not in (None, settings.num_workers):
         num_workers = (settings.min_workers, settings.num_workers)
-    return ray.train.ScalingConfig(
+    scaling = ray.train.ScalingConfig(
         num_workers=num_workers,
         use_gpu=settings.use_gpu,
         resources_per_worker={"CPU": cpus} | ({"GPU": 1} if settings.use_gpu else {}),
         **_V1_ONLY,
     )
+    return Plan(scaling, int(ray.available_resources().get("CPU", 0)))
 
 
 def _cpus_per_worker(settings: TrainSettings) -> float:
@@ -180,13 +268,20 @@ def largest_share(free: list[float], num_workers: int) -> float:
     return 0.0
 
 
-def _read_backbone_weights(settings: TrainSettings) -> list[NDArray[np.float32]] | None:
+@dataclass(frozen=True)
+class _Pretrained:
+    """References to the content of the backbone's .h5 file, and to the `features.Backbone`."""
+
+    weights: Any
+    backbone: Any
+
+
+def _open_pretrained(settings: TrainSettings) -> _Pretrained | None:
     """The weights themselves, read here: the workers may be on other machines."""
     if settings.backbone_weights == "none":
         return None
-    from mask_ray import model
-
-    return model.read_backbone_weights(settings.backbone_weights, settings.alpha)
+    encoded = weights.find(settings.backbone_weights, settings.alpha).read_bytes()
+    return _Pretrained(ray.put(encoded), features.open_backbone(encoded, settings))
 
 
 def _tags() -> dict[str, str]:
@@ -212,20 +307,77 @@ def _log_data(tracked: tracking.Run, images: data.ImageData) -> None:
         }
     )
     tracked.log_json(summary.bad_files, "bad_files.json")
-    print(summary.report(), flush=True)
+    say(summary.report())
 
 
-def _fit(
+def _train(
     settings: TrainSettings,
+    plan: Plan,
     images: data.ImageData,
     splits: dict[SplitName, Dataset],
-    weights: list[NDArray[np.float32]] | None,
-    scaling: ray.train.ScalingConfig,
-    run_id: str,
+    pretrained: _Pretrained | None,
+    tracked: tracking.Run,
+    clock: "_Clock",
 ) -> ray.train.Checkpoint:
-    """Run the workers; the checkpoint of the epoch with the lowest validation loss."""
-    from mask_ray.horovod import HorovodTrainer
+    """Compute features where they are wanted and run the workers; their last checkpoint."""
+    phases = {phase.name for phase in phases_of(settings)}
+    config: dict[str, Any] = {
+        "settings": settings.model_dump(),
+        "class_names": images.class_names,
+        "num_train": images.summary.counts["train"].total(),
+        "weights": pretrained and pretrained.weights,
+        "backbone_onnx": None,
+        "features": None,
+        "epoch": None,
+        "run_id": tracked.run_id,
+        "tracking_uri": tracking_uri(),
+    }
+    storage = home() / "train"
+    own_features = storage / f"{tracked.run_id}.features"
+    if "head" in phases and pretrained is not None:
+        with clock.stage("features"):
+            backbone = _get(pretrained.backbone)
+            config["backbone_onnx"] = ray.put(backbone.onnx)
+            config["features"] = features.prepare(
+                settings, images, backbone, own_folder=own_features, num_cpus=plan.num_cpus
+            )
+    datasets = {}
+    if phases != {"head"}:
+        config["epoch"] = epoch = Epoch.remote()
+        strength, seed = settings.augmentation, settings.seed
+        datasets = {
+            "train": augmented(splits["train"], strength, seed, epoch),
+            "val": splits["val"],
+        }
+    # Ray Train looks after its workers every 2 s by default, and ends no sooner.
+    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
+    trainer = _trainer(settings, plan.scaling, config, datasets, str(storage))
+    try:
+        last = trainer.fit().checkpoint
+    except ray.train.TrainingFailedError as error:
+        raise _explained(error, settings, tracked) from error
+    assert last is not None, "the workers end with a checkpoint"
+    shutil.rmtree(own_features, ignore_errors=True)
+    return last
 
+
+def _get(reference: Any) -> Any:
+    """What a Ray task made; an error of the user's as it was raised."""
+    try:
+        return ray.get(reference)
+    except ray.exceptions.RayTaskError as error:
+        if isinstance(error.cause, MaskRayError):
+            raise error.cause from error
+        raise
+
+
+def _trainer(
+    settings: TrainSettings,
+    scaling: ray.train.ScalingConfig,
+    config: dict[str, Any],
+    datasets: dict[str, Dataset],
+    storage: str,
+) -> HorovodTrainer:
     # Defined here, it travels by value: the workers then import what training needs, not what
     # this module needs.
     def train_worker(config: dict[str, Any]) -> None:
@@ -236,52 +388,28 @@ def _fit(
 
         train(config)
 
-    num_train = images.summary.counts["train"].total()
-    trainer = HorovodTrainer(
+    return HorovodTrainer(
         train_worker,
-        train_loop_config={
-            "settings": settings.model_dump(),
-            "num_classes": len(images.class_names),
-            "num_train": num_train,
-            "weights_ref": None if weights is None else ray.put(weights),
-            "run_id": run_id,
-            "tracking_uri": tracking_uri(),
-        },
+        train_loop_config=config,
         scaling_config=scaling,
         run_config=ray.train.RunConfig(
-            name=run_id,
-            storage_path=str(home() / "train"),
+            name=config["run_id"],
+            storage_path=storage,
             failure_config=ray.train.FailureConfig(max_failures=settings.max_failures),
-            checkpoint_config=ray.train.CheckpointConfig(
-                num_to_keep=1, checkpoint_score_attribute=_SCORE, checkpoint_score_order="min"
-            ),
+            checkpoint_config=ray.train.CheckpointConfig(num_to_keep=1),
         ),
-        datasets={"train": splits["train"], "val": splits["val"]},
+        datasets=datasets,
         dataset_config=data.ShardConfig(),
     )
-    result = trainer.fit()
-    best = result.get_best_checkpoint(_SCORE, "min")
-    assert best is not None, "every epoch reports a checkpoint"
-    return best
 
 
-def _export(
-    settings: TrainSettings, images: data.ImageData, best: ray.train.Checkpoint, folder: Path
-) -> ModelFiles:
-    from mask_ray import model
-
-    trained = model.build(
-        num_classes=len(images.class_names),
-        image_size=settings.image_size,
-        alpha=settings.alpha,
-        from_scratch=settings.backbone_weights == "none",
+def _explained(error: Exception, settings: TrainSettings, tracked: tracking.Run) -> ClusterError:
+    say(str(error))
+    return ClusterError(
+        f"training failed more often than max_failures ({settings.max_failures}) allows, lastly "
+        f"with: {str(error).strip().splitlines()[-1]}. Its checkpoints are kept: go on with "
+        f"--resume {tracked.run_id}"
     )
-    with best.as_directory() as checkpoint:
-        trained.load_weights(Path(checkpoint, model.WEIGHTS_FILE))
-    files = ModelFiles(folder / "model.onnx", folder / "model.keras")
-    model.export_onnx(trained, files.onnx, images.class_names)
-    model.inference_model(trained).save(files.keras)
-    return files
 
 
 def _evaluate(tracked: tracking.Run, test_images: Dataset, onnx: Path) -> dict[str, Any]:
@@ -299,19 +427,19 @@ def _register(
     tracked: tracking.Run,
     images: data.ImageData,
     test_images: Dataset,
-    files: ModelFiles,
+    files: Path,
 ) -> str:
     example = test_images.take_batch(1)["image"]
     return tracked.register_model(
-        files.onnx,
+        files / checkpoints.ONNX_FILE,
         name=settings.register_as,
         example=example,
-        probabilities=Predictor(files.onnx).predict(example),
+        probabilities=Predictor(files / checkpoints.ONNX_FILE).predict(example),
         metadata={
             "class_names": images.class_names,
             "image_size": settings.image_size,
             "data_digest": images.summary.digest,
         }
         | _tags(),
-        keras_path=files.keras,
+        keras_path=files / checkpoints.KERAS_FILE,
     )

@@ -1,17 +1,15 @@
-"""The training loop that each Horovod worker runs: batches in, checkpoints and metrics out.
+"""The training loop that each Horovod worker runs: batches in, checkpoints and a model out.
 
 Knows Keras, Horovod and Ray Train's session (`report`, `get_checkpoint`, `get_dataset_shard`),
 and runs alike on Ray Train V2 and on Ray's own V1 HorovodTrainer.
 """
 
-import json
 import logging
 import os
-import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import Callable
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,9 +21,12 @@ import ray
 import ray.train
 import tensorflow as tf
 from numpy.typing import NDArray
+from ray.train.v2._internal.execution import context
 
+from mask_ray import checkpoints
 from mask_ray import model as models
-from mask_ray.config import TrainSettings
+from mask_ray.batches import Batches, FeatureBatches, ImageBatches
+from mask_ray.config import MaskRayError, TrainSettings
 from mask_ray.horovod.keras import (
     average_batch_statistics,
     broadcast_state,
@@ -33,88 +34,100 @@ from mask_ray.horovod.keras import (
     distributed_optimizer,
     global_metrics,
 )
+from mask_ray.phases import Phase, Position, phases_of, schedule_of
+from mask_ray.progress import Progress, say
 
 if TYPE_CHECKING:
     from mask_ray import tracking
 
-_POSITION_FILE = "position.json"
+# Epochs on features take less than a second, and a report about as long: Ray Train's controller
+# has to fetch it. Longer epochs report each.
+_REPORT_EVERY_S = 5.0
 
-# Rows held for shuffling by a worker; 1,024 images of 128 px take 50 MB.
-_SHUFFLE_ROWS = 1024
-_PROGRESS_EVERY_S = 10.0
-
-# Takes images, uint8 (N, S, S, 3), and labels, int64 (N,); leaves its result in the model.
-Step = Callable[[NDArray[np.uint8], NDArray[np.int64]], None]
+# Takes a batch and its labels; leaves its result in the model.
+Step = Callable[[NDArray[Any], NDArray[np.int64]], None]
 
 
-@dataclass(frozen=True)
-class Phase:
-    """Some epochs with the same layers trainable."""
-
-    name: str
-    epochs: int
-    learning_rate: float
-
-
-@dataclass(frozen=True)
-class Position:
-    """Epochs done, in all and within the current phase."""
-
-    epoch: int = 0
-    phase: int = 0
-    phase_epoch: int = 0
-
-
-def phases_of(settings: TrainSettings) -> list[Phase]:
-    """The phases a run goes through, in order; those without epochs left out."""
-    rate = settings.learning_rate
-    if settings.backbone_weights == "none":
-        phases = [Phase("scratch", settings.finetune_epochs, rate)]
-    else:
-        phases = [
-            Phase("head", settings.head_epochs, rate),
-            Phase("finetune", settings.finetune_epochs, rate / 10),
-        ]
-    return [phase for phase in phases if phase.epochs]
+class ShardError(MaskRayError):
+    """A worker has fewer rows than the others, which would wait for it for ever."""
 
 
 def train(config: dict[str, Any]) -> None:
     """Train, report every epoch, and go on from the last checkpoint if there is one.
 
+    The last report's checkpoint holds the model of the best epoch, as Keras and ONNX files.
+
     Args:
-        config: `settings` (of TrainSettings), `num_classes`, `num_train` (images over all
-            workers), `weights_ref` (backbone weights in Ray's object store, or None),
-            `run_id` and `tracking_uri`.
+        config: `settings` (of TrainSettings), `class_names`, `num_train` (images over all
+            workers), `weights` (reference to the content of the backbone's .h5 file, or None),
+            `features` (folder, or None), `epoch` (a `batches.Epoch`, or None), `run_id` and
+            `tracking_uri`.
     """
-    hvd.init()
-    logging.getLogger("ray.train").setLevel(logging.WARNING)
     settings = TrainSettings(**config["settings"])
-    _use_devices()
-    # Each worker draws its own augmentations; the weights are rank 0's after the broadcast.
+    timeline = Path(tempfile.mkdtemp(), "timeline.json")
+    os.environ.update(_horovod_environment(settings, timeline))
+    hvd.init()
+    for chatty in ("ray.train", context.__file__):  # Ray names one by its file
+        logging.getLogger(chatty).setLevel(logging.WARNING)
+    _use_devices(settings)
+    # Each worker draws its own dropout; the weights are rank 0's after the broadcast.
     keras.utils.set_random_seed(settings.seed + hvd.rank())
-    model = models.build(
-        num_classes=config["num_classes"],
-        image_size=settings.image_size,
-        alpha=settings.alpha,
-        from_scratch=settings.backbone_weights == "none",
-    )
-    if hvd.rank() == 0 and config["weights_ref"] is not None:
-        models.set_backbone_weights(model, ray.get(config["weights_ref"]))
-    session = _Session(config, settings, model)
-    session.run()
+    model = _build(config, settings)
+    if hvd.rank() == 0 and config["weights"] is not None:
+        models.load_backbone_weights(model, ray.get(config["weights"]), settings.alpha)
+    run = _open_run(config) if hvd.rank() == 0 else None
+    _Session(config, settings, model, run).run()
     hvd.shutdown()
+    if run is not None and settings.timeline:
+        run.log_file(timeline)
 
 
-def _use_devices() -> None:
+def _horovod_environment(settings: TrainSettings, timeline: Path) -> dict[str, str]:
+    """What Horovod reads at `init`: https://horovod.readthedocs.io/en/stable/tensor-fusion.html."""
+    env: dict[str, str] = {}
+    if settings.fusion_threshold_mb is not None:
+        env["HOROVOD_FUSION_THRESHOLD"] = str(int(settings.fusion_threshold_mb * 2**20))
+    if settings.cycle_time_ms is not None:
+        env["HOROVOD_CYCLE_TIME"] = str(settings.cycle_time_ms)
+    if settings.timeline:
+        env["HOROVOD_TIMELINE"] = str(timeline)
+    return env
+
+
+def _use_devices(settings: TrainSettings) -> None:
     """One GPU a worker, by local rank, where there are any; an equal share of the cores."""
     gpus = tf.config.list_physical_devices("GPU")
+    capability = (0, 0)
     if gpus:
         gpu = gpus[hvd.local_rank() % len(gpus)]
         tf.config.set_visible_devices(gpu, "GPU")
         tf.config.experimental.set_memory_growth(gpu, True)
+        details = tf.config.experimental.get_device_details(gpu)
+        capability = details.get("compute_capability", capability)
+    keras.config.set_dtype_policy(dtype_policy(settings.precision, capability))
     num_threads = max(1, (os.cpu_count() or 1) // hvd.local_size())
     tf.config.threading.set_intra_op_parallelism_threads(num_threads)
     tf.config.threading.set_inter_op_parallelism_threads(num_threads)
+
+
+def dtype_policy(precision: str, compute_capability: tuple[int, int]) -> str:
+    """Keras's name for a precision setting, given a GPU's compute capability ((0, 0): no GPU).
+
+    NVIDIA's GPUs compute in bfloat16 from 8.0 on:
+    https://docs.nvidia.com/cuda/cuda-c-programming-guide/#arithmetic-instructions
+    """
+    if precision == "auto":
+        precision = "bfloat16" if compute_capability >= (8, 0) else "float32"
+    return "mixed_bfloat16" if precision == "bfloat16" else "float32"
+
+
+def _build(config: dict[str, Any], settings: TrainSettings) -> keras.Model:
+    return models.build(
+        num_classes=len(config["class_names"]),
+        image_size=settings.image_size,
+        alpha=settings.alpha,
+        from_scratch=settings.backbone_weights == "none",
+    )
 
 
 def _open_run(config: dict[str, Any]) -> "tracking.Run":
@@ -128,15 +141,22 @@ def _open_run(config: dict[str, Any]) -> "tracking.Run":
 class _Session:
     """One attempt at the run: from the start or the last checkpoint to the end."""
 
-    def __init__(self, config: dict[str, Any], settings: TrainSettings, model: keras.Model) -> None:
+    def __init__(
+        self,
+        config: dict[str, Any],
+        settings: TrainSettings,
+        model: keras.Model,
+        run: "tracking.Run | None",
+    ) -> None:
+        self._config = config
         self._settings = settings
         self._model = model
+        self._run = run
         self._phases = phases_of(settings)
         self._batch_size = max(1, settings.batch_size // hvd.size())
         self._num_train = config["num_train"] // hvd.size()
-        self._train = ray.train.get_dataset_shard("train")
-        self._val = ray.train.get_dataset_shard("val")
-        self._run = _open_run(config) if hvd.rank() == 0 else None
+        self._num_steps = -(-self._num_train // self._batch_size)
+        self._reported = time.perf_counter()
 
     def run(self) -> None:
         checkpoint = ray.train.get_checkpoint()
@@ -144,28 +164,62 @@ class _Session:
         if checkpoint is not None:
             position = self._restore(checkpoint)
         elif hvd.rank() == 0:
-            _say(f"training on {hvd.size()} workers")
+            say(f"training on {hvd.size()} workers")
         while position.phase < len(self._phases):
             if position.phase_epoch == 0:
                 self._begin(self._phases[position.phase])
             position = self._epoch(position)
+        self._finish(position)
 
     def _begin(self, phase: Phase) -> None:
-        """Set what is trainable, with a new optimizer, the same on every worker."""
-        if phase.name == "head":
-            models.freeze_backbone(self._model)
-        else:
-            models.thaw_backbone(self._model, from_scratch=phase.name == "scratch")
-        steps = phase.epochs * -(-self._num_train // self._batch_size)
-        rate = keras.optimizers.schedules.CosineDecay(phase.learning_rate, steps)
-        self._model.compile(
-            optimizer=distributed_optimizer(keras.optimizers.Adam(rate)),
+        """Set what is trained, with a new optimizer, the same on every worker."""
+        self._batches = self._open_batches(phase)
+        self._trained = self._trained_in(phase)
+        self._trained.compile(
+            optimizer=self._optimizer(phase),
             loss="sparse_categorical_crossentropy",
             metrics=["accuracy"],
             jit_compile=False,
         )
-        broadcast_state(self._model)
-        self._train_step, self._test_step = _compiled_steps(self._model)
+        broadcast_state(self._trained)
+        self._train_step, self._test_step = _compiled_steps(self._trained)
+        self._best = self._trained.get_weights()
+
+    def _trained_in(self, phase: Phase) -> keras.Model:
+        if phase.name == "head":
+            return models.head_of(self._model)
+        finetune_from = self._settings.finetune_from if phase.name == "finetune" else None
+        models.thaw_backbone(self._model, finetune_from)
+        return self._model
+
+    def _open_batches(self, phase: Phase) -> Batches:
+        if phase.name == "head":
+            folder = Path(self._config["features"])
+            return FeatureBatches(folder, hvd.rank(), hvd.size(), self._settings.seed)
+        return ImageBatches(
+            ray.train.get_dataset_shard("train"),
+            ray.train.get_dataset_shard("val"),
+            self._config["epoch"],
+            hvd.rank(),
+            self._settings.seed,
+        )
+
+    def _optimizer(self, phase: Phase) -> keras.optimizers.Optimizer:
+        rate = schedule_of(
+            phase, self._settings, steps_per_epoch=self._num_steps, num_workers=hvd.size()
+        )
+        accumulate = self._settings.accumulate_steps
+        adam = keras.optimizers.Adam(
+            keras.optimizers.schedules.CosineDecay(
+                rate.start if rate.warmup_steps else rate.peak,
+                rate.decay_steps,
+                warmup_target=rate.peak if rate.warmup_steps else None,
+                warmup_steps=rate.warmup_steps,
+            ),
+            gradient_accumulation_steps=accumulate if accumulate > 1 else None,
+        )
+        fp16 = self._settings.gradient_compression == "fp16"
+        return distributed_optimizer(adam, hvd.Compression.fp16 if fp16 else hvd.Compression.none)
 
     def _epoch(self, position: Position) -> Position:
         phase = self._phases[position.phase]
@@ -178,92 +232,109 @@ class _Session:
             "epoch_seconds": time.perf_counter() - started,
             "images_per_second": self._num_train * hvd.size() / train_s,
         }
-        done = _after(position, phase)
-        self._report(title, metrics, position.epoch, done)
+        if metrics["val_loss"] < position.best_loss:
+            self._best = self._trained.get_weights()
+        done = position.after(metrics["val_loss"], phase.epochs, self._settings.patience)
+        if done.phase > position.phase:
+            self._trained.set_weights(self._best)
+        self._report(title, metrics, position, done)
         return done
 
     def _train_epoch(self, title: str, epoch: int) -> dict[str, float]:
-        """One pass over the shard; metrics over the images of all workers."""
-        progress = _Progress(title, self._num_train)
-        self._model.reset_metrics()
-        rng = np.random.default_rng([self._settings.seed, epoch, hvd.rank()])
-        for images, labels in _shuffled(self._train, self._batch_size, rng):
-            self._train_step(images, labels)
-            progress.add(len(labels))
-        metrics = global_metrics(self._model)
-        average_batch_statistics(self._model)
-        check_ranks_agree(self._model)
+        """One pass over this worker's rows; metrics over the images of all workers."""
+        progress = Progress(title, self._num_train, shown=hvd.rank() == 0)
+        self._trained.reset_metrics()
+        batches = self._batches.train(epoch, self._batch_size)
+        for step in range(self._num_steps):
+            batch = next(batches, None)
+            if batch is None:
+                raise ShardError(
+                    f"the images of worker {hvd.rank()} ended after {step} of "
+                    f"{self._num_steps} steps of epoch {epoch + 1}"
+                )
+            self._train_step(*batch)
+            progress.add(len(batch[1]))
+        metrics = global_metrics(self._trained)
+        average_batch_statistics(self._trained)
+        check_ranks_agree(self._trained)
         return metrics
 
     def _validate(self) -> dict[str, float]:
-        """Each worker may have another number of images, or none."""
-        self._model.reset_metrics()
-        for batch in self._val.iter_batches(batch_size=self._batch_size, prefetch_batches=2):
-            self._test_step(batch["image"], batch["label"])
-        return global_metrics(self._model)
+        self._trained.reset_metrics()
+        for batch in self._batches.val():
+            self._test_step(*batch)
+        return global_metrics(self._trained)
 
-    def _report(self, title: str, metrics: dict[str, float], epoch: int, done: Position) -> None:
-        if self._run is None:
-            ray.train.report(metrics)
+    def _report(
+        self, title: str, metrics: dict[str, float], position: Position, done: Position
+    ) -> None:
+        """Tell MLflow, and now and then Ray Train, which keeps a checkpoint."""
+        due = time.perf_counter() - self._reported >= _REPORT_EVERY_S
+        # Rank 0 decides: Ray Train wants as many reports of each worker.
+        if hvd.broadcast(tf.constant(due or done.phase > position.phase), root_rank=0):
+            self._reported = time.perf_counter()
+            self._checkpoint(metrics, position.phase, done)
+        if self._run is not None:
+            say(_progress_line(title, metrics))
+            self._run.log_metrics(metrics, step=position.epoch)
+
+    def _checkpoint(self, metrics: dict[str, float], phase: int, done: Position) -> None:
+        reported = metrics | {"epoch": done.epoch}
+        if hvd.rank() > 0:
+            ray.train.report(reported)
             return
-        _say(_progress_line(title, metrics))
-        self._run.log_metrics(metrics, step=epoch)
         with tempfile.TemporaryDirectory() as folder:
-            # With the optimizer's state, which Keras keeps beside the weights.
-            self._model.save_weights(Path(folder, models.WEIGHTS_FILE))
-            Path(folder, _POSITION_FILE).write_text(json.dumps(asdict(done)))
-            ray.train.report(metrics, checkpoint=ray.train.Checkpoint.from_directory(folder))
+            ray.train.report(reported, checkpoint=self._save(Path(folder), phase, done))
+
+    def _save(self, folder: Path, phase: int, done: Position) -> ray.train.Checkpoint:
+        checkpoints.write(folder, self._trained, self._best, phase, done)
+        return ray.train.Checkpoint.from_directory(folder)
 
     def _restore(self, checkpoint: Any) -> Position:
-        with checkpoint.as_directory() as folder:
-            position = Position(**json.loads(Path(folder, _POSITION_FILE).read_text()))
-            if hvd.rank() == 0:
-                _say(f"going on after epoch {position.epoch}")
-            if position.phase_epoch:
-                self._begin(self._phases[position.phase])
-            self._model.load_weights(Path(folder, models.WEIGHTS_FILE))
+        def begin(phase: int) -> keras.Model:
+            self._begin(self._phases[phase])
+            return self._trained
+
+        position, self._best = checkpoints.read(checkpoint, begin)
+        if hvd.rank() == 0:
+            say(f"going on after epoch {position.epoch} on {hvd.size()} workers")
         return position
+
+    def _finish(self, position: Position) -> None:
+        """Give the model's files to the driver, in a last checkpoint."""
+        if self._run is None:
+            ray.train.report(asdict(position))
+            return
+        with tempfile.TemporaryDirectory() as folder:
+            last = self._save(Path(folder), len(self._phases) - 1, position)
+            keras.config.set_dtype_policy("float32")
+            model = _build(self._config, self._settings)
+            model.set_weights(self._model.get_weights())
+            backbone = self._config["backbone_onnx"] if self._phases[-1].name == "head" else None
+            model.save(Path(folder, checkpoints.KERAS_FILE))
+            onnx, names = Path(folder, checkpoints.ONNX_FILE), self._config["class_names"]
+            if backbone is None:
+                models.export_onnx(model, onnx, names)
+            else:
+                models.attach_head(ray.get(backbone), model, onnx, names)
+            ray.train.report(asdict(position), checkpoint=last)
 
 
 def _compiled_steps(model: keras.Model) -> tuple[Step, Step]:
     """Keras's own training and test steps, compiled once for batches of any length."""
-    size = model.input_shape[1]
+    shape, dtype = model.input_shape[1:], model.input.dtype
     # Metrics make their variables on first use; inside a compiled step that compiles it twice.
-    model.test_step((np.zeros((1, size, size, 3), np.uint8), np.zeros(1, np.int64)))
-    signature = [
-        tf.TensorSpec((None, size, size, 3), tf.uint8),
-        tf.TensorSpec((None,), tf.int64),
-    ]
+    model.test_step((np.zeros((1, *shape), dtype), np.zeros(1, np.int64)))
+    signature = [tf.TensorSpec((None, *shape), dtype), tf.TensorSpec((None,), tf.int64)]
 
-    def train_step(image: tf.Tensor, label: tf.Tensor) -> None:
-        model.train_step((image, label))
+    def train_step(batch: tf.Tensor, label: tf.Tensor) -> None:
+        model.train_step((batch, label))
 
-    def test_step(image: tf.Tensor, label: tf.Tensor) -> None:
-        model.test_step((image, label))
+    def test_step(batch: tf.Tensor, label: tf.Tensor) -> None:
+        model.test_step((batch, label))
 
     compiled = partial(tf.function, input_signature=signature)
     return compiled(train_step), compiled(test_step)
-
-
-def _shuffled(
-    shard: Any, batch_size: int, rng: np.random.Generator
-) -> Iterator[tuple[NDArray[np.uint8], NDArray[np.int64]]]:
-    """Batches of a shard, its rows shuffled within chunks of about `_SHUFFLE_ROWS`.
-
-    Ray's own `local_shuffle_buffer_size` took as long for an image of 96 px as a training step.
-    """
-    chunk_size = batch_size * -(-_SHUFFLE_ROWS // batch_size)
-    for chunk in shard.iter_batches(batch_size=chunk_size, prefetch_batches=1):
-        order = rng.permutation(len(chunk["label"]))
-        for start in range(0, len(order), batch_size):
-            rows = order[start : start + batch_size]
-            yield chunk["image"][rows], chunk["label"][rows]
-
-
-def _after(position: Position, phase: Phase) -> Position:
-    if position.phase_epoch + 1 == phase.epochs:
-        return Position(position.epoch + 1, position.phase + 1, 0)
-    return Position(position.epoch + 1, position.phase, position.phase_epoch + 1)
 
 
 def _progress_line(title: str, metrics: dict[str, float]) -> str:
@@ -272,30 +343,3 @@ def _progress_line(title: str, metrics: dict[str, float]) -> str:
         f"  val_loss {metrics['val_loss']:.4f}  val_accuracy {metrics['val_accuracy']:.4f}"
         f"  {metrics['images_per_second']:.0f} images/s  {metrics['epoch_seconds']:.1f} s"
     )
-
-
-class _Progress:
-    """Rank 0 says, every ten seconds, how far a long epoch has come."""
-
-    def __init__(self, title: str, num_images: int) -> None:
-        self._title = title
-        self._num_images = num_images
-        self._done = 0
-        self._started: float | None = None
-
-    def add(self, num_images: int) -> None:
-        now = time.perf_counter()
-        if self._started is None:
-            # The first batch also compiles the step, which says nothing of those to come.
-            self._started, self._said, self._first = now, now, num_images
-        self._done += num_images
-        if hvd.rank() == 0 and now - self._said >= _PROGRESS_EVERY_S:
-            self._said = now
-            per_image_s = (now - self._started) / (self._done - self._first)
-            left_s = per_image_s * (self._num_images - self._done)
-            _say(f"{self._title}  {self._done}/{self._num_images} images  {left_s:.0f} s left")
-
-
-def _say(line: str) -> None:
-    """Print once: Ray Train also logs what goes to a wrapped `sys.stdout`."""
-    print(line, file=sys.__stdout__, flush=True)

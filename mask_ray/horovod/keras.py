@@ -14,20 +14,30 @@ import numpy as np
 import tensorflow as tf
 
 
-def distributed_optimizer(optimizer: keras.optimizers.Optimizer) -> keras.optimizers.Optimizer:
-    """A copy of `optimizer` that averages gradients over all workers before it applies them.
+def distributed_optimizer(
+    optimizer: keras.optimizers.Optimizer, compression: Any = hvd.Compression.none
+) -> keras.optimizers.Optimizer:
+    """A copy of `optimizer` that averages gradients over all workers before each update.
 
+    With `gradient_accumulation_steps`, the sums are averaged once an update, not once a step.
     The copy's class keeps the name and module of the original, so that a model saved with it
     loads without Horovod.
+
+    Args:
+        optimizer: Any Keras optimizer.
+        compression: `hvd.Compression.fp16` halves what is sent.
     """
     original = type(optimizer)
 
-    def apply(self: Any, grads: list[Any], trainable_variables: list[Any] | None = None) -> None:
-        averaged = hvd.grouped_allreduce(list(grads), op=hvd.Average) if hvd.size() > 1 else grads
-        super(distributed, self).apply(averaged, trainable_variables)
+    def update(self: Any, grads: list[Any], variables: list[Any], learning_rate: Any) -> None:
+        if hvd.size() > 1:
+            grads = hvd.grouped_allreduce(list(grads), op=hvd.Average, compression=compression)
+        super(distributed, self)._backend_update_step(grads, variables, learning_rate)
 
     distributed: Any = type(
-        original.__name__, (original,), {"apply": apply, "__module__": original.__module__}
+        original.__name__,
+        (original,),
+        {"_backend_update_step": update, "__module__": original.__module__},
     )
     return distributed.from_config(optimizer.get_config())
 

@@ -8,6 +8,7 @@ other over Gloo from there: no ssh, no host names.
 import os
 from collections import Counter
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,9 +22,13 @@ from horovod.runner.http.http_server import (
     RendezvousServer,
 )
 from horovod.runner.util.threads import in_thread
-from ray.train import Checkpoint, DataConfig, RunConfig, ScalingConfig
+from ray.train import Checkpoint, DataConfig, Result, RunConfig, ScalingConfig
 from ray.train.backend import Backend, BackendConfig
+from ray.train.v2._internal.execution.failure_handling import DefaultFailurePolicy, FailureDecision
 from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
+from ray.train.v2.api.exceptions import TrainingFailedError, WorkerGroupError
+
+from mask_ray.config import MaskRayError
 
 
 @dataclass
@@ -53,9 +58,11 @@ class HorovodTrainer(DataParallelTrainer):
     The signature is that of `ray.train.horovod.HorovodTrainer`. The function calls
     `hvd.init()` and may use everything in `ray.train`: `report`, `get_checkpoint`,
     `get_dataset_shard`. `ScalingConfig(num_workers=(low, high))` makes it elastic and
-    `FailureConfig(max_failures=N)` bounds the restarts.
+    `FailureConfig(max_failures=N)` bounds the restarts. A MaskRayError is not worth one: it is
+    for the user to mend. Ctrl-C ends the workers and is raised as KeyboardInterrupt.
 
     Raises:
+        MaskRayError: from `fit`, when a worker raised it.
         ray.train.TrainingFailedError: from `fit`, when the function fails more often than
             allowed.
     """
@@ -84,6 +91,40 @@ class HorovodTrainer(DataParallelTrainer):
             metadata=metadata,
             resume_from_checkpoint=resume_from_checkpoint,
         )
+
+    def fit(self) -> Result:
+        """Run the workers to the end, or to an error that restarts don't mend."""
+        try:
+            return super().fit()
+        except KeyboardInterrupt:
+            # Aborting ends the controller, which Ray reports as its death.
+            with suppress(ray.exceptions.RayActorError):
+                ray.get(self._controller.abort.remote())
+            raise
+        except WorkerGroupError as error:
+            raise _for_user(error) or error from error
+
+    def _initialize_and_run_controller(self, **kwargs: Any) -> Result:
+        assert self.run_config.failure_config is not None, "RunConfig fills it in"
+        policy = _FailurePolicy(self.run_config.failure_config)  # type: ignore[arg-type]
+        return super()._initialize_and_run_controller(**kwargs | {"failure_policy": policy})
+
+    def _register_sigint_handler(self, controller: Any) -> None:
+        """Leave Ctrl-C as it is: Ray's handler ends the process before `fit` returns."""
+        self._controller = controller
+
+
+def _for_user(error: WorkerGroupError) -> MaskRayError | None:
+    """What a worker says that the user can mend, if that is why the group failed."""
+    failures = error.worker_failures.values()
+    return next((failure for failure in failures if isinstance(failure, MaskRayError)), None)
+
+
+class _FailurePolicy(DefaultFailurePolicy):
+    def make_decision(self, training_failed_error: TrainingFailedError) -> FailureDecision:
+        if isinstance(training_failed_error, WorkerGroupError) and _for_user(training_failed_error):
+            return FailureDecision.RAISE
+        return super().make_decision(training_failed_error)
 
 
 class _HorovodBackend(Backend):

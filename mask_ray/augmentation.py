@@ -1,0 +1,105 @@
+"""Random views of a photo, as another camera at another moment might have taken it.
+
+In the order of nature: the pose of the face, what is before it, the light, the lens, the sensor,
+the file. Pillow and numpy only, so that it runs wherever images are decoded.
+"""
+
+import io
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageFilter
+
+Pixels = NDArray[np.uint8]
+
+# Half the side of what is added around a picture, as a share of it, so that a turned or shifted
+# view shows its stretched edge instead of black.
+_MARGIN = 0.25
+
+# How often each of the costly or destructive steps is taken.
+_SHARE = 0.2
+
+
+def augment(image: Pixels, rng: np.random.Generator, strength: float = 1.0) -> Pixels:
+    """One random view of an image.
+
+    Args:
+        image: RGB of shape (S, S, 3).
+        rng: The same generator state gives the same view.
+        strength: Scales every range; 0 gives the image itself.
+
+    Returns:
+        RGB of the same shape.
+    """
+    if strength == 0:
+        return image
+    view = _posed(image, rng, strength)
+    if rng.random() < _SHARE:
+        view = _occluded(view, rng, strength)
+    picture = _lit(Image.fromarray(view), rng, strength)
+    if rng.random() < _SHARE:
+        picture = _blurred(picture, rng, strength)
+    if rng.random() < _SHARE:
+        picture = _noisy(picture, rng, strength)
+    if rng.random() < _SHARE:
+        picture = _recompressed(picture, rng, strength)
+    return np.asarray(picture)
+
+
+def _posed(image: Pixels, rng: np.random.Generator, strength: float) -> Pixels:
+    """Mirrored or not, turned by up to 20 degrees, up to 20 % nearer or farther, shifted by 8 %."""
+    size = len(image)
+    angle = np.deg2rad(20) * strength * rng.uniform(-1, 1)
+    zoom = np.exp(0.2 * strength * rng.uniform(-1, 1))
+    shift = 0.08 * strength * size * rng.uniform(-1, 1, size=2)
+    mirror = rng.choice([-1.0, 1.0])
+    cos, sin = np.cos(angle) / zoom, np.sin(angle) / zoom
+    turn = np.array([[mirror * cos, -sin], [mirror * sin, cos]])
+    margin = int(_MARGIN * size)
+    centre = (size - 1) / 2
+    # Pillow maps each pixel of the view to where it comes from.
+    origin = centre + margin - turn @ (np.array([centre, centre]) + shift)
+    padded = Image.fromarray(np.pad(image, ((margin, margin), (margin, margin), (0, 0)), "edge"))
+    matrix = (turn[0, 0], turn[0, 1], origin[0], turn[1, 0], turn[1, 1], origin[1])
+    posed = padded.transform(
+        (size, size), Image.Transform.AFFINE, matrix, Image.Resampling.BILINEAR
+    )
+    return np.array(posed)
+
+
+def _occluded(image: Pixels, rng: np.random.Generator, strength: float) -> Pixels:
+    """A hand, a cup, a shoulder: a rectangle of one colour, up to 35 % of the side each way."""
+    size = len(image)
+    height, width = (size * 0.35 * min(strength, 2) * rng.uniform(0.2, 1, size=2)).astype(int)
+    top, left = rng.integers(0, size - height), rng.integers(0, size - width)
+    image[top : top + height, left : left + width] = rng.integers(0, 256, size=3)
+    return image
+
+
+def _lit(picture: Image.Image, rng: np.random.Generator, strength: float) -> Image.Image:
+    """Brightness, contrast, gamma and the colour of the light, in one table for each channel."""
+    gamma = np.exp(0.4 * strength * rng.uniform(-1, 1))
+    contrast = np.exp(0.3 * strength * rng.uniform(-1, 1))
+    brightness = 0.15 * strength * rng.uniform(-1, 1)
+    tint = 1 + 0.06 * strength * rng.uniform(-1, 1, size=(3, 1))
+    levels = np.linspace(0, 1, 256) ** gamma
+    table = ((levels - 0.5) * contrast + 0.5 + brightness) * tint
+    return picture.point((table.clip(0, 1) * 255).round().astype(int).ravel().tolist())
+
+
+def _blurred(picture: Image.Image, rng: np.random.Generator, strength: float) -> Image.Image:
+    radius_px = picture.width / 128 * strength * rng.uniform(0.3, 1.5)
+    return picture.filter(ImageFilter.GaussianBlur(radius_px))
+
+
+def _noisy(picture: Image.Image, rng: np.random.Generator, strength: float) -> Image.Image:
+    pixels = np.asarray(picture)
+    deviation = np.float32(16 * strength * rng.uniform(0.2, 1))
+    noise = deviation * rng.standard_normal(pixels.shape, dtype=np.float32)
+    return Image.fromarray((pixels + noise).clip(0, 255).astype(np.uint8))
+
+
+def _recompressed(picture: Image.Image, rng: np.random.Generator, strength: float) -> Image.Image:
+    buffer = io.BytesIO()
+    picture.save(buffer, "JPEG", quality=int(np.clip(95 - 70 * strength * rng.random(), 10, 95)))
+    return Image.open(buffer).convert("RGB")

@@ -1,0 +1,44 @@
+"""Lines that say how far long work has come."""
+
+import sys
+import time
+
+_EVERY_S = 10.0
+
+
+def say(line: str) -> None:
+    """Print once: Ray Train also logs what goes to a wrapped `sys.stdout`."""
+    print(line, file=sys.__stdout__, flush=True)
+
+
+class Progress:
+    """Says every ten seconds how many images of a piece of work are done, and what is left.
+
+    Args:
+        title: What the lines begin with.
+        num_images: How many there are in all.
+        shown: Whether to say anything; of many workers, one should.
+    """
+
+    def __init__(self, title: str, num_images: int, *, shown: bool = True) -> None:
+        self._title = title
+        self._num_images = num_images
+        self._shown = shown
+        self._done = 0
+        self._started: float | None = None
+
+    def add(self, num_images: int) -> None:
+        """Count these as done."""
+        now = time.perf_counter()
+        if self._started is None:
+            # The first batch also compiles or warms up, which says nothing of those to come.
+            self._started, self._said, self._first = now, now, num_images
+        self._done += num_images
+        if self._shown and now - self._said >= _EVERY_S:
+            self._said = now
+            rate = (self._done - self._first) / (now - self._started)
+            left_s = (self._num_images - self._done) / rate
+            say(
+                f"{self._title}  {self._done}/{self._num_images} images"
+                f"  {rate:.0f} images/s  {left_s:.0f} s left"
+            )
