@@ -23,6 +23,7 @@ from ray.train import DataConfig
 from mask_ray import synthetic
 from mask_ray.config import DataSettings, ImageLimits, MaskRayError, SplitName
 from mask_ray.images import ImageError, decode_resized
+from mask_ray.progress import Progress
 
 SPLITS: tuple[SplitName, ...] = get_args(SplitName)
 DEFAULT_NUM_DRAWN = 2000
@@ -118,11 +119,10 @@ def load(
     """
     source = _open_source(settings)
     kept = _fits_object_store(source.num_files, image_size)
-    _show_progress(not kept)
     decoded = map_rows(source.dataset, _decode_batch, image_size=image_size, settings=settings)
     if kept:
         decoded = decoded.materialize()
-    summary = summarise(decoded, source.class_names)
+    summary = summarise(decoded, source.class_names, source.num_files)
     _check_no_class_is_empty(summary, source.class_names, needed)
     return ImageData(decoded, source.class_names, summary, kept)
 
@@ -136,15 +136,13 @@ def _open_source(settings: DataSettings) -> _Source:
     context = ray.data.DataContext.get_current()
     # Without it, the order of rows depends on which task ends first, and runs do not repeat.
     context.execution_options.preserve_order = True
+    # Its bars take several lines for each of theirs where the output is not a terminal, as in a
+    # job's log. `Progress` says as much.
+    context.enable_progress_bars = False
+    logging.getLogger("ray.data").setLevel(logging.WARNING)
     if is_synthetic(settings.data):
         return _drawn(num_drawn(settings.data), settings.seed)
     return _folder(check_folder(settings.data), settings.seed)
-
-
-def _show_progress(wanted: bool) -> None:
-    """Ray Data's progress bars are worth their lines on long work only."""
-    ray.data.DataContext.get_current().enable_progress_bars = wanted
-    logging.getLogger("ray.data").setLevel(logging.INFO if wanted else logging.WARNING)
 
 
 def is_synthetic(source: str) -> bool:
@@ -296,7 +294,7 @@ def _select(batch: Batch, splits: tuple[SplitName, ...]) -> Batch:
     return {"image": batch["image"][wanted], "label": batch["label"][wanted]}
 
 
-def summarise(decoded: Dataset, class_names: list[str]) -> Summary:
+def summarise(decoded: Dataset, class_names: list[str], num_files: int) -> Summary:
     """Count a data set and give it a digest, in one streaming pass.
 
     The digest is the sum, modulo 2^256, of the SHA-256 of each label with its file's SHA-256:
@@ -306,7 +304,9 @@ def summarise(decoded: Dataset, class_names: list[str]) -> Summary:
     counts: dict[SplitName, Counter[str]] = {name: Counter() for name in SPLITS}
     bad_files: dict[str, str] = {}
     total = 0
+    progress = Progress("reading", num_files)
     for row in _rows(decoded, ["label", "split", "path", "digest", "error"]):
+        progress.add(1)
         class_name = class_names[row["label"]]
         if row["error"]:
             bad_files[row["path"]] = row["error"]
@@ -343,6 +343,7 @@ class ShardConfig(DataConfig):
         for name, dataset in datasets.items():
             own = dataset.copy(dataset)
             own.context.execution_options = self.default_ingest_options()
+            own.context.enable_progress_bars = False  # each epoch prints a line of its own
             splits = own.streaming_split(
                 world_size, equal=name == "train", locality_hints=worker_node_ids
             )

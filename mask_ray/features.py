@@ -28,7 +28,7 @@ from mask_ray import data
 from mask_ray.augmentation import augment
 from mask_ray.config import MaskRayError, TrainSettings, home
 from mask_ray.predictor import FeatureExtractor
-from mask_ray.progress import Progress, say
+from mask_ray.progress import Progress, quiet_libraries, say
 
 # Raise it when the same key would give other features.
 _FORMAT = 1
@@ -97,7 +97,8 @@ def open_backbone(weights: bytes, settings: TrainSettings) -> Any:
 def _export_backbone(
     weights: bytes, digest: str, settings: TrainSettings, folder: Path
 ) -> Backbone:
-    from mask_ray import model as models
+    with quiet_libraries():
+        from mask_ray import model as models
 
     model = models.build(
         num_classes=2, image_size=settings.image_size, alpha=settings.alpha, from_scratch=False

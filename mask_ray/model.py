@@ -5,7 +5,9 @@ has to know it. No Ray and no Horovod here.
 """
 
 import json
+import logging
 import tempfile
+import warnings
 from pathlib import Path
 
 import keras
@@ -13,6 +15,7 @@ import onnx
 from keras import layers
 from onnx import numpy_helper
 
+from mask_ray.progress import quiet_libraries
 from mask_ray.weights import WeightsError
 
 INPUT_NAME = "image"
@@ -131,7 +134,9 @@ def export_backbone(model: keras.Model, path: Path) -> None:
     backbone = keras.Model(model.input, model.get_layer(FEATURES_NAME).output, name="features")
     # Keras refuses to export a model that was never called.
     backbone(keras.ops.zeros((1, image_size, image_size, 3), dtype="uint8"))
-    backbone.export(path, format="onnx", verbose=False)
+    logging.getLogger("tf2onnx").setLevel(logging.WARNING)
+    with quiet_libraries(), warnings.catch_warnings(action="ignore"):
+        backbone.export(path, format="onnx", verbose=False)
     exported = onnx.load(path)
     _rename_output(exported.graph, FEATURES_NAME)
     for value in (*exported.graph.input, *exported.graph.output):

@@ -1,7 +1,10 @@
-"""Lines that say how far long work has come."""
+"""Lines that say how far long work has come, and the silence of those that say nothing."""
 
+import os
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 _EVERY_S = 10.0
 
@@ -9,6 +12,23 @@ _EVERY_S = 10.0
 def say(line: str) -> None:
     """Print once: Ray Train also logs what goes to a wrapped `sys.stdout`."""
     print(line, file=sys.__stdout__, flush=True)
+
+
+@contextmanager
+def quiet_libraries() -> Iterator[None]:
+    """Send what is written to standard error elsewhere, also by C++.
+
+    TensorFlow reports as errors, at import and at export, that it found no GPU.
+    """
+    saved = os.dup(2)
+    nothing = os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(nothing, 2)
+        yield
+    finally:
+        os.dup2(saved, 2)
+        os.close(saved)
+        os.close(nothing)
 
 
 class Progress:

@@ -381,10 +381,10 @@ def _trainer(
     # Defined here, it travels by value: the workers then import what training needs, not what
     # this module needs.
     def train_worker(config: dict[str, Any]) -> None:
-        import os
+        from mask_ray.progress import quiet_libraries
 
-        os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-        from mask_ray.worker import train
+        with quiet_libraries():
+            from mask_ray.worker import train
 
         train(config)
 
