@@ -153,7 +153,7 @@ def prepare(
     backbone: Backbone,
     *,
     own_folder: Path,
-    num_cpus: int,
+    num_cpus: float,
 ) -> Path:
     """The folder with the features of the training and validation images, computed if need be.
 
@@ -183,7 +183,7 @@ def prepare(
 
 
 def _compute_own(
-    key: Key, images: data.ImageData, backbone: Backbone, folder: Path, num_cpus: int
+    key: Key, images: data.ImageData, backbone: Backbone, folder: Path, num_cpus: float
 ) -> Path:
     if folder.exists():  # of an earlier attempt at the run
         shutil.rmtree(folder)
@@ -217,7 +217,7 @@ def _digest(path: Path) -> str:
 
 
 def _compute(
-    key: Key, images: data.ImageData, backbone: Backbone, folder: Path, num_cpus: int
+    key: Key, images: data.ImageData, backbone: Backbone, folder: Path, num_cpus: float
 ) -> Path:
     started = time.perf_counter()
     with _appearing(folder) as unfinished:
@@ -235,16 +235,16 @@ def _compute(
     return folder
 
 
-def _extracted(key: Key, images: data.ImageData, backbone: Backbone, num_cpus: int) -> Dataset:
+def _extracted(key: Key, images: data.ImageData, backbone: Backbone, num_cpus: float) -> Dataset:
     """Rows `features` (float16, (1 + views, D)), `label` and `split` of what is trained on."""
     # Where images are not decoded yet, one core in four reads and decodes them.
-    num_actors = num_cpus if images.kept else num_cpus - max(1, num_cpus // 4)
+    reserved = 0 if images.kept else max(1, num_cpus // 4)
     return images.dataset.map_batches(
         _Extractor,
         fn_constructor_args=(ray.put(backbone.onnx), key.augmented_views, key.augmentation),
         batch_size=_BATCH_SIZE,
-        num_cpus=1,
-        compute=ActorPoolStrategy(size=max(1, num_actors)),
+        num_cpus=min(1, num_cpus if images.kept else num_cpus / 2),
+        compute=ActorPoolStrategy(size=max(1, int(num_cpus - reserved))),
     )
 
 

@@ -73,7 +73,7 @@ class Plan:
     """
 
     scaling: ray.train.ScalingConfig
-    num_cpus: int
+    num_cpus: float
 
 
 def run(settings: TrainSettings) -> dict[str, Any]:
@@ -227,7 +227,7 @@ def plan_workers(settings: TrainSettings) -> Plan:
         resources_per_worker={"CPU": cpus} | ({"GPU": 1} if settings.use_gpu else {}),
         **_V1_ONLY,
     )
-    return Plan(scaling, int(ray.available_resources().get("CPU", 0)))
+    return Plan(scaling, ray.available_resources().get("CPU", 0))
 
 
 def _cpus_per_worker(settings: TrainSettings) -> float:
@@ -321,6 +321,7 @@ def _train(
 ) -> ray.train.Checkpoint:
     """Compute features where they are wanted and run the workers; their last checkpoint."""
     phases = {phase.name for phase in phases_of(settings)}
+    storage = home() / "train"
     config: dict[str, Any] = {
         "settings": settings.model_dump(),
         "class_names": images.class_names,
@@ -331,8 +332,8 @@ def _train(
         "epoch": None,
         "run_id": tracked.run_id,
         "tracking_uri": tracking_uri(),
+        "storage": str(storage),
     }
-    storage = home() / "train"
     own_features = storage / f"{tracked.run_id}.features"
     if "head" in phases and pretrained is not None:
         with clock.stage("features"):

@@ -8,7 +8,8 @@ import logging
 import os
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -60,8 +61,9 @@ def train(config: dict[str, Any]) -> None:
     Args:
         config: `settings` (of TrainSettings), `class_names`, `num_train` (images over all
             workers), `weights` (reference to the content of the backbone's .h5 file, or None),
-            `features` (folder, or None), `epoch` (a `batches.Epoch`, or None), `run_id` and
-            `tracking_uri`.
+            `backbone_onnx` (reference to its exported form, or None), `features` (folder, or
+            None), `epoch` (a `batches.Epoch`, or None), `run_id`, `tracking_uri` and `storage`
+            (folder of the checkpoints).
     """
     settings = TrainSettings(**config["settings"])
     timeline = Path(tempfile.mkdtemp(), "timeline.json")
@@ -283,8 +285,19 @@ class _Session:
         if hvd.rank() > 0:
             ray.train.report(reported)
             return
-        with tempfile.TemporaryDirectory() as folder:
+        with tempfile.TemporaryDirectory() as folder, self._clear_errors():
             ray.train.report(reported, checkpoint=self._save(Path(folder), phase, done))
+
+    @contextmanager
+    def _clear_errors(self) -> Iterator[None]:
+        try:
+            yield
+        except (OSError, RuntimeError) as error:  # h5py raises either when the disk is full
+            run_id = self._config["run_id"]
+            raise checkpoints.CheckpointError(
+                f"the checkpoint cannot be written: {error}. The one before is kept in "
+                f"{self._config['storage']}/{run_id}; go on from it with --resume {run_id}"
+            ) from error
 
     def _save(self, folder: Path, phase: int, done: Position) -> ray.train.Checkpoint:
         checkpoints.write(folder, self._trained, self._best, phase, done)
@@ -305,7 +318,7 @@ class _Session:
         if self._run is None:
             ray.train.report(asdict(position))
             return
-        with tempfile.TemporaryDirectory() as folder:
+        with tempfile.TemporaryDirectory() as folder, self._clear_errors():
             last = self._save(Path(folder), len(self._phases) - 1, position)
             keras.config.set_dtype_policy("float32")
             model = _build(self._config, self._settings)

@@ -1,4 +1,7 @@
-"""What every test gets: its own MASK_RAY_HOME, and no trace left in the environment."""
+"""What every test gets: its own MASK_RAY_HOME, and no trace left in the environment.
+
+And what several modules share: a Ray of two CPUs, alone or with one store for all their jobs.
+"""
 
 import os
 from collections.abc import Iterator
@@ -53,3 +56,26 @@ def ray_local() -> Iterator[None]:
     )
     yield
     ray.shutdown()
+
+
+@pytest.fixture(scope="module")
+def module_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One store for all tests of a module; its own `home` fixture gives this."""
+    return tmp_path_factory.mktemp("home")
+
+
+@pytest.fixture(scope="module")
+def cluster(module_home: Path) -> Iterator[dict[str, str]]:
+    """The environment of a command for a Ray of two CPUs, with the test as one of its drivers."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MASK_RAY_HOME", str(module_home))
+        patch.setenv("MLFLOW_TRACKING_URI", "")
+        address = ray.init(
+            address="local",
+            num_cpus=2,
+            object_store_memory=300 * 2**20,
+            include_dashboard=False,
+            log_to_driver=False,
+        ).address_info["address"]
+        yield os.environ | {"RAY_ADDRESS": address}
+        ray.shutdown()

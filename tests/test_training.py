@@ -1,21 +1,15 @@
 """A whole training run: real Ray job, two Horovod workers, MLflow store, HTTP answers."""
 
-import json
 import os
-import re
-import subprocess
-import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import httpx
 import mlflow
-import psutil
 import pytest
-import ray
 from mlflow.entities import Run
 from ray import serve
+from ray_jobs import SMALL, run_job
 
 from mask_ray import synthetic, tracking
 from mask_ray.config import ImageLimits, tracking_uri
@@ -27,23 +21,6 @@ from mask_ray.training import largest_share
 
 pytestmark = pytest.mark.slow
 
-ROOT = Path(__file__).parent.parent
-SMALL = [
-    "--image-size",
-    "96",
-    "--alpha",
-    "0.35",
-    "--backbone-weights",
-    "none",
-    "--batch-size",
-    "16",
-]
-
-
-@pytest.fixture(scope="module")
-def module_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("home")
-
 
 @pytest.fixture
 def home(module_home: Path) -> Path:
@@ -52,41 +29,12 @@ def home(module_home: Path) -> Path:
 
 
 @pytest.fixture(scope="module")
-def cluster(module_home: Path) -> Iterator[dict[str, str]]:
-    """The environment of a command for a Ray of two CPUs, with this test as one of its drivers."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("MASK_RAY_HOME", str(module_home))
-        patch.setenv("MLFLOW_TRACKING_URI", "")
-        address = ray.init(
-            address="local",
-            num_cpus=2,
-            object_store_memory=300 * 2**20,
-            include_dashboard=False,
-            log_to_driver=False,
-        ).address_info["address"]
-        yield os.environ | {"RAY_ADDRESS": address}
-        ray.shutdown()
-
-
-def run_job(module: str, *flags: str, cluster: dict[str, str]) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", module, *flags],
-        cwd=ROOT,
-        env=cluster,
-        capture_output=True,
-        text=True,
-        timeout=280,
-    )
-
-
-@pytest.fixture(scope="module")
 def trained(cluster: dict[str, str]) -> dict[str, Any]:
     """The result of a short run with two workers."""
     flags = ["--data", "synthetic:160", "--num-workers", "2", "--finetune-epochs", "2", *SMALL]
-    done = run_job("jobs.train", *flags, cluster=cluster)
-    assert done.returncode == 0, done.stderr[-3000:]
-    result: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    return result | {"log": done.stdout + done.stderr}
+    done = run_job("jobs.train", *flags, env=cluster)
+    assert done.lines[-1].startswith('{"run_id"')
+    return done.result | {"log": done.log}
 
 
 @pytest.fixture
@@ -138,9 +86,7 @@ def test_the_model_of_the_best_epoch_is_the_champion(run: Run, trained: dict[str
 def test_evaluating_the_champion_again_gives_the_same_figures(
     trained: dict[str, Any], cluster: dict[str, str]
 ) -> None:
-    done = run_job("jobs.evaluate", "--data", "synthetic:160", cluster=cluster)
-    assert done.returncode == 0, done.stderr[-3000:]
-    again = json.loads(done.stdout.splitlines()[-1])
+    again = run_job("jobs.evaluate", "--data", "synthetic:160", env=cluster).result
     assert again["model"] == {"name": "mask-detector", "version": trained["model_version"]}
     for name in ("num_images", "accuracy", "recall"):
         assert again[name] == trained["test"][name]
@@ -164,49 +110,11 @@ def test_the_champion_answers_over_http_as_it_does_offline(
     assert list(answer["probabilities"].values()) == pytest.approx(expected.tolist(), abs=1e-5)
 
 
-def test_a_killed_worker_costs_no_more_than_the_last_epochs(cluster: dict[str, str]) -> None:
-    # Ray Train asks for reports once a second or so, and what it has not heard of is lost.
-    flags = "--data synthetic:120 --num-workers 2 --finetune-epochs 9 --register-as other"
-    with subprocess.Popen(
-        [sys.executable, "-m", "jobs.train", *flags.split(), *SMALL],
-        cwd=ROOT,
-        env=cluster,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    ) as job:
-        assert job.stdout is not None
-        lines: list[str] = []
-        for line in job.stdout:
-            if "scratch 6/9  loss" in line and not any("scratch 6/9  loss" in s for s in lines):
-                kill_a_worker()
-            lines.append(line)
-    log = "".join(lines)
-    assert job.returncode == 0, log[-3000:]
-    assert re.search(r"going on after epoch [1-6]\n", log)
-    assert "scratch 9/9  loss" in log
-    (result,) = (json.loads(line) for line in lines if line.startswith('{"run_id"'))
-    mlflow.set_tracking_uri(tracking_uri())
-    assert mlflow.get_run(result["run_id"]).info.status == "FINISHED"
-    steps = mlflow.MlflowClient().get_metric_history(result["run_id"], "val_loss")
-    assert {point.step for point in steps} == set(range(9))
-
-
-def kill_a_worker() -> None:
-    workers = [
-        process
-        for process in psutil.process_iter(["cmdline"])
-        if process.info["cmdline"] and process.info["cmdline"][0].startswith("ray::RayTrainWorker")
-    ]
-    workers[-1].kill()
-
-
 def test_the_same_loop_runs_on_ray_s_own_trainer(home: Path) -> None:
     own = os.environ | {"RAY_ADDRESS": "local", "RAY_TRAIN_V2_ENABLED": "0"}
     flags = "--data synthetic:120 --num-workers 2 --finetune-epochs 1 --register-as v1"
-    done = run_job("jobs.train", *flags.split(), *SMALL, cluster=own)
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert json.loads(done.stdout.splitlines()[-1])["model_uri"] == "models:/v1/1"
+    done = run_job("jobs.train", *flags.split(), *SMALL, env=own)
+    assert done.result["model_uri"] == "models:/v1/1"
 
 
 @pytest.mark.parametrize(
@@ -246,9 +154,10 @@ def folder_of(tmp_path: Path, contents: dict[str, bytes]) -> str:
         (["--data", "synthetic", "--num-workers", "9"], {}, "at most the cluster's CPUs (2)"),
         (["--data", "synthetic", "--use-gpu"], {}, "at most the cluster's GPUs (0)"),
         (["--data", "synthetic", "--cpus-per-worker", "2"], {}, "must leave 0.5"),
+        (["--data", "synthetic", "--resume", "0" * 32], {}, "the tracking store"),
         (["--data", "synthetic", "--image-size", "100"], {}, "must be one of 96, 128"),
     ],
-    ids=["no folder", "one class", "unreadable", "workers", "gpu", "cpus", "setting"],
+    ids=["no folder", "one class", "unreadable", "workers", "gpu", "cpus", "resume", "setting"],
 )
 def test_a_mistake_ends_in_one_line_and_no_running_run(
     flags: list[str],
@@ -258,11 +167,10 @@ def test_a_mistake_ends_in_one_line_and_no_running_run(
     tmp_path: Path,
 ) -> None:
     data = ["--data", folder_of(tmp_path, contents)] if contents else []
-    done = run_job("jobs.train", "--backbone-weights", "none", *data, *flags, cluster=cluster)
+    done = run_job("jobs.train", "--backbone-weights", "none", *data, *flags, env=cluster)
     assert done.returncode in (1, 2)
-    errors = [line for line in done.stderr.splitlines() if "error" in line.lower()]
-    assert len(errors) == 1 and message in errors[0]
-    assert "Traceback" not in done.stderr
+    assert len(done.errors) == 1 and message in done.errors[0]
+    assert "Traceback" not in done.log
     mlflow.set_tracking_uri(tracking_uri())
     running = mlflow.search_runs(
         search_all_experiments=True, filter_string="attributes.status = 'RUNNING'"

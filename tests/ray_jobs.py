@@ -1,0 +1,88 @@
+"""Jobs as a user runs them: a command of its own, against the module's Ray."""
+
+import json
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+ROOT = Path(__file__).parent.parent
+
+# The smallest model there is, trained from nothing.
+SMALL = [
+    *("--image-size", "96", "--alpha", "0.35"),
+    *("--backbone-weights", "none", "--batch-size", "16"),
+]
+
+
+@dataclass
+class Job:
+    """A command that has ended."""
+
+    returncode: int
+    lines: list[str] = field(repr=False)
+
+    @property
+    def log(self) -> str:
+        return "".join(self.lines)
+
+    @property
+    def result(self) -> dict[str, Any]:
+        """The line of JSON that a job ends with."""
+        assert self.returncode == 0, self.log[-3000:]
+        (line,) = (line for line in self.lines if line.startswith('{"'))
+        result: dict[str, Any] = json.loads(line)
+        return result
+
+    @property
+    def run_id(self) -> str:
+        found = re.search(r"MLflow run (\w{32})", self.log)
+        assert found, self.log[-3000:]
+        return found[1]
+
+    @property
+    def errors(self) -> list[str]:
+        return [line for line in self.lines if line.startswith("error: ")]
+
+
+# Called with the command's process when a line holds the text, the first time only.
+Events = dict[str, Callable[[subprocess.Popen[str]], None]]
+
+
+def run_job(module: str, *flags: str, env: dict[str, str], events: Events | None = None) -> Job:
+    """Run a job to its end, with standard error among its output."""
+    waiting = dict(events or {})
+    lines = []
+    with subprocess.Popen(
+        [sys.executable, "-m", module, *flags],
+        cwd=ROOT,
+        env=env,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        # A shell in the background leaves Ctrl-C ignored, which children inherit.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    ) as process:
+        assert process.stdout is not None
+        for line in process.stdout:
+            lines.append(line)
+            for text in [text for text in waiting if text in line]:
+                waiting.pop(text)(process)
+    assert not waiting, f"never printed: {list(waiting)}; {''.join(lines)[-3000:]}"
+    return Job(process.returncode, lines)
+
+
+def kill_one(name: str) -> None:
+    """SIGKILL to the newest of Ray's processes of this name."""
+    found = [
+        process
+        for process in psutil.process_iter(["cmdline", "create_time"])
+        if (process.info["cmdline"] or [""])[0].startswith(f"ray::{name}")
+    ]
+    max(found, key=lambda process: process.info["create_time"]).kill()
