@@ -21,10 +21,10 @@ WEIGHTS ?=
 KEEP ?=
 TESTS ?= tests
 
-.PHONY: help setup demo serve test check format clean
+.PHONY: help setup demo serve test check format horovod-gpu clean
 
 help: ## List these targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 	@echo
 	@echo "  make demo DATA=/path/to/photos   train on your own folder, one sub-folder per class"
 	@echo "  make demo WEIGHTS=imagenet       start from ImageNet weights (or a path) instead of none"
@@ -52,6 +52,9 @@ format: setup ## Format the code and mend what the linter can
 	@ruff format .
 	@ruff check --fix .
 
+horovod-gpu: | cuda compiler $(UV) ## Build Horovod with NCCL, for GPUs, as a wheel in dist/
+	@UV="$(UV)" bash mask_ray/horovod/build_gpu.sh
+
 clean: ## Remove .venv, .tools and caches; runs and models in MASK_RAY_HOME stay
 	rm -rf $(VENV) $(TOOLS) .pytest_cache .mypy_cache .ruff_cache .import_linter_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
@@ -65,6 +68,10 @@ compiler:
 	  echo "or xcode-select --install (macOS)." >&2; \
 	  exit 1; \
 	fi
+
+.PHONY: cuda
+cuda:
+	@bash mask_ray/horovod/build_gpu.sh --check
 
 $(TOOLS)/uv/bin/uv: | compiler
 	@command -v $(PYTHON) >/dev/null || { \

@@ -121,6 +121,13 @@ def test_packages_come_from_the_lock_file(cluster: dict[str, Any]) -> None:
     assert cluster["file_mounts"]["~/mask_ray/uv.lock"] == "uv.lock"
 
 
+def test_horovod_with_nccl_is_installed_last(cluster: dict[str, Any]) -> None:
+    """Each `uv sync` puts the ordinary build back."""
+    setup = cluster["worker_setup_commands"]
+    assert "horovod-*.whl" in setup[-1]
+    assert "uv sync" not in setup[-1]
+
+
 def test_nodes_get_every_file_the_project_builds_from(cluster: dict[str, Any]) -> None:
     pyproject = tomllib.loads((ROOT / "pyproject.toml").read_text())
     project = pyproject["project"]

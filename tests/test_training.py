@@ -49,7 +49,12 @@ def test_the_result_holds_what_the_contract_names(trained: dict[str, Any]) -> No
     assert trained["test"]["num_images"] > 10
     assert 0 <= trained["test"]["accuracy"] <= 1
     assert set(trained["test"]["recall"]) == set(synthetic.CLASS_NAMES)
-    assert set(trained["seconds"]) == {"data", "train", "evaluate", "total"}
+    assert set(trained["seconds"]) == {
+        "data",
+        "train",
+        "evaluate",
+        "total",
+    }
     assert "scratch 2/2  loss" in trained["log"]
 
 
@@ -115,6 +120,46 @@ def test_the_same_loop_runs_on_ray_s_own_trainer(home: Path) -> None:
     flags = "--data synthetic:120 --num-workers 2 --finetune-epochs 1 --register-as v1"
     done = run_job("jobs.train", *flags.split(), *SMALL, env=own)
     assert done.result["model_uri"] == "models:/v1/1"
+
+
+@pytest.fixture(scope="module")
+def pretrained(shared: Path) -> list[str]:
+    """Flags of a short run through both phases, from ImageNet weights."""
+    (weights,) = (shared / "weights").glob("*.h5")
+    flags = "--data synthetic:120 --image-size 96 --head-epochs 3 --finetune-epochs 1"
+    return [*flags.split(), "--backbone-weights", str(weights), "--register-as", "pretrained"]
+
+
+def test_the_same_seed_gives_the_same_figures(
+    pretrained: list[str], cluster: dict[str, str]
+) -> None:
+    runs = [run_job("jobs.train", *pretrained, env=cluster) for _ in range(2)]
+    assert runs[0].result["test"] == runs[1].result["test"]
+    mlflow.set_tracking_uri(tracking_uri())
+    for name in ("loss", "val_loss", "accuracy"):
+        first, second = (
+            [p.value for p in mlflow.MlflowClient().get_metric_history(run.run_id, name)]
+            for run in runs
+        )
+        assert first == second and len(first) == 4
+    assert "features: found in" in runs[1].log
+
+
+def test_every_flag_of_horovod_at_once(
+    pretrained: list[str], cluster: dict[str, str], home: Path
+) -> None:
+    before = sorted((home / "features").glob("*"))
+    flags = (
+        "--num-workers 2 --gradient-compression fp16 --fusion-threshold-mb 1 --cycle-time-ms 2 "
+        "--accumulate-steps 2 --scale-learning-rate --warmup-epochs 1 --precision bfloat16 "
+        "--timeline --augmented-views 0 --no-feature-cache"
+    )
+    job = run_job("jobs.train", *pretrained, *flags.split(), env=cluster)
+    mlflow.set_tracking_uri(tracking_uri())
+    timeline = mlflow.artifacts.load_text(f"runs:/{job.result['run_id']}/timeline.json")
+    assert "ALLREDUCE" in timeline
+    assert sorted((home / "features").glob("*")) == before
+    assert not (home / "train" / f"{job.run_id}.features").exists()
 
 
 @pytest.mark.parametrize(
