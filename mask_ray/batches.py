@@ -13,6 +13,7 @@ import numpy as np
 import ray
 from numpy.typing import NDArray
 from ray.data import Dataset
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from mask_ray import data
 from mask_ray.augmentation import augment
@@ -89,7 +90,7 @@ class ImageBatches:
     Args:
         train: This worker's shard of `augmented(...)`.
         val: This worker's shard of the validation images.
-        epoch: The same Epoch that was given to `augmented`.
+        epoch: The same actor that was given to `augmented`.
         rank: This worker's.
         seed: Of the order of rows.
     """
@@ -121,7 +122,7 @@ class ImageBatches:
             yield batch["image"], batch["label"]
 
 
-class _Epoch:
+class Epoch:
     """Tells Ray Data's tasks, which don't know it, what epoch they work for."""
 
     def __init__(self) -> None:
@@ -136,7 +137,14 @@ class _Epoch:
         return self._epoch
 
 
-Epoch: Any = ray.remote(num_cpus=0)(_Epoch)
+def start_epoch_actor() -> Any:
+    """An Epoch that lives as long as this process, and on its node: others may be lost."""
+    here = ray.get_runtime_context().get_node_id()
+    return (
+        ray.remote(Epoch)
+        .options(num_cpus=0, scheduling_strategy=NodeAffinitySchedulingStrategy(here, soft=False))
+        .remote()
+    )
 
 
 def augmented(images: Dataset, strength: float, seed: int, epoch: Any) -> Dataset:
@@ -146,7 +154,7 @@ def augmented(images: Dataset, strength: float, seed: int, epoch: Any) -> Datase
         images: Rows `image` and `label`.
         strength: See `mask_ray.augmentation`.
         seed: With the epoch and the image's pixels, it decides the view.
-        epoch: An Epoch.
+        epoch: From `start_epoch_actor`.
     """
     return data.map_rows(images, _augment, strength=strength, seed=seed, epoch=epoch)
 

@@ -24,7 +24,7 @@ from ray.data import Dataset
 from ray.train.v2._internal.constants import is_v2_enabled
 
 from mask_ray import checkpoints, data, evaluation, features, tracking, weights
-from mask_ray.batches import Epoch, augmented
+from mask_ray.batches import augmented, start_epoch_actor
 from mask_ray.config import MaskRayError, SplitName, TrainSettings, home, tracking_uri
 from mask_ray.horovod import HorovodTrainer
 from mask_ray.phases import phases_of
@@ -344,7 +344,7 @@ def _train(
             )
     datasets = {}
     if phases != {"head"}:
-        config["epoch"] = epoch = Epoch.remote()
+        config["epoch"] = epoch = start_epoch_actor()
         strength, seed = settings.augmentation, settings.seed
         datasets = {
             "train": augmented(splits["train"], strength, seed, epoch),
