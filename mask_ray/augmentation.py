@@ -12,10 +12,6 @@ from PIL import Image, ImageFilter
 
 Pixels = NDArray[np.uint8]
 
-# Half the side of what is added around a picture, as a share of it, so that a turned or shifted
-# view shows its stretched edge instead of black.
-_MARGIN = 0.25
-
 # How often each of the costly or destructive steps is taken.
 _SHARE = 0.2
 
@@ -55,10 +51,11 @@ def _posed(image: Pixels, rng: np.random.Generator, strength: float) -> Pixels:
     mirror = rng.choice([-1.0, 1.0])
     cos, sin = np.cos(angle) / zoom, np.sin(angle) / zoom
     turn = np.array([[mirror * cos, -sin], [mirror * sin, cos]])
-    margin = int(_MARGIN * size)
-    centre = (size - 1) / 2
+    centre = size / 2
+    # Wide enough for the view's corners, which show the picture's stretched edge instead of black.
+    margin = max(0, int(np.ceil((np.abs(turn) @ (centre + np.abs(shift))).max() - centre)))
     # Pillow maps each pixel of the view to where it comes from.
-    origin = centre + margin - turn @ (np.array([centre, centre]) + shift)
+    origin = centre + margin - turn @ (centre + shift)
     padded = Image.fromarray(np.pad(image, ((margin, margin), (margin, margin), (0, 0)), "edge"))
     matrix = (turn[0, 0], turn[0, 1], origin[0], turn[1, 0], turn[1, 1], origin[1])
     posed = padded.transform(

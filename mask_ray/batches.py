@@ -59,7 +59,7 @@ class FeatureBatches:
             self._val = np.load(folder / "val_features.npy", mmap_mode="r")
             self._train_labels = np.load(folder / "train_labels.npy")
             self._val_labels = np.load(folder / "val_labels.npy")
-        except (OSError, ValueError) as error:
+        except (OSError, EOFError, ValueError) as error:
             raise MaskRayError(
                 f"the features in {folder} cannot be read by worker {rank}: {error}. "
                 "MASK_RAY_HOME must be on storage that all nodes mount at the same place"

@@ -1,8 +1,8 @@
 """What a run needs to go on after a fault. Imports no Keras: the driver reads names from here."""
 
 import json
-import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -41,6 +41,9 @@ def write(folder: Path, trained: "keras.Model", best: Weights, phase: int, done:
         best: Its weights of the best epoch.
         phase: Index of the phase.
         done: The position to go on from, perhaps in the next phase.
+
+    Raises:
+        OSError, RuntimeError: the folder has no room for it; h5py raises either.
     """
     trained.save_weights(folder / _TRAINED)
     np.savez(folder / _BEST, *best)
@@ -62,19 +65,26 @@ def read(checkpoint: Any, begin: "Callable[[int], keras.Model]") -> tuple[Positi
     """
     with checkpoint.as_directory() as name:
         folder = Path(name)
-        try:
+        with _damage_named(checkpoint):
             state = json.loads((folder / _STATE).read_text())
-            position = Position(**state["position"])
+            phase, position = int(state["phase"]), Position(**state["position"])
             with np.load(folder / _BEST) as saved:
                 best = [saved[key] for key in saved.files]
-            trained = begin(state["phase"])
+        trained = begin(phase)
+        with _damage_named(checkpoint):
             trained.load_weights(folder / _TRAINED)
-        except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile) as error:
-            raise CheckpointError(
-                f"the checkpoint {checkpoint.path} is damaged ({_first_line(error)}). "
-                "Remove it and resume from the one before, or start a new run"
-            ) from error
     return position, best
+
+
+@contextmanager
+def _damage_named(checkpoint: Any) -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:  # numpy's, zipfile's, h5py's and Keras's own share no base class
+        raise CheckpointError(
+            f"the checkpoint {checkpoint.path} is damaged ({_first_line(error)}). "
+            "Remove it and resume from the one before, or start a new run"
+        ) from error
 
 
 def _first_line(error: Exception) -> str:

@@ -121,8 +121,8 @@ def _appearing(folder: Path) -> Iterator[Path]:
     unfinished = Path(tempfile.mkdtemp(".unfinished", f"{folder.name}.", folder.parent))
     try:
         yield unfinished
-        digests = {path.name: _digest(path) for path in sorted(unfinished.iterdir())}
-        (unfinished / _MANIFEST).write_text(json.dumps({"sha256": digests}, indent=2))
+        manifest = {"sha256": _digests(unfinished)}
+        (unfinished / _MANIFEST).write_text(json.dumps(manifest, indent=2))
         unfinished.chmod(0o755)
         try:
             unfinished.replace(folder)
@@ -201,19 +201,23 @@ def _is_whole(folder: Path) -> bool:
     if not folder.exists():
         return False
     try:
-        digests: dict[str, str] = json.loads((folder / _MANIFEST).read_text())["sha256"]
-        damaged = [name for name in digests if _digest(folder / name) != digests[name]]
-    except (OSError, ValueError, KeyError) as error:
-        damaged = [str(error)]
-    if damaged:
-        say(f"features: {folder} is damaged ({damaged[0]}): computing them again")
+        whole = json.loads((folder / _MANIFEST).read_text()) == {"sha256": _digests(folder)}
+    except (OSError, ValueError):
+        whole = False
+    if not whole:
+        say(f"features: {folder} is damaged: computing them again")
         shutil.rmtree(folder)
-    return not damaged
+    return whole
 
 
-def _digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+def _digests(folder: Path) -> dict[str, str]:
+    """SHA-256 of each file but the manifest, by name."""
+    digests = {}
+    for path in sorted(folder.iterdir()):
+        if path.name != _MANIFEST:
+            with path.open("rb") as file:
+                digests[path.name] = hashlib.file_digest(file, "sha256").hexdigest()
+    return digests
 
 
 def _compute(

@@ -113,7 +113,10 @@ def load_backbone_weights(model: keras.Model, encoded: bytes, alpha: float) -> N
     Raises:
         WeightsError: the file is not one, or of another model or width.
     """
-    with tempfile.NamedTemporaryFile(suffix=".h5") as file:
+    # Keras tells its formats apart by the file's name. The older one, in which the ImageNet
+    # weights come, lists its layers under this key.
+    suffix = ".h5" if b"layer_names" in encoded else ".weights.h5"
+    with tempfile.NamedTemporaryFile(suffix=suffix) as file:
         file.write(encoded)
         file.flush()
         try:

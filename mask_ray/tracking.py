@@ -100,9 +100,10 @@ class Run:
     """One MLflow run, written to by its id from any process that reaches the store."""
 
     def __init__(self, run_id: str) -> None:
-        _connect()
         self.run_id = run_id
-        self._client = MlflowClient()
+        with _clear_errors():
+            _connect()
+            self._client = MlflowClient()
 
     def status(self) -> str:
         """RUNNING, FINISHED, FAILED or KILLED."""
@@ -232,8 +233,8 @@ def start_run(experiment: str, tags: Mapping[str, str], run_id: str | None = Non
 
 
 def _open_run(experiment: str, tags: Mapping[str, str]) -> Run:
-    _connect()
     with _clear_errors():
+        _connect()
         experiment_id = _experiment_id(experiment)
         mlflow.set_experiment(experiment_id=experiment_id)
         return Run(MlflowClient().create_run(experiment_id, tags=dict(tags)).info.run_id)
@@ -249,7 +250,7 @@ def _open_again(run_id: str, tags: Mapping[str, str]) -> Run:
 
 def _close(run: Run, status: str) -> None:
     """Also where the store is gone, which the error on its way out says already."""
-    with suppress(TrackingError) if status == "FAILED" else nullcontext(), _clear_errors():
+    with nullcontext() if status == "FINISHED" else suppress(TrackingError), _clear_errors():
         MlflowClient().set_terminated(run.run_id, status)
 
 

@@ -254,13 +254,10 @@ def largest_share(free: list[float], num_workers: int) -> float:
 
     Args:
         free: CPUs free on each node. One of them, or half where there is less, is left to
-            Ray Data.
+            Ray Data: on every node, since any of them may be the last that is left.
         num_workers: Workers to place.
     """
-    free = sorted(free, reverse=True)
-    if not free:
-        return 0.0
-    free[0] -= min(1, sum(free) / 2)
+    free = [cpus - min(1, cpus / 2) for cpus in free]
     shares = {cpus / count for cpus in free for count in range(1, num_workers + 1) if cpus > 0}
     for share in sorted(shares, reverse=True):
         if sum(math.floor(cpus / share + 1e-9) for cpus in free) >= num_workers:

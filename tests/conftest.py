@@ -4,7 +4,10 @@ And what several modules share: a Ray of two CPUs, alone or with one store for a
 """
 
 import os
+import shutil
+import subprocess
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -16,6 +19,8 @@ os.environ["ORT_DISABLE_TELEMETRY"] = "1"
 os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
 
 import ray
+
+from mask_ray.config import tracking_uri
 
 ROOT = Path(__file__).parent.parent
 
@@ -41,6 +46,68 @@ def shared() -> Path:
     folder = ROOT.parent / "shared"
     if not folder.is_dir():
         pytest.skip(f"needs the folder of photos and weights {folder}")
+    return folder
+
+
+@contextmanager
+def _mounted(folder: Path, *options: str) -> Iterator[Path]:
+    """A mount point, where the tests may make one: Linux, as root."""
+    folder.mkdir()
+    mount = ["mount", *options, folder]
+    if shutil.which("mount") is None or subprocess.run(mount, capture_output=True).returncode:
+        pytest.skip("needs the right to mount")
+    try:
+        yield folder
+    finally:
+        # Lazily: files that are mapped into memory may still be open.
+        subprocess.run(["umount", "--lazy", folder], check=True)
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A disk with room for 256 KiB."""
+    with _mounted(tmp_path / "disk", "-t", "tmpfs", "-o", "size=256k", "tmpfs") as folder:
+        yield folder
+
+
+@pytest.fixture
+def read_only_disk(tmp_path: Path) -> Iterator[Path]:
+    """A folder that not even root may write to."""
+    with _mounted(tmp_path / "disk", "-t", "tmpfs", "-o", "ro", "tmpfs") as folder:
+        yield folder
+
+
+@pytest.fixture(scope="session")
+def new_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An empty store. To make one takes MLflow two seconds; each test gets a copy."""
+    from mask_ray.tracking import ModelNotFoundError, resolve_model
+
+    home = tmp_path_factory.mktemp("store")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MASK_RAY_HOME", str(home))
+        patch.setenv("MLFLOW_TRACKING_URI", "")
+        patch.setenv("MLFLOW_EXPERIMENT_ID", "")
+        with pytest.raises(ModelNotFoundError):
+            resolve_model("models:/nothing@champion")
+    return home / "mlflow.db"
+
+
+@pytest.fixture
+def store(home: Path, new_store: Path) -> None:
+    """An MLflow store of the test's own, under its home."""
+    import mlflow
+
+    home.mkdir()
+    shutil.copy(new_store, home)
+    # The store that this process has in mind is another test's.
+    mlflow.set_tracking_uri(tracking_uri())
+
+
+@pytest.fixture
+def working_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    folder = tmp_path / "cwd"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
     return folder
 
 

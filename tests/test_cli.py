@@ -17,6 +17,21 @@ from mask_ray.config import DataSettings, MaskRayError, TrainSettings
 JOBS = sorted(path.stem for path in (ROOT / "jobs").glob("*.py") if path.stem != "__init__")
 
 TRAIN_FLAGS = {
+    "--accumulate-steps",
+    "--augmentation",
+    "--augmented-views",
+    "--cycle-time-ms",
+    "--feature-cache",
+    "--finetune-from",
+    "--finetune-learning-rate",
+    "--fusion-threshold-mb",
+    "--gradient-compression",
+    "--patience",
+    "--precision",
+    "--resume",
+    "--scale-learning-rate",
+    "--timeline",
+    "--warmup-epochs",
     "--data",
     "--num-workers",
     "--min-workers",
@@ -112,6 +127,51 @@ def test_flags_beat_the_file(tmp_path: Path) -> None:
     settings = parse("--data", "flag", "--no-use-gpu", f"--config={path}", "--num-workers", "1")
 
     assert settings == TrainSettings(data="flag", num_workers=1, use_gpu=False, seed=5)
+
+
+RUN_ID = "0123456789abcdef" * 2
+
+
+class TestResume:
+    """Settings of the run that is resumed lie below what is given."""
+
+    @staticmethod
+    def stored(run_id: str) -> dict[str, Any]:
+        """Those that the run began with, as they come out of its JSON."""
+        assert run_id == RUN_ID
+        began = TrainSettings(data="stored", num_workers=4, seed=5, image_size=96)
+        return json.loads(began.model_dump_json())
+
+    def test_takes_all_settings_from_the_run(self) -> None:
+        resumed = cli.parse(TrainSettings, ["--resume", RUN_ID], self.stored)
+        assert resumed == TrainSettings(
+            data="stored", num_workers=4, seed=5, image_size=96, resume=RUN_ID
+        )
+
+    def test_lets_flags_and_the_file_change_them(self, tmp_path: Path) -> None:
+        path = config_file(tmp_path, f"resume: {RUN_ID}\nnum-workers: 2\nmax-failures: 0\n")
+        resumed = cli.parse(TrainSettings, ["--config", path, "--num-workers", "1"], self.stored)
+        assert resumed == TrainSettings(
+            data="stored", num_workers=1, max_failures=0, seed=5, image_size=96, resume=RUN_ID
+        )
+
+    def test_is_not_asked_for_by_other_runs(self) -> None:
+        def stored(run_id: str) -> NoReturn:
+            raise AssertionError("not reached")
+
+        settings = cli.parse(TrainSettings, ["--data", "photos"], stored)
+        assert settings == TrainSettings(data="photos")
+
+    def test_of_a_run_that_is_not_there_is_one_line(
+        self, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        def stored(run_id: str) -> NoReturn:
+            raise MaskRayError(f"no run\n{run_id}")
+
+        with pytest.raises(SystemExit) as caught:
+            cli.parse(TrainSettings, ["--resume", RUN_ID], stored)
+        assert caught.value.code == 2
+        assert capsys.readouterr().err == f"error: no run {RUN_ID}\n"
 
 
 def test_missing_data_is_named(refusal: Callable[..., str]) -> None:

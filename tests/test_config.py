@@ -1,5 +1,6 @@
 """Settings are checked once, where they enter, and say what is wrong with them."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,7 @@ from pydantic import ValidationError
 
 from mask_ray.config import (
     ALPHAS,
+    BLOCKS,
     IMAGE_SIZES,
     DataSettings,
     DemoSettings,
@@ -101,10 +103,24 @@ TRAIN_BOUNDS = [
     ("cpus_per_worker", 0, "greater than 0"),
     ("batch_size", 0, "greater than or equal to 1"),
     ("batch_size", 1.5, "a valid integer"),
+    ("accumulate_steps", 0, "greater than or equal to 1"),
     ("learning_rate", 0, "greater than 0"),
     ("learning_rate", 1.01, "less than or equal to 1"),
+    ("finetune_learning_rate", 0, "greater than 0"),
+    ("finetune_learning_rate", 1.01, "less than or equal to 1"),
+    ("scale_learning_rate", "maybe", "a valid boolean"),
+    ("warmup_epochs", -0.1, "greater than or equal to 0"),
     ("head_epochs", -1, "greater than or equal to 0"),
+    ("augmented_views", -1, "greater than or equal to 0"),
+    ("augmented_views", 65, "less than or equal to 64"),
+    ("feature_cache", "maybe", "a valid boolean"),
     ("finetune_epochs", -1, "greater than or equal to 0"),
+    ("augmentation", -0.1, "greater than or equal to 0"),
+    ("augmentation", 2.1, "less than or equal to 2"),
+    ("patience", 0, "greater than or equal to 1"),
+    ("fusion_threshold_mb", -1, "greater than or equal to 0"),
+    ("cycle_time_ms", 0, "greater than 0"),
+    ("timeline", "maybe", "a valid boolean"),
     ("max_failures", -2, "greater than or equal to -1"),
     ("image_size", 100, "one of 96, 128, 160, 192, 224"),
     ("alpha", 0.9, "one of 0.35, 0.5, 0.75, 1.0, 1.3, 1.4"),
@@ -180,6 +196,33 @@ def test_evaluate_knows_its_splits() -> None:
     )
 
 
+@pytest.mark.parametrize("block", ["block_0", "block_17", "block_", "head"])
+def test_fine_tuning_starts_at_a_block_of_the_network(block: str) -> None:
+    assert mistake(TrainSettings, {**DATA, "finetune_from": block}) == (
+        f"finetune_from must be one of {', '.join(BLOCKS)}; got {block}"
+    )
+
+
+@pytest.mark.parametrize(
+    ("field", "allowed"),
+    [
+        ("precision", "'auto', 'float32' or 'bfloat16'"),
+        ("gradient_compression", "'none' or 'fp16'"),
+    ],
+)
+def test_a_choice_is_told_its_values(field: str, allowed: str) -> None:
+    assert mistake(TrainSettings, {**DATA, field: "float16"}) == (
+        f"{field} must be {allowed}; got 'float16'"
+    )
+
+
+@pytest.mark.parametrize("run_id", ["", "latest", "A" * 32, "a" * 31, "a" * 33, "a" * 31 + "/"])
+def test_a_run_to_resume_is_named_by_its_id(run_id: str) -> None:
+    told = mistake(TrainSettings, {**DATA, "resume": run_id})
+    assert told.startswith("resume must match pattern")
+    assert told.endswith(f"; got {run_id!r}")
+
+
 @pytest.mark.parametrize(
     ("settings_class", "given", "told"),
     [
@@ -235,10 +278,16 @@ def test_values_that_disagree_are_told_why(
         (TrainSettings, {"num_workers": 2, "min_workers": 2, "batch_size": 2}),
         (TrainSettings, {"head_epochs": 0, "finetune_epochs": 1}),
         (TrainSettings, {"max_failures": -1, "learning_rate": 1}),
+        (TrainSettings, {"finetune_learning_rate": 1, "warmup_epochs": 0, "patience": 1}),
+        (TrainSettings, {"augmentation": 0, "augmented_views": 0}),
+        (TrainSettings, {"augmentation": 2, "augmented_views": 64}),
+        (TrainSettings, {"fusion_threshold_mb": 0, "cycle_time_ms": 0.1}),
+        (TrainSettings, {"resume": "0123456789abcdef" * 2}),
         (ServeSettings, {"max_batch_size": 16, "max_ongoing_requests": 16}),
         (ServeSettings, {"min_replicas": 2, "max_replicas": 2, "max_queued_requests": -1}),
         *((TrainSettings, {"image_size": image_size}) for image_size in IMAGE_SIZES),
         *((TrainSettings, {"alpha": alpha}) for alpha in ALPHAS),
+        *((TrainSettings, {"finetune_from": block}) for block in BLOCKS),
     ],
 )
 def test_values_at_their_bounds_are_accepted(
@@ -268,8 +317,18 @@ def test_without_backbone_weights_the_number_of_epochs_can_be_given() -> None:
     assert (settings.head_epochs, settings.finetune_epochs) == (0, 3)
 
 
-def test_cpus_per_worker_may_be_left_to_the_cluster() -> None:
-    assert TrainSettings.model_validate(DATA | {"cpus_per_worker": "auto"}).cpus_per_worker is None
+@pytest.mark.parametrize("field", ["cpus_per_worker", "finetune_learning_rate"])
+def test_a_value_may_be_left_open(field: str) -> None:
+    settings = TrainSettings.model_validate(DATA | {field: "auto"})
+    assert getattr(settings, field) is None
+
+
+def test_settings_come_back_from_json_as_they_were() -> None:
+    """A resumed run reads those it began with."""
+    settings = TrainSettings(
+        data="photos", backbone_weights="none", num_workers=2, min_workers=1, alpha=0.35
+    )
+    assert TrainSettings(**json.loads(json.dumps(settings.model_dump(mode="json")))) == settings
 
 
 def test_home_is_where_the_environment_says(

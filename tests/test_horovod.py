@@ -6,6 +6,9 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +18,7 @@ import pytest
 import ray
 import ray.train
 
+from mask_ray.config import MaskRayError
 from mask_ray.horovod.trainer import HorovodConfig, HorovodTrainer, assign_slots, choose_interface
 
 # Ray's workers cannot import this module: its functions travel by value.
@@ -55,11 +59,11 @@ def test_no_interface_is_an_error_that_names_those_there_are(
         choose_interface("192.0.2.77", nics)
 
 
-def tiny_model() -> Any:
+def tiny_model(optimizer: Any = None) -> Any:
     import keras
 
     model = keras.Sequential([keras.layers.Input((4,)), keras.layers.Dense(2)])
-    model.compile(keras.optimizers.SGD(0.5), "mse", metrics=["mae"], jit_compile=False)
+    model.compile(optimizer or keras.optimizers.SGD(0.5), "mse", metrics=["mae"], jit_compile=False)
     return model
 
 
@@ -68,65 +72,145 @@ def examples(num_rows: int) -> tuple[np.ndarray, np.ndarray]:
     return rng.normal(size=(num_rows, 4)).astype("f4"), rng.normal(size=(num_rows, 2)).astype("f4")
 
 
-def compare_with_one_process() -> None:
-    """Every claim about two ranks, checked against the same work done by one."""
-    import horovod.tensorflow as hvd
+def distributed(optimizer: Any, *compression: Any) -> Any:
+    """A model that is trained by all ranks, the same on each of them."""
+    from mask_ray.horovod.keras import broadcast_state, distributed_optimizer
+
+    model = tiny_model(distributed_optimizer(optimizer, *compression))
+    broadcast_state(model)
+    return model
+
+
+def copy_of(model: Any, optimizer: Any) -> Any:
+    """The same model for one process."""
+    copy = tiny_model(optimizer)
+    copy.set_weights(model.get_weights())
+    return copy
+
+
+def difference(model: Any, other: Any) -> float:
+    pairs = zip(model.get_weights(), other.get_weights(), strict=True)
+    return float(max(np.abs(a - b).max() for a, b in pairs))
+
+
+def weights_before_and_after_the_broadcast(rank: int) -> tuple[str, str]:
+    """What is said of them."""
     import keras
 
-    from mask_ray.horovod.keras import (
-        average_batch_statistics,
-        broadcast_state,
-        check_ranks_agree,
-        distributed_optimizer,
-        global_metrics,
-    )
-
-    hvd.init()
-    rank = hvd.rank()
-    found: dict[str, Any] = {"size": hvd.size()}
+    from mask_ray.horovod.keras import broadcast_state, check_ranks_agree
 
     keras.utils.set_random_seed(rank)
     model = tiny_model()
-    model.compile(distributed_optimizer(model.optimizer), "mse", metrics=["mae"], jit_compile=False)
-    try:
-        check_ranks_agree(model)
-        found["divergence"] = ""
-    except RuntimeError as error:
-        found["divergence"] = str(error)
-    broadcast_state(model)
-    check_ranks_agree(model)
+    said = []
+    for step in (lambda: None, lambda: broadcast_state(model)):
+        step()
+        try:
+            check_ranks_agree(model)
+            said.append("")
+        except RuntimeError as error:
+            said.append(str(error))
+    return said[0], said[1]
 
-    alone = tiny_model()
-    alone.set_weights(model.get_weights())
+
+def one_step(rank: int) -> float:
+    """How far it leads from one step over the rows of both ranks."""
+    import keras
+
+    from mask_ray.horovod.keras import check_ranks_agree
+
+    model = distributed(keras.optimizers.SGD(0.5))
+    alone = copy_of(model, keras.optimizers.SGD(0.5))
     x, y = examples(8)
     model.train_on_batch(x[rank::2], y[rank::2])
     check_ranks_agree(model)
     alone.train_on_batch(x, y)
-    found["weights_differ_by"] = float(
-        max(
-            np.abs(a - b).max()
-            for a, b in zip(model.get_weights(), alone.get_weights(), strict=True)
-        )
-    )
+    return difference(model, alone)
 
+
+def two_accumulated_steps(rank: int) -> tuple[float, float, float]:
+    """How far the first and both of them lead, and how far they end from one step of all rows."""
+    import keras
+
+    model = distributed(keras.optimizers.Adam(0.1, gradient_accumulation_steps=2))
+    start = copy_of(model, keras.optimizers.Adam(0.1))
+    alone = copy_of(model, keras.optimizers.Adam(0.1))
+    x, y = examples(8)
+    moved = []
+    for step in range(2):
+        own = slice(2 * rank + 4 * step, 2 * rank + 4 * step + 2)
+        model.train_on_batch(x[own], y[own])
+        moved.append(difference(model, start))
+    alone.train_on_batch(x, y)
+    return moved[0], moved[1], difference(model, alone)
+
+
+def one_step_in_fewer_bits(rank: int) -> float:
+    """How far it leads from one step in float32."""
+    import horovod.tensorflow as hvd
+    import keras
+
+    model = distributed(keras.optimizers.SGD(0.5), hvd.Compression.fp16)
+    alone = copy_of(model, keras.optimizers.SGD(0.5))
+    x, y = examples(8)
+    model.train_on_batch(x[rank::2], y[rank::2])
+    alone.train_on_batch(x, y)
+    return difference(model, alone)
+
+
+def metrics_of_unequal_shares(rank: int) -> float:
+    """How far they are from those over all rows."""
+    import keras
+
+    from mask_ray.horovod.keras import global_metrics
+
+    model = distributed(keras.optimizers.SGD(0.5))
+    alone = copy_of(model, keras.optimizers.SGD(0.5))
     x, y = examples(10)
-    mine = slice(0, 7) if rank == 0 else slice(7, 10)
-    model.set_weights(alone.get_weights())
-    model.evaluate(x[mine], y[mine], batch_size=2, verbose=0)
+    own = slice(0, 7) if rank == 0 else slice(7, 10)
+    model.evaluate(x[own], y[own], batch_size=2, verbose=0)
     averaged = global_metrics(model)
     expected = alone.evaluate(x, y, batch_size=10, verbose=0, return_dict=True)
-    found["metrics_differ_by"] = max(abs(averaged[name] - expected[name]) for name in expected)
+    return max(abs(averaged[name] - expected[name]) for name in expected)
+
+
+def averaged_moving_mean(rank: int) -> list[float]:
+    import keras
+
+    from mask_ray.horovod.keras import average_batch_statistics
 
     norm = keras.Sequential([keras.layers.Input((4,)), keras.layers.BatchNormalization()])
     norm.layers[0].moving_mean.assign(np.full(4, float(rank)))
     average_batch_statistics(norm)
-    found["moving_mean"] = norm.layers[0].moving_mean.numpy().tolist()
+    return list(norm.layers[0].moving_mean.numpy().tolist())
 
+
+def module_of_a_saved_optimizer(rank: int) -> str:
+    import keras
+
+    model = distributed(keras.optimizers.SGD(0.5))
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "model.keras")
         model.save(path)
-        found["optimizer"] = type(keras.models.load_model(path).optimizer).__module__
-    report(found)
+        return str(type(keras.models.load_model(path).optimizer).__module__)
+
+
+CLAIMS = (
+    weights_before_and_after_the_broadcast,
+    one_step,
+    two_accumulated_steps,
+    one_step_in_fewer_bits,
+    metrics_of_unequal_shares,
+    averaged_moving_mean,
+    module_of_a_saved_optimizer,
+)
+
+
+def try_all_claims() -> None:
+    """Each on two ranks, beside the same work done by one process."""
+    import horovod.tensorflow as hvd
+
+    hvd.init()
+    report({claim.__name__: claim(hvd.rank()) for claim in CLAIMS} | {"size": hvd.size()})
 
 
 def report(metrics: dict[str, Any], files: dict[str, str] | None = None) -> None:
@@ -157,20 +241,97 @@ def fit(loop: Any, folder: Path, num_workers: int = 2, **kwargs: Any) -> Any:
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("ray_local")
 class TestTwoWorkers:
-    def test_do_what_one_process_does(self, tmp_path: Path) -> None:
-        found = fit(compare_with_one_process, tmp_path).metrics
-        assert found["size"] == 2
-        assert "the workers' weights differ" in found["divergence"]
-        assert found["weights_differ_by"] < 1e-6
-        assert found["metrics_differ_by"] < 1e-6
-        assert found["moving_mean"] == [0.5] * 4
-        assert found["optimizer"].startswith("keras.")
+    @pytest.fixture(scope="class")
+    def found(self, ray_local: None, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+        metrics: dict[str, Any] = fit(try_all_claims, tmp_path_factory.mktemp("claims")).metrics
+        assert metrics["size"] == 2
+        return metrics
 
-    def test_go_on_from_the_checkpoint_when_one_is_killed(self, tmp_path: Path) -> None:
+    def test_differ_until_rank_0_has_given_its_weights(self, found: dict[str, Any]) -> None:
+        before, after = found["weights_before_and_after_the_broadcast"]
+        assert "the workers' weights differ" in before
+        assert after == ""
+
+    def test_take_the_step_of_one_process_on_all_rows(self, found: dict[str, Any]) -> None:
+        assert found["one_step"] < 1e-6
+
+    def test_accumulate_gradients_into_the_step_of_one_process(self, found: dict[str, Any]) -> None:
+        first, both, from_alone = found["two_accumulated_steps"]
+        assert first == 0
+        assert both > 0.05
+        assert from_alone < 1e-5
+
+    def test_send_gradients_in_fewer_bits_at_little_loss(self, found: dict[str, Any]) -> None:
+        # Half a unit in the last of float16's 11 bits, of gradients below 2, at a rate of 0.5.
+        assert 0 < found["one_step_in_fewer_bits"] < 2**-10
+
+    def test_count_every_row_once_in_metrics(self, found: dict[str, Any]) -> None:
+        assert found["metrics_of_unequal_shares"] < 1e-6
+
+    def test_share_their_batch_statistics(self, found: dict[str, Any]) -> None:
+        assert found["averaged_moving_mean"] == [0.5] * 4
+
+    def test_save_models_that_load_without_horovod(self, found: dict[str, Any]) -> None:
+        assert found["module_of_a_saved_optimizer"].startswith("keras.")
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("ray_local")
+class TestFaults:
+    def test_a_killed_worker_costs_the_way_back_to_the_checkpoint(self, tmp_path: Path) -> None:
         result = fit(count_to_four_and_die_once, tmp_path, max_failures=1)
         assert result.metrics == {"count": 4, "restarted_from": 2}
+
+    def test_an_error_that_the_user_can_mend_is_not_worth_a_restart(self, tmp_path: Path) -> None:
+        with pytest.raises(MaskRayError, match=r"^the disk is full$"):
+            fit(refuse, tmp_path, max_failures=3, train_loop_config={"folder": str(tmp_path)})
+        assert len(list(tmp_path.glob("started-*"))) == 2
+
+    def test_any_other_error_is_worth_as_many_restarts_as_allowed(self, tmp_path: Path) -> None:
+        config = {"folder": str(tmp_path), "bug": True}
+        with pytest.raises(ray.train.TrainingFailedError, match="ZeroDivisionError"):
+            fit(refuse, tmp_path, max_failures=1, train_loop_config=config)
+        assert len(list(tmp_path.glob("started-*"))) == 4
+
+    def test_ctrl_c_ends_the_workers(self, tmp_path: Path) -> None:
+        threading.Thread(target=interrupt_when_started, args=(tmp_path,)).start()
+        with pytest.raises(KeyboardInterrupt):
+            fit(work_for_ever, tmp_path, train_loop_config={"folder": str(tmp_path)})
+        pids = [int(path.name.partition("-")[2]) for path in tmp_path.glob("started-*")]
+        assert len(pids) == 2
+        wait_until(lambda: not any(map(psutil.pid_exists, pids)))
+
+
+def note_start(folder: str) -> None:
+    Path(folder, f"started-{os.getpid()}").touch()
+
+
+def wait_until(happened: Callable[[], bool], timeout_s: float = 60) -> None:
+    deadline = time.monotonic() + timeout_s
+    while not happened():
+        assert time.monotonic() < deadline, "it did not happen in time"
+        time.sleep(0.05)
+
+
+def refuse(config: dict[str, Any]) -> None:
+    note_start(config["folder"])
+    if ray.train.get_context().get_world_rank() == 0:
+        work_for_ever(config)
+    wait_until(lambda: len(list(Path(config["folder"]).glob("started-*"))) % 2 == 0)
+    if config.get("bug"):
+        raise ZeroDivisionError
+    raise MaskRayError("the disk is full")
+
+
+def work_for_ever(config: dict[str, Any]) -> None:
+    note_start(config["folder"])
+    wait_until(lambda: False, timeout_s=120)
+
+
+def interrupt_when_started(folder: Path) -> None:
+    wait_until(lambda: len(list(folder.glob("started-*"))) == 2)
+    os.kill(os.getpid(), signal.SIGINT)
 
 
 def count_to_four_and_die_once() -> None:

@@ -225,11 +225,6 @@ def test_a_missing_model_file_is_named() -> None:
         build_app({"model_uri": "missing.onnx"})
 
 
-def test_a_model_that_was_never_registered_says_how_to_make_one(
-    tmp_path: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("MASK_RAY_HOME", str(tmp_path))
-    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-
+def test_a_model_that_was_never_registered_says_how_to_make_one(store: None) -> None:
     with pytest.raises(ApplicationError, match=r"jobs\.train"):
         build_app({})

@@ -19,6 +19,7 @@ from onnx_files import IMAGE_SIZE, write_classifier
 from ray import serve
 
 from mask_ray.config import ImageLimits
+from mask_ray.demo import free_port
 from mask_ray.images import decode_resized
 from mask_ray.predictor import Predictor
 from mask_ray.serving import build_app
@@ -34,34 +35,26 @@ def model_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def base_url(model_path: Path) -> Iterator[str]:
-    """Two applications: the usual one at /, and at /tight one with room for two requests."""
-    port = free_port()
+def own_errors() -> Iterator[None]:
+    """Serve's errors as problem+json. Processes take it over from the one that starts Ray."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv(
             "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH", "mask_ray.serving:problem_middleware"
         )
-        ray.init(
-            address="local",
-            num_cpus=2,
-            object_store_memory=150 * 2**20,
-            include_dashboard=False,
-            log_to_driver=False,
-        )
-        try:
-            serve.start(http_options={"host": "127.0.0.1", "port": port})
-            usual = {
-                "model_uri": str(model_path),
-                "max_replicas": 1,
-                "batch_wait_timeout_s": 0.05,
-            }
-            tight = {"max_batch_size": 1, "max_ongoing_requests": 1, "max_queued_requests": 1}
-            serve.run(build_app(usual), name="usual", route_prefix="/")
-            serve.run(build_app(usual | tight), name="tight", route_prefix="/tight")
-            yield f"http://127.0.0.1:{port}"
-            serve.shutdown()
-        finally:
-            ray.shutdown()
+        yield
+
+
+@pytest.fixture(scope="module")
+def base_url(own_errors: None, ray_local: None, model_path: Path) -> Iterator[str]:
+    """Two applications: the usual one at /, and at /tight one with room for two requests."""
+    port = free_port()
+    serve.start(http_options={"host": "127.0.0.1", "port": port})
+    usual = {"model_uri": str(model_path), "max_replicas": 1, "batch_wait_timeout_s": 0.05}
+    tight = {"max_batch_size": 1, "max_ongoing_requests": 1, "max_queued_requests": 1}
+    serve.run(build_app(usual), name="usual", route_prefix="/")
+    serve.run(build_app(usual | tight), name="tight", route_prefix="/tight")
+    yield f"http://127.0.0.1:{port}"
+    serve.shutdown()
 
 
 @pytest.fixture(scope="module")
@@ -81,12 +74,6 @@ def expected(model_path: Path) -> Callable[[bytes], dict[str, float]]:
         return dict(zip(predictor.class_names, map(float, probabilities), strict=True))
 
     return classify
-
-
-def free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return int(listener.getsockname()[1])
 
 
 def replica(app_name: str) -> Any:

@@ -1,75 +1,27 @@
-"""Runs and models in a real MLflow, on files of the test's own."""
+"""Runs in a real MLflow, on files of the test's own."""
 
 import json
 import shutil
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 from urllib.parse import unquote, urlparse
 
 import mlflow
-import numpy as np
 import pytest
 from conftest import ROOT
 from matplotlib.figure import Figure
 from mlflow import MlflowClient
-from onnx_files import CLASS_NAMES, IMAGE_SIZE, write_classifier
+from mlflow_models import register
+from onnx_files import write_classifier
 from PIL import Image
 
-import mask_ray
 from mask_ray import tracking
 from mask_ray.config import MaskRayError, tracking_uri
-from mask_ray.predictor import Predictor
-from mask_ray.tracking import ModelNotFoundError, Run, TrackingError, resolve_model, start_run
-
-NAME = "mask-detector"
-METADATA = {"class_names": list(CLASS_NAMES), "image_size": IMAGE_SIZE, "git_commit": "abc"}
-EXAMPLE = np.random.default_rng(2).integers(0, 256, (1, IMAGE_SIZE, IMAGE_SIZE, 3), dtype=np.uint8)
-
-
-@pytest.fixture(scope="module")
-def new_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An empty store. To make one takes MLflow two seconds; each test gets a copy."""
-    home = tmp_path_factory.mktemp("store")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("MASK_RAY_HOME", str(home))
-        patch.setenv("MLFLOW_TRACKING_URI", "")
-        patch.setenv("MLFLOW_EXPERIMENT_ID", "")
-        with pytest.raises(ModelNotFoundError):
-            resolve_model("models:/nothing@champion")
-    return home / "mlflow.db"
-
-
-@pytest.fixture
-def store(home: Path, new_store: Path) -> None:
-    home.mkdir()
-    shutil.copy(new_store, home)
-    # The store that this process has in mind is another test's.
-    mlflow.set_tracking_uri(tracking_uri())
-
-
-@pytest.fixture
-def working_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    folder = tmp_path / "cwd"
-    folder.mkdir()
-    monkeypatch.chdir(folder)
-    return folder
-
-
-def register(run: Run, folder: Path, **given: Any) -> str:
-    onnx_path = write_classifier(folder / "model.onnx")
-    keras_path = folder / "model.keras"
-    keras_path.write_bytes(b"the same model for Keras")
-    options = {
-        "name": NAME,
-        "example": EXAMPLE,
-        "probabilities": Predictor(onnx_path).predict(EXAMPLE),
-        "metadata": METADATA,
-        "keras_path": keras_path,
-    }
-    return run.register_model(onnx_path, **options | given)
+from mask_ray.tracking import Run, TrackingError, start_run
 
 
 def stored(run_id: str) -> mlflow.entities.Run:
@@ -213,12 +165,134 @@ def test_a_store_of_the_users_own_is_used(
     assert list(working_directory.iterdir()) == []
 
 
-@pytest.mark.parametrize("uri", ["http://127.0.0.1:9", "nonsense://store"])
-def test_a_store_that_cannot_be_used_is_named(uri: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+class TestResumedRun:
+    def test_is_the_same_run_going_on_to_another_end(self, store: None) -> None:
+        with pytest.raises(KeyboardInterrupt), start_run("faces", {"git_commit": "a"}) as run:
+            run.log_metrics({"loss": 0.7}, step=0)
+            raise KeyboardInterrupt
+        assert run.status() == "KILLED"
+
+        with start_run("others", {"git_commit": "b"}, run.run_id) as resumed:
+            assert resumed.run_id == run.run_id
+            assert resumed.status() == "RUNNING"
+            resumed.log_metrics({"loss": 0.2}, step=1)
+
+        ended = stored(run.run_id)
+        assert ended.info.status == "FINISHED"
+        assert ended.info.end_time >= ended.info.start_time
+        assert ended.data.tags["git_commit"] == "b"
+        assert mlflow.get_experiment(ended.info.experiment_id).name == "faces"
+        curve = MlflowClient().get_metric_history(run.run_id, "loss")
+        assert [(point.step, point.value) for point in curve] == [(0, 0.7), (1, 0.2)]
+
+    def test_that_ends_badly_says_how(self, store: None) -> None:
+        with start_run("faces", {}) as run:
+            pass
+        with pytest.raises(MaskRayError), start_run("faces", {}, run.run_id):
+            raise MaskRayError("no room")
+        assert run.status() == "FAILED"
+
+    def test_that_is_not_there_is_named(self, store: None) -> None:
+        unknown = "0" * 32
+        with pytest.raises(TrackingError, match=f"{tracking_uri()} fails: .*{unknown}"):
+            start_run("faces", {}, unknown).__enter__()
+
+
+def test_json_comes_back_as_it_was_stored(store: None) -> None:
+    content = {"data": "/a b/ü", "min_workers": None, "alpha": 0.35, "resume": [1, "2"]}
+    with start_run("faces", {}) as run:
+        run.log_json(content, "settings.json")
+    assert Run(run.run_id).load_json("settings.json") == content
+
+
+def test_json_that_was_never_stored_is_named(store: None) -> None:
+    with start_run("faces", {}) as run:
+        with pytest.raises(TrackingError, match=r"settings\.json") as told:
+            run.load_json("settings.json")
+        assert "\n" not in str(told.value)
+
+
+def test_a_file_is_kept_under_its_name(store: None, tmp_path: Path) -> None:
+    path = tmp_path / "timeline.json"
+    path.write_text("[]")
+    with start_run("faces", {}) as run:
+        run.log_file(path)
+    assert artifact(run.run_id, "timeline.json").read_text() == "[]"
+
+
+@pytest.fixture
+def no_retries(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
-    with pytest.raises(TrackingError, match=f"no run can be opened in {uri}: "):
-        start_run("faces", {}).__enter__()
+
+
+def assert_names_the_store(told: BaseException, uri: str) -> None:
+    assert str(told).startswith(f"the tracking store {uri} fails: ")
+    assert len(str(told)) > len(f"the tracking store {uri} fails: ")
+    assert "\n" not in str(told)
+
+
+# Nothing listens there.
+NO_SERVER = "http://127.0.0.1:9"
+
+
+@pytest.mark.usefixtures("no_retries")
+@pytest.mark.parametrize("uri", [NO_SERVER, "nonsense://store"])
+@pytest.mark.parametrize("run_id", [None, "0" * 32], ids=["new", "resumed"])
+def test_a_store_that_cannot_be_used_is_named(
+    uri: str, run_id: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    with pytest.raises(TrackingError) as told:
+        start_run("faces", {}, run_id).__enter__()
+    assert_names_the_store(told.value, uri)
+
+
+@pytest.mark.parametrize("run_id", [None, "0" * 32], ids=["new", "resumed"])
+def test_a_home_that_cannot_be_made_is_named(home: Path, run_id: str | None) -> None:
+    home.write_text("in the way")
+    with pytest.raises(TrackingError) as told:
+        start_run("faces", {}, run_id).__enter__()
+    assert_names_the_store(told.value, f"sqlite:///{home}/mlflow.db")
+    assert "File exists" in str(told.value)
+
+
+USES: dict[str, Callable[[Run, Path], Any]] = {
+    "status": lambda run, folder: run.status(),
+    "log_params": lambda run, folder: run.log_params({"seed": 0}),
+    "log_metrics": lambda run, folder: run.log_metrics({"loss": 0.5}),
+    "set_tags": lambda run, folder: run.set_tags({"git_commit": "a"}),
+    "log_json": lambda run, folder: run.log_json({}, "settings.json"),
+    "load_json": lambda run, folder: run.load_json("settings.json"),
+    "log_file": lambda run, folder: run.log_file(write_classifier(folder / "model.onnx")),
+    "log_figure": lambda run, folder: run.log_figure(Figure(), "roc.png"),
+    "register_model": lambda run, folder: register(run, folder),
+}
+
+
+@pytest.mark.usefixtures("no_retries")
+@pytest.mark.parametrize("use", USES)
+def test_a_server_that_is_gone_is_named_whatever_is_asked_of_it(
+    use: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", NO_SERVER)
+    with pytest.raises(TrackingError) as told:
+        USES[use](Run("0" * 32), tmp_path)
+    assert_names_the_store(told.value, NO_SERVER)
+
+
+@pytest.mark.usefixtures("no_retries")
+@pytest.mark.parametrize("error", [MaskRayError("no room"), KeyboardInterrupt()])
+def test_a_store_that_goes_away_hides_no_error(store: None, error: BaseException) -> None:
+    with pytest.raises(type(error)) as told, start_run("faces", {}):
+        mlflow.set_tracking_uri(NO_SERVER)
+        raise error
+    assert told.value is error
+
+
+@pytest.mark.usefixtures("no_retries")
+def test_a_store_that_goes_away_before_the_end_is_an_error(store: None) -> None:
+    with pytest.raises(TrackingError), start_run("faces", {}):
+        mlflow.set_tracking_uri(NO_SERVER)
 
 
 @pytest.mark.parametrize(
@@ -241,195 +315,3 @@ def test_several_nodes_share_a_server(uri: str, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
     tracking.check_shared(num_nodes=2)
     assert tracking_uri() == uri
-
-
-class Registry(NamedTuple):
-    """A store with two versions of one model, of the same run."""
-
-    home: Path
-    run_id: str
-
-
-@pytest.fixture(scope="module")
-def registry(new_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Registry:
-    home = tmp_path_factory.mktemp("registry")
-    shutil.copy(new_store, home)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("MASK_RAY_HOME", str(home))
-        patch.setenv("MLFLOW_TRACKING_URI", "")
-        patch.setenv("MLFLOW_EXPERIMENT_ID", "")
-        with start_run("faces", {}) as run:
-            files = tmp_path_factory.mktemp("files")
-            versions = [register(run, files), register(run, files)]
-    assert versions == ["1", "2"]
-    return Registry(home, run.run_id)
-
-
-@pytest.fixture
-def in_registry(registry: Registry, monkeypatch: pytest.MonkeyPatch) -> Registry:
-    monkeypatch.setenv("MASK_RAY_HOME", str(registry.home))
-    mlflow.set_tracking_uri(tracking_uri())
-    return registry
-
-
-def test_the_last_registered_version_is_the_champion(in_registry: Registry) -> None:
-    client = MlflowClient()
-    assert client.get_model_version_by_alias(NAME, "champion").version == 2
-    assert [v.version for v in client.search_model_versions(f"name='{NAME}'")] == [2, 1]
-    assert client.get_model_version(NAME, "2").run_id == in_registry.run_id
-
-
-def test_a_registered_model_explains_itself(in_registry: Registry) -> None:
-    info = mlflow.models.get_model_info(f"models:/{NAME}@champion")
-
-    (image,) = info.signature.inputs.inputs
-    assert (image.name, image.type, image.shape) == (
-        "image",
-        np.dtype("uint8"),
-        (-1, IMAGE_SIZE, IMAGE_SIZE, 3),
-    )
-    (probabilities,) = info.signature.outputs.inputs
-    assert (probabilities.name, probabilities.type, probabilities.shape) == (
-        "probabilities",
-        np.dtype("float32"),
-        (-1, len(CLASS_NAMES)),
-    )
-    assert info.metadata == METADATA
-    assert info.run_id == in_registry.run_id
-
-
-def test_a_registered_model_has_its_input_example(in_registry: Registry) -> None:
-    folder = resolve_model(f"models:/{NAME}@champion").path.parent
-    example = mlflow.models.Model.load(folder).load_input_example(str(folder))
-    np.testing.assert_array_equal(example["image"], EXAMPLE)
-
-
-def test_a_registered_model_has_the_keras_file_beside_it(in_registry: Registry) -> None:
-    folder = resolve_model(f"models:/{NAME}@champion").path.parent
-    (keras_file,) = folder.rglob("*.keras")
-    assert keras_file.read_bytes() == b"the same model for Keras"
-
-
-@pytest.mark.parametrize(
-    ("uri", "version"), [("@champion", "2"), ("/1", "1"), ("/2", "2"), ("/latest", "2")]
-)
-def test_a_model_is_found_by_alias_and_by_version(
-    in_registry: Registry, uri: str, version: str
-) -> None:
-    model = resolve_model(f"models:/{NAME}{uri}")
-
-    assert (model.name, model.version) == (NAME, version)
-    assert Predictor(model.path).class_names == CLASS_NAMES
-
-
-def test_a_model_is_found_by_its_run(in_registry: Registry) -> None:
-    uri = f"runs:/{in_registry.run_id}/model"
-
-    model = resolve_model(uri)
-
-    assert (model.name, model.version) == (uri, None)
-    assert Predictor(model.path).class_names == CLASS_NAMES
-
-
-def test_a_model_is_found_by_the_path_of_its_file(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    folder = tmp_path / "my models"
-    folder.mkdir()
-    path = write_classifier(folder / "tiny.onnx")
-    monkeypatch.chdir(folder)
-
-    for uri in (str(path), "tiny.onnx", path.as_uri()):
-        assert resolve_model(uri) == tracking.ResolvedModel(path, name="tiny", version=None)
-
-
-@pytest.mark.parametrize(
-    "uri",
-    [
-        f"models:/{NAME}@challenger",
-        f"models:/{NAME}/99",
-        "models:/cats@champion",
-        "models:/cats",
-        "runs:/nothing/model",
-        "nonsense://models/1",
-    ],
-)
-def test_a_missing_model_is_told_how_to_make_one(in_registry: Registry, uri: str) -> None:
-    with pytest.raises(ModelNotFoundError) as told:
-        resolve_model(uri)
-    assert str(told.value).startswith(f"no model {uri} in sqlite:///{in_registry.home}/mlflow.db (")
-    assert "`ray job submit --working-dir . -- python -m jobs.train --data DIR`" in str(told.value)
-
-
-@pytest.mark.parametrize("uri", ["missing.onnx", "mask-detector@champion", "."])
-def test_a_missing_file_is_told_what_is_allowed(uri: str, working_directory: Path) -> None:
-    with pytest.raises(ModelNotFoundError) as told:
-        resolve_model(uri)
-    assert str(told.value) == (
-        "model_uri must be an MLflow model URI (models:/name@alias) or an .onnx file; "
-        f"there is no file {working_directory / uri}"
-    )
-
-
-def git(folder: Path, *arguments: str) -> str:
-    identity = ["-c", "user.name=Test", "-c", "user.email=test@example.org"]
-    return subprocess.run(
-        ["git", *identity, *arguments], cwd=folder, check=True, capture_output=True, text=True
-    ).stdout.strip()
-
-
-@pytest.fixture
-def checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A repository with the package in it, which stands for the one that is imported."""
-    folder = tmp_path / "checkout"
-    package = folder / "mask_ray"
-    package.mkdir(parents=True)
-    (package / "__init__.py").write_text("")
-    git(folder, "init", "-q")
-    git(folder, "add", ".")
-    git(folder, "commit", "-q", "-m", "First")
-    git(folder, "tag", "v1")
-    monkeypatch.setattr(mask_ray, "__file__", str(package / "__init__.py"))
-    monkeypatch.setattr(tracking, "_installed_from", lambda: None)
-    return folder
-
-
-def test_the_commit_is_the_checkouts(checkout: Path) -> None:
-    assert tracking.git_commit() == git(checkout, "rev-parse", "HEAD")
-
-
-def test_changed_code_is_dirty_and_other_files_are_not(checkout: Path) -> None:
-    (checkout / "notes.txt").write_text("not of the repository")
-    assert tracking.git_commit() == git(checkout, "rev-parse", "HEAD")
-
-    (checkout / "mask_ray" / "__init__.py").write_text("changed = True")
-    assert tracking.git_commit() == git(checkout, "rev-parse", "HEAD") + "-dirty"
-
-
-def test_a_copy_is_compared_with_the_checkout_it_was_installed_from(
-    checkout: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    copy = tmp_path / "copy"
-    shutil.copytree(checkout / "mask_ray", copy / "mask_ray")
-    monkeypatch.setattr(mask_ray, "__file__", str(copy / "mask_ray" / "__init__.py"))
-    assert tracking.git_commit() == "unknown"
-
-    monkeypatch.setattr(tracking, "_installed_from", lambda: checkout)
-    assert tracking.git_commit() == git(checkout, "rev-parse", "HEAD")
-
-    (copy / "mask_ray" / "__init__.py").write_text("changed = True")
-    assert tracking.git_commit() == git(checkout, "rev-parse", "HEAD") + "-dirty"
-
-
-def test_without_git_the_commit_is_unknown(
-    checkout: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("PATH", str(tmp_path))
-    assert tracking.git_commit() == "unknown"
-
-
-def test_the_environment_overrides_the_commit(
-    checkout: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("MASK_RAY_GIT_COMMIT", "release-7")
-    assert tracking.git_commit() == "release-7"

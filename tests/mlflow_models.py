@@ -1,0 +1,28 @@
+"""A registered model: the tiny classifier of `onnx_files`, and a file that stands for Keras's."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from onnx_files import CLASS_NAMES, IMAGE_SIZE, write_classifier
+
+from mask_ray.predictor import Predictor
+from mask_ray.tracking import Run
+
+NAME = "mask-detector"
+METADATA = {"class_names": list(CLASS_NAMES), "image_size": IMAGE_SIZE, "git_commit": "abc"}
+EXAMPLE = np.random.default_rng(2).integers(0, 256, (1, IMAGE_SIZE, IMAGE_SIZE, 3), dtype=np.uint8)
+
+
+def register(run: Run, folder: Path, **given: Any) -> str:
+    onnx_path = write_classifier(folder / "model.onnx")
+    keras_path = folder / "model.keras"
+    keras_path.write_bytes(b"the same model for Keras")
+    options = {
+        "name": NAME,
+        "example": EXAMPLE,
+        "probabilities": Predictor(onnx_path).predict(EXAMPLE),
+        "metadata": METADATA,
+        "keras_path": keras_path,
+    }
+    return run.register_model(onnx_path, **options | given)

@@ -1,0 +1,110 @@
+"""Where the backbone's weights are looked for, and what is said when they are not there."""
+
+import re
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any, NoReturn
+
+import pytest
+
+from mask_ray import weights
+from mask_ray.weights import WeightsError
+
+IMAGENET = "mobilenet_v2_weights_tf_dim_ordering_tf_kernels_{alpha}_224_no_top.h5"
+
+
+@pytest.fixture
+def keras_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("KERAS_HOME", str(tmp_path / "keras"))
+    (tmp_path / "keras" / "models").mkdir(parents=True)
+    return tmp_path / "keras"
+
+
+@pytest.fixture
+def download(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, ...]]:
+    """Downloads that Keras was asked for; all of them fail."""
+    asked: list[tuple[Any, ...]] = []
+
+    def refuse(*arguments: Any, **options: Any) -> NoReturn:
+        asked.append((*arguments, options))
+        raise OSError("no route\nto host")
+
+    keras = ModuleType("keras")
+    keras.utils = ModuleType("keras.utils")
+    keras.utils.get_file = refuse
+    monkeypatch.setitem(sys.modules, "keras", keras)
+    return asked
+
+
+def test_a_file_is_taken_where_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "mine.h5"
+    path.touch()
+    assert weights.find(str(path), alpha=1.0) == path
+
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert weights.find("~/mine.h5", alpha=1.0) == path
+
+
+@pytest.mark.parametrize("given", ["nowhere.h5", "/nowhere/weights.h5", "/"])
+def test_a_missing_file_is_told_what_is_allowed(given: str) -> None:
+    with pytest.raises(WeightsError) as told:
+        weights.find(given, alpha=1.0)
+    assert str(told.value) == (
+        f"backbone_weights must be imagenet, none or an existing .h5 file; got {given}. "
+        "A submitted job runs in a copy of the working directory: give an absolute path"
+    )
+
+
+@pytest.mark.parametrize(("alpha", "written"), [(1.0, "1.0"), (1, "1.0"), (0.35, "0.35")])
+def test_imagenet_weights_that_keras_has_are_not_downloaded(
+    keras_home: Path, download: list[Any], alpha: float, written: str
+) -> None:
+    path = keras_home / "models" / IMAGENET.format(alpha=written)
+    path.touch()
+    assert weights.find("imagenet", alpha) == path
+    assert download == []
+
+
+def test_imagenet_weights_are_fetched_from_where_keras_does(
+    keras_home: Path, download: list[Any]
+) -> None:
+    with pytest.raises(WeightsError):
+        weights.find("imagenet", alpha=1.4)
+    ((name, url, options),) = download
+    assert name == IMAGENET.format(alpha="1.4")
+    assert url == (
+        f"https://storage.googleapis.com/tensorflow/keras-applications/mobilenet_v2/{name}"
+    )
+    assert options == {"cache_subdir": "models"}
+
+
+def test_a_failed_download_says_what_to_do(keras_home: Path, download: list[Any]) -> None:
+    with pytest.raises(WeightsError) as told:
+        weights.find("imagenet", alpha=1.0)
+    assert re.fullmatch(
+        r"backbone_weights imagenet: the download failed \(no route to host\)\. Put the file into "
+        rf"{re.escape(str(keras_home / 'models'))}, or pass its path as --backbone-weights, or "
+        r"train without it by --backbone-weights none",
+        str(told.value),
+    )
+
+
+@pytest.mark.slow
+def test_the_file_s_name_is_the_one_keras_looks_for(
+    keras_home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What Keras itself would load for `weights="imagenet"`."""
+    import keras
+
+    asked = []
+
+    def refuse(name: str, *arguments: Any, **options: Any) -> NoReturn:
+        asked.append(name)
+        raise OSError("not now")
+
+    module = sys.modules[keras.applications.MobileNetV2.__module__]
+    monkeypatch.setattr(module.file_utils, "get_file", refuse)
+    with pytest.raises(OSError, match="not now"):
+        keras.applications.MobileNetV2(input_shape=(224, 224, 3), alpha=0.5, include_top=False)
+    assert asked == [IMAGENET.format(alpha="0.5")]
