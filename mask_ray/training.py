@@ -23,11 +23,8 @@ from ray._private.state import state as cluster_state
 from ray.data import Dataset
 from ray.train.v2._internal.constants import is_v2_enabled
 
-from mask_ray import checkpoints, data, evaluation, features, tracking, weights
-from mask_ray.batches import Epoch, augmented
+from mask_ray import checkpoints, data, evaluation, features, launch, tracking, weights
 from mask_ray.config import MaskRayError, SplitName, TrainSettings, home, tracking_uri
-from mask_ray.horovod import HorovodTrainer
-from mask_ray.phases import phases_of
 from mask_ray.predictor import Predictor
 from mask_ray.progress import say
 
@@ -76,6 +73,33 @@ class Plan:
     num_cpus: float
 
 
+@dataclass(frozen=True)
+class Pretrained:
+    """References to the content of the backbone's .h5 file, and to the `features.Backbone`."""
+
+    weights: Any
+    backbone: Any
+
+
+@dataclass(frozen=True)
+class Job:
+    """A run that has all it needs to train.
+
+    Args:
+        tracked: The MLflow run.
+        plan: The workers.
+        images: What was read.
+        splits: The same images, decoded, by split.
+        pretrained: The backbone's weights; None where there are none.
+    """
+
+    tracked: tracking.Run
+    plan: Plan
+    images: data.ImageData
+    splits: dict[SplitName, Dataset]
+    pretrained: Pretrained | None
+
+
 def run(settings: TrainSettings) -> dict[str, Any]:
     """Train, evaluate and register a model. Ray must be running.
 
@@ -84,14 +108,41 @@ def run(settings: TrainSettings) -> dict[str, Any]:
         seconds by stage.
 
     Raises:
+        checkpoints.CheckpointError: a checkpoint cannot be written or read.
+        MaskRayError: whatever `opened` raises.
+    """
+    clock = Clock()
+    with opened(settings, clock) as job:
+        with clock.stage("train"):
+            result = _train(settings, job, clock)
+        with result.as_directory() as folder:
+            files = Path(folder)
+            with clock.stage("evaluate"):
+                test = _evaluate(job.tracked, job.splits["test"], files / checkpoints.ONNX_FILE)
+            version = _register(settings, job, files)
+        seconds = {f"seconds_{name}": value for name, value in clock.seconds().items()}
+        job.tracked.log_metrics(seconds)
+    return {
+        "run_id": job.tracked.run_id,
+        "model_uri": f"models:/{settings.register_as}/{version}",
+        "model_version": version,
+        "image_size": settings.image_size,
+        "test": test,
+        "seconds": clock.seconds(),
+    }
+
+
+@contextmanager
+def opened(settings: TrainSettings, clock: "Clock") -> Iterator[Job]:
+    """Check all that can be checked, open the run in MLflow, and read the data.
+
+    Raises:
         data.DataError: the data set cannot be used.
         ClusterError: the cluster is too small.
         tracking.TrackingError: the tracking store does not answer, or not to all nodes.
         weights.WeightsError: the backbone weights cannot be had, or do not fit.
-        checkpoints.CheckpointError: a checkpoint cannot be written or read.
         ResumeError: the run to resume is finished, going on, or of other settings.
     """
-    clock = _Clock()
     tracking.check_shared(num_nodes=sum(node["Alive"] for node in ray.nodes()))
     plan = plan_workers(settings)
     if not data.is_synthetic(settings.data):
@@ -111,22 +162,7 @@ def run(settings: TrainSettings) -> dict[str, Any]:
             # All now, while the processes that can do it are still warm.
             splits = {name: images.split(name) for name in data.SPLITS}
         _log_data(tracked, images)
-        with clock.stage("train"):
-            result = _train(settings, plan, images, splits, pretrained, tracked, clock)
-        with result.as_directory() as folder:
-            files = Path(folder)
-            with clock.stage("evaluate"):
-                test = _evaluate(tracked, splits["test"], files / checkpoints.ONNX_FILE)
-            version = _register(settings, tracked, images, splits["test"], files)
-        tracked.log_metrics({f"seconds_{name}": value for name, value in clock.seconds().items()})
-    return {
-        "run_id": tracked.run_id,
-        "model_uri": f"models:/{settings.register_as}/{version}",
-        "model_version": version,
-        "image_size": settings.image_size,
-        "test": test,
-        "seconds": clock.seconds(),
-    }
+        yield Job(tracked, plan, images, splits, pretrained)
 
 
 def stored_settings(run_id: str) -> dict[str, Any]:
@@ -181,7 +217,7 @@ def _check_enough(settings: TrainSettings, images: data.ImageData) -> None:
         )
 
 
-class _Clock:
+class Clock:
     """Wall-clock seconds by stage and in total."""
 
     def __init__(self) -> None:
@@ -190,11 +226,13 @@ class _Clock:
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
+        """Time what is done within."""
         started = time.perf_counter()
         yield
         self._stages[name] = time.perf_counter() - started
 
     def seconds(self) -> dict[str, float]:
+        """What was timed, and `total` since the clock was made."""
         total = time.perf_counter() - self._started
         return {name: round(value, 2) for name, value in (self._stages | {"total": total}).items()}
 
@@ -268,20 +306,12 @@ def largest_share(free: list[float], num_workers: int) -> float:
     return 0.0
 
 
-@dataclass(frozen=True)
-class _Pretrained:
-    """References to the content of the backbone's .h5 file, and to the `features.Backbone`."""
-
-    weights: Any
-    backbone: Any
-
-
-def _open_pretrained(settings: TrainSettings) -> _Pretrained | None:
+def _open_pretrained(settings: TrainSettings) -> Pretrained | None:
     """The weights themselves, read here: the workers may be on other machines."""
     if settings.backbone_weights == "none":
         return None
     encoded = weights.find(settings.backbone_weights, settings.alpha).read_bytes()
-    return _Pretrained(ray.put(encoded), features.open_backbone(encoded, settings))
+    return Pretrained(ray.put(encoded), features.open_backbone(encoded, settings))
 
 
 def _tags() -> dict[str, str]:
@@ -310,98 +340,69 @@ def _log_data(tracked: tracking.Run, images: data.ImageData) -> None:
     say(summary.report())
 
 
-def _train(
-    settings: TrainSettings,
-    plan: Plan,
-    images: data.ImageData,
-    splits: dict[SplitName, Dataset],
-    pretrained: _Pretrained | None,
-    tracked: tracking.Run,
-    clock: "_Clock",
-) -> ray.train.Checkpoint:
+def _train(settings: TrainSettings, job: Job, clock: Clock) -> ray.train.Checkpoint:
     """Compute features where they are wanted and run the workers; their last checkpoint."""
-    phases = {phase.name for phase in phases_of(settings)}
     storage = home() / "train"
-    config: dict[str, Any] = {
-        "settings": settings.model_dump(),
-        "class_names": images.class_names,
-        "num_train": images.summary.counts["train"].total(),
-        "weights": pretrained and pretrained.weights,
-        "backbone_onnx": None,
-        "features": None,
-        "epoch": None,
-        "run_id": tracked.run_id,
-        "tracking_uri": tracking_uri(),
-        "storage": str(storage),
-    }
-    own_features = storage / f"{tracked.run_id}.features"
-    if "head" in phases and pretrained is not None:
+    config = worker_config(settings, job, storage)
+    own_features = storage / f"{job.tracked.run_id}.features"
+    if launch.needs_features(settings):
         with clock.stage("features"):
-            backbone = _get(pretrained.backbone)
-            config["backbone_onnx"] = ray.put(backbone.onnx)
-            config["features"] = features.prepare(
-                settings, images, backbone, own_folder=own_features, num_cpus=plan.num_cpus
-            )
-    datasets = {}
-    if phases != {"head"}:
-        config["epoch"] = epoch = Epoch.remote()
-        strength, seed = settings.augmentation, settings.seed
-        datasets = {
-            "train": augmented(splits["train"], strength, seed, epoch),
-            "val": splits["val"],
-        }
-    # Ray Train looks after its workers every 2 s by default, and ends no sooner.
-    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
-    trainer = _trainer(settings, plan.scaling, config, datasets, str(storage))
+            config["backbone_onnx"] = ray.put(_backbone(job).onnx)
+            config["features"] = prepare_features(settings, job, own_features)
+    trainer = launch.trainer(settings, job.plan.scaling, config, job.splits)
     try:
         last = trainer.fit().checkpoint
     except ray.train.TrainingFailedError as error:
-        raise _explained(error, settings, tracked) from error
+        raise _explained(error, settings, job.tracked) from error
     assert last is not None, "the workers end with a checkpoint"
     shutil.rmtree(own_features, ignore_errors=True)
     return last
 
 
-def _get(reference: Any) -> Any:
-    """What a Ray task made; an error of the user's as it was raised."""
+def worker_config(settings: TrainSettings, job: Job, storage: Path) -> dict[str, Any]:
+    """What `worker.train` is told, but for the features."""
+    return {
+        "settings": settings.model_dump(),
+        "class_names": job.images.class_names,
+        "num_train": job.images.summary.counts["train"].total(),
+        "weights": job.pretrained and job.pretrained.weights,
+        "backbone_onnx": None,
+        "features": None,
+        "epoch": None,
+        "run_id": job.tracked.run_id,
+        "tracking_uri": tracking_uri(),
+        "storage": str(storage),
+        "export": True,
+        "num_threads": None,
+    }
+
+
+def prepare_features(settings: TrainSettings, job: Job, own_folder: Path) -> Path:
+    """The folder with the features for these settings, computed if need be.
+
+    Args:
+        settings: Those of `features.prepare`.
+        job: With pretrained weights.
+        own_folder: Where they go when they are not to be kept, or cannot be.
+    """
+    return features.prepare(
+        settings,
+        job.images,
+        _backbone(job),
+        own_folder=own_folder,
+        num_cpus=job.plan.num_cpus,
+    )
+
+
+def _backbone(job: Job) -> features.Backbone:
+    """The exported backbone; an error of the user's as it was raised."""
+    assert job.pretrained is not None, "features are of a pretrained backbone"
     try:
-        return ray.get(reference)
+        return ray.get(job.pretrained.backbone)
     except ray.exceptions.RayTaskError as error:
         if isinstance(error.cause, MaskRayError):
             raise error.cause from error
         raise
-
-
-def _trainer(
-    settings: TrainSettings,
-    scaling: ray.train.ScalingConfig,
-    config: dict[str, Any],
-    datasets: dict[str, Dataset],
-    storage: str,
-) -> HorovodTrainer:
-    # Defined here, it travels by value: the workers then import what training needs, not what
-    # this module needs.
-    def train_worker(config: dict[str, Any]) -> None:
-        from mask_ray.progress import quiet_libraries
-
-        with quiet_libraries():
-            from mask_ray.worker import train
-
-        train(config)
-
-    return HorovodTrainer(
-        train_worker,
-        train_loop_config=config,
-        scaling_config=scaling,
-        run_config=ray.train.RunConfig(
-            name=config["run_id"],
-            storage_path=storage,
-            failure_config=ray.train.FailureConfig(max_failures=settings.max_failures),
-            checkpoint_config=ray.train.CheckpointConfig(num_to_keep=1),
-        ),
-        datasets=datasets,
-        dataset_config=data.ShardConfig(),
-    )
 
 
 def _explained(error: Exception, settings: TrainSettings, tracked: tracking.Run) -> ClusterError:
@@ -423,23 +424,17 @@ def _evaluate(tracked: tracking.Run, test_images: Dataset, onnx: Path) -> dict[s
     return metrics
 
 
-def _register(
-    settings: TrainSettings,
-    tracked: tracking.Run,
-    images: data.ImageData,
-    test_images: Dataset,
-    files: Path,
-) -> str:
-    example = test_images.take_batch(1)["image"]
-    return tracked.register_model(
+def _register(settings: TrainSettings, job: Job, files: Path) -> str:
+    example = job.splits["test"].take_batch(1)["image"]
+    return job.tracked.register_model(
         files / checkpoints.ONNX_FILE,
         name=settings.register_as,
         example=example,
         probabilities=Predictor(files / checkpoints.ONNX_FILE).predict(example),
         metadata={
-            "class_names": images.class_names,
+            "class_names": job.images.class_names,
             "image_size": settings.image_size,
-            "data_digest": images.summary.digest,
+            "data_digest": job.images.summary.digest,
         }
         | _tags(),
         keras_path=files / checkpoints.KERAS_FILE,
