@@ -29,6 +29,7 @@ from mlflow.entities import Metric, Param
 from mlflow.exceptions import MlflowException
 from mlflow.models import infer_signature
 from mlflow.store.artifact.utils.models import get_model_name_and_version
+from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID, MLFLOW_RUN_NAME
 from numpy.typing import NDArray
 
 import mask_ray
@@ -110,6 +111,43 @@ class Run:
         with _clear_errors():
             return str(self._client.get_run(self.run_id).info.status)
 
+    def set_status(self, status: str) -> None:
+        """Open the run again, as RUNNING, or close it as anything else."""
+        with _clear_errors():
+            if status == "RUNNING":
+                self._client.update_run(self.run_id, status)
+            else:
+                self._client.set_terminated(self.run_id, status)
+
+    def tags(self) -> dict[str, str]:
+        """All tags, also MLflow's own."""
+        with _clear_errors():
+            return dict(self._client.get_run(self.run_id).data.tags)
+
+    def history(self, metric: str) -> dict[int, float]:
+        """The curve of a metric, by step; of points at the same step, the last."""
+        with _clear_errors():
+            points = self._client.get_metric_history(self.run_id, metric)
+        return {p.step: p.value for p in sorted(points, key=lambda p: (p.step, p.timestamp))}
+
+    def open_nested(self, name: str, tags: Mapping[str, str]) -> "Run":
+        """A new run below this one, to be closed by `set_status`."""
+        own = {MLFLOW_PARENT_RUN_ID: self.run_id, MLFLOW_RUN_NAME: name}
+        with _clear_errors():
+            experiment_id = self._client.get_run(self.run_id).info.experiment_id
+            created = self._client.create_run(experiment_id, tags={**tags, **own})
+            return Run(created.info.run_id)
+
+    def nested(self) -> "list[Run]":
+        """The runs below this one, in the order in which they were opened."""
+        with _clear_errors():
+            found = self._client.search_runs(
+                [self._client.get_run(self.run_id).info.experiment_id],
+                filter_string=f"tags.`{MLFLOW_PARENT_RUN_ID}` = '{self.run_id}'",
+                order_by=["attributes.start_time"],
+            )
+        return [Run(run.info.run_id) for run in found]
+
     def log_params(self, params: Mapping[str, Any]) -> None:
         """Record settings, once each."""
         logged = [Param(key, str(value)) for key, value in params.items()]
@@ -131,8 +169,12 @@ class Run:
 
     def log_json(self, content: Any, file_name: str) -> None:
         """Store `content` as an artifact in JSON."""
+        self.log_text(json.dumps(content, indent=2), file_name)
+
+    def log_text(self, content: str, file_name: str) -> None:
+        """Store `content` as an artifact."""
         with _clear_errors():
-            self._client.log_text(self.run_id, json.dumps(content, indent=2), file_name)
+            self._client.log_text(self.run_id, content, file_name)
 
     def load_json(self, file_name: str) -> Any:
         """What `log_json` stored."""

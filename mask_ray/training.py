@@ -5,7 +5,6 @@ it. TensorFlow is imported only once settings and cluster have been found good: 
 """
 
 import json
-import math
 import os
 import shutil
 import time
@@ -18,28 +17,15 @@ from typing import Any
 import ray
 import ray.train
 from filelock import FileLock, Timeout
-from ray._private.runtime_env.constants import RAY_JOB_CONFIG_JSON_ENV_VAR
-from ray._private.state import state as cluster_state
 from ray.data import Dataset
-from ray.train.v2._internal.constants import is_v2_enabled
 
-from mask_ray import checkpoints, data, evaluation, features, tracking, weights
-from mask_ray.batches import augmented, start_epoch_actor
+from mask_ray import checkpoints, data, evaluation, features, launch, tracking, weights
+from mask_ray.cluster import ClusterError, Plan, plan_workers, ray_job_id
 from mask_ray.config import MaskRayError, SplitName, TrainSettings, home, tracking_uri
-from mask_ray.horovod import HorovodTrainer
-from mask_ray.phases import phases_of
 from mask_ray.predictor import Predictor
 from mask_ray.progress import say
 
 _SETTINGS_FILE = "settings.json"
-
-# V1 would reserve a CPU for itself; V2 refuses to be told.
-_V1_ONLY: dict[str, Any] = {} if is_v2_enabled() else {"trainer_resources": {"CPU": 0}}
-
-
-class ClusterError(MaskRayError):
-    """The cluster cannot hold the run; the message says what it has and what was asked."""
-
 
 # What a resumed run may change: where and how it runs, not what it makes.
 _MAY_CHANGE = {
@@ -64,16 +50,30 @@ class ResumeError(MaskRayError):
 
 
 @dataclass(frozen=True)
-class Plan:
-    """What of the cluster a run uses.
+class Pretrained:
+    """References to the content of the backbone's .h5 file, and to the `features.Backbone`."""
+
+    weights: Any
+    backbone: Any
+
+
+@dataclass(frozen=True)
+class Job:
+    """A run that has all it needs to train.
 
     Args:
-        scaling: The Horovod workers.
-        num_cpus: Cores for computing features, before the workers start.
+        tracked: The MLflow run.
+        plan: The workers.
+        images: What was read.
+        splits: The same images, decoded, by split.
+        pretrained: The backbone's weights; None where there are none.
     """
 
-    scaling: ray.train.ScalingConfig
-    num_cpus: float
+    tracked: tracking.Run
+    plan: Plan
+    images: data.ImageData
+    splits: dict[SplitName, Dataset]
+    pretrained: Pretrained | None
 
 
 def run(settings: TrainSettings) -> dict[str, Any]:
@@ -84,14 +84,41 @@ def run(settings: TrainSettings) -> dict[str, Any]:
         seconds by stage.
 
     Raises:
+        checkpoints.CheckpointError: a checkpoint cannot be written or read.
+        MaskRayError: whatever `opened` raises.
+    """
+    clock = Clock()
+    with opened(settings, clock) as job:
+        with clock.stage("train"):
+            result = _train(settings, job, clock)
+        with result.as_directory() as folder:
+            files = Path(folder)
+            with clock.stage("evaluate"):
+                test = _evaluate(job.tracked, job.splits["test"], files / checkpoints.ONNX_FILE)
+            version = _register(settings, job, files)
+        seconds = {f"seconds_{name}": value for name, value in clock.seconds().items()}
+        job.tracked.log_metrics(seconds)
+    return {
+        "run_id": job.tracked.run_id,
+        "model_uri": f"models:/{settings.register_as}/{version}",
+        "model_version": version,
+        "image_size": settings.image_size,
+        "test": test,
+        "seconds": clock.seconds(),
+    }
+
+
+@contextmanager
+def opened(settings: TrainSettings, clock: "Clock") -> Iterator[Job]:
+    """Check all that can be checked, open the run in MLflow, and read the data.
+
+    Raises:
         data.DataError: the data set cannot be used.
-        ClusterError: the cluster is too small.
+        cluster.ClusterError: the cluster is too small.
         tracking.TrackingError: the tracking store does not answer, or not to all nodes.
         weights.WeightsError: the backbone weights cannot be had, or do not fit.
-        checkpoints.CheckpointError: a checkpoint cannot be written or read.
         ResumeError: the run to resume is finished, going on, or of other settings.
     """
-    clock = _Clock()
     tracking.check_shared(num_nodes=sum(node["Alive"] for node in ray.nodes()))
     plan = plan_workers(settings)
     if not data.is_synthetic(settings.data):
@@ -111,22 +138,7 @@ def run(settings: TrainSettings) -> dict[str, Any]:
             # All now, while the processes that can do it are still warm.
             splits = {name: images.split(name) for name in data.SPLITS}
         _log_data(tracked, images)
-        with clock.stage("train"):
-            result = _train(settings, plan, images, splits, pretrained, tracked, clock)
-        with result.as_directory() as folder:
-            files = Path(folder)
-            with clock.stage("evaluate"):
-                test = _evaluate(tracked, splits["test"], files / checkpoints.ONNX_FILE)
-            version = _register(settings, tracked, images, splits["test"], files)
-        tracked.log_metrics({f"seconds_{name}": value for name, value in clock.seconds().items()})
-    return {
-        "run_id": tracked.run_id,
-        "model_uri": f"models:/{settings.register_as}/{version}",
-        "model_version": version,
-        "image_size": settings.image_size,
-        "test": test,
-        "seconds": clock.seconds(),
-    }
+        yield Job(tracked, plan, images, splits, pretrained)
 
 
 def stored_settings(run_id: str) -> dict[str, Any]:
@@ -181,7 +193,7 @@ def _check_enough(settings: TrainSettings, images: data.ImageData) -> None:
         )
 
 
-class _Clock:
+class Clock:
     """Wall-clock seconds by stage and in total."""
 
     def __init__(self) -> None:
@@ -190,106 +202,27 @@ class _Clock:
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
+        """Time what is done within."""
         started = time.perf_counter()
         yield
         self._stages[name] = time.perf_counter() - started
 
     def seconds(self) -> dict[str, float]:
+        """What was timed, and `total` since the clock was made."""
         total = time.perf_counter() - self._started
         return {name: round(value, 2) for name, value in (self._stages | {"total": total}).items()}
 
 
-def plan_workers(settings: TrainSettings) -> Plan:
-    """The workers' number and resources, leaving Ray Data what it needs to feed them.
-
-    Raises:
-        ClusterError: the cluster cannot hold that many workers.
-    """
-    most = cluster_state.get_max_resources_from_cluster_config() or ray.cluster_resources()
-    resource = "GPU" if settings.use_gpu else "CPU"
-    if settings.num_workers > most.get(resource, 0):
-        raise ClusterError(
-            f"num_workers must be at most the cluster's {resource}s "
-            f"({most.get(resource, 0):g}); got {settings.num_workers}"
-        )
-    cpus = settings.cpus_per_worker or _cpus_per_worker(settings)
-    if most["CPU"] - cpus * settings.num_workers < data.TASK_CPUS:
-        raise ClusterError(
-            f"cpus_per_worker times num_workers must leave {data.TASK_CPUS} of the cluster's "
-            f"{most['CPU']:g} CPUs for Ray Data; got {cpus:g} times {settings.num_workers}"
-        )
-    num_workers: Any = settings.num_workers
-    if settings.min_workers not in (None, settings.num_workers):
-        num_workers = (settings.min_workers, settings.num_workers)
-    scaling = ray.train.ScalingConfig(
-        num_workers=num_workers,
-        use_gpu=settings.use_gpu,
-        resources_per_worker={"CPU": cpus} | ({"GPU": 1} if settings.use_gpu else {}),
-        **_V1_ONLY,
-    )
-    return Plan(scaling, ray.available_resources().get("CPU", 0))
-
-
-def _cpus_per_worker(settings: TrainSettings) -> float:
-    """An equal share of the free CPUs, less one for Ray Data: whole ones where there are enough.
-
-    Raises:
-        ClusterError: other work holds nearly every CPU.
-    """
-    if cluster_state.get_max_resources_from_cluster_config():
-        return 1  # the cluster grows on demand; what is free now says little
-    nodes = cluster_state.available_resources_per_node().values()
-    free = [n.get("CPU", 0) for n in nodes if n.get("GPU", 0) >= 1 or not settings.use_gpu]
-    share = largest_share(free, settings.num_workers)
-    if share < 0.01:
-        raise ClusterError(
-            f"the cluster has {sum(free):g} free CPUs, too few for {settings.num_workers} workers "
-            "and Ray Data; wait for other jobs, or stop them"
-        )
-    return math.floor(share) if share >= 1 else math.floor(share * 100) / 100
-
-
-def largest_share(free: list[float], num_workers: int) -> float:
-    """The most CPUs that each of `num_workers` can have, none spread over two nodes.
-
-    Args:
-        free: CPUs free on each node. One of them, or half where there is less, is left to
-            Ray Data: on every node, since any of them may be the last that is left.
-        num_workers: Workers to place.
-    """
-    free = [cpus - min(1, cpus / 2) for cpus in free]
-    shares = {cpus / count for cpus in free for count in range(1, num_workers + 1) if cpus > 0}
-    for share in sorted(shares, reverse=True):
-        if sum(math.floor(cpus / share + 1e-9) for cpus in free) >= num_workers:
-            return share
-    return 0.0
-
-
-@dataclass(frozen=True)
-class _Pretrained:
-    """References to the content of the backbone's .h5 file, and to the `features.Backbone`."""
-
-    weights: Any
-    backbone: Any
-
-
-def _open_pretrained(settings: TrainSettings) -> _Pretrained | None:
+def _open_pretrained(settings: TrainSettings) -> Pretrained | None:
     """The weights themselves, read here: the workers may be on other machines."""
     if settings.backbone_weights == "none":
         return None
     encoded = weights.find(settings.backbone_weights, settings.alpha).read_bytes()
-    return _Pretrained(ray.put(encoded), features.open_backbone(encoded, settings))
+    return Pretrained(ray.put(encoded), features.open_backbone(encoded, settings))
 
 
 def _tags() -> dict[str, str]:
     return {"git_commit": tracking.git_commit(), "ray_job_id": ray_job_id()}
-
-
-def ray_job_id() -> str:
-    """The submission id that `ray job` commands take, or the driver's own id outside a job."""
-    submitted = json.loads(os.environ.get(RAY_JOB_CONFIG_JSON_ENV_VAR, "{}"))
-    own: str = ray.get_runtime_context().get_job_id()
-    return str(submitted.get("metadata", {}).get("job_submission_id", own))
 
 
 def _log_data(tracked: tracking.Run, images: data.ImageData) -> None:
@@ -307,98 +240,69 @@ def _log_data(tracked: tracking.Run, images: data.ImageData) -> None:
     say(summary.report())
 
 
-def _train(
-    settings: TrainSettings,
-    plan: Plan,
-    images: data.ImageData,
-    splits: dict[SplitName, Dataset],
-    pretrained: _Pretrained | None,
-    tracked: tracking.Run,
-    clock: "_Clock",
-) -> ray.train.Checkpoint:
+def _train(settings: TrainSettings, job: Job, clock: Clock) -> ray.train.Checkpoint:
     """Compute features where they are wanted and run the workers; their last checkpoint."""
-    phases = {phase.name for phase in phases_of(settings)}
     storage = home() / "train"
-    config: dict[str, Any] = {
-        "settings": settings.model_dump(),
-        "class_names": images.class_names,
-        "num_train": images.summary.counts["train"].total(),
-        "weights": pretrained and pretrained.weights,
-        "backbone_onnx": None,
-        "features": None,
-        "epoch": None,
-        "run_id": tracked.run_id,
-        "tracking_uri": tracking_uri(),
-        "storage": str(storage),
-    }
-    own_features = storage / f"{tracked.run_id}.features"
-    if "head" in phases and pretrained is not None:
+    config = worker_config(settings, job, storage)
+    own_features = storage / f"{job.tracked.run_id}.features"
+    if launch.needs_features(settings):
         with clock.stage("features"):
-            backbone = _get(pretrained.backbone)
-            config["backbone_onnx"] = ray.put(backbone.onnx)
-            config["features"] = features.prepare(
-                settings, images, backbone, own_folder=own_features, num_cpus=plan.num_cpus
-            )
-    datasets = {}
-    if phases != {"head"}:
-        config["epoch"] = epoch = start_epoch_actor()
-        strength, seed = settings.augmentation, settings.seed
-        datasets = {
-            "train": augmented(splits["train"], strength, seed, epoch),
-            "val": splits["val"],
-        }
-    # Ray Train looks after its workers every 2 s by default, and ends no sooner.
-    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
-    trainer = _trainer(settings, plan.scaling, config, datasets, str(storage))
+            config["backbone_onnx"] = ray.put(_backbone(job).onnx)
+            config["features"] = prepare_features(settings, job, own_features)
+    trainer = launch.trainer(settings, job.plan.scaling, config, job.splits)
     try:
         last = trainer.fit().checkpoint
     except ray.train.TrainingFailedError as error:
-        raise _explained(error, settings, tracked) from error
+        raise _explained(error, settings, job.tracked) from error
     assert last is not None, "the workers end with a checkpoint"
     shutil.rmtree(own_features, ignore_errors=True)
     return last
 
 
-def _get(reference: Any) -> Any:
-    """What a Ray task made; an error of the user's as it was raised."""
+def worker_config(settings: TrainSettings, job: Job, storage: Path) -> dict[str, Any]:
+    """What `worker.train` is told, but for the features."""
+    return {
+        "settings": settings.model_dump(),
+        "class_names": job.images.class_names,
+        "num_train": job.images.summary.counts["train"].total(),
+        "weights": job.pretrained and job.pretrained.weights,
+        "backbone_onnx": None,
+        "features": None,
+        "epoch": None,
+        "run_id": job.tracked.run_id,
+        "tracking_uri": tracking_uri(),
+        "storage": str(storage),
+        "export": True,
+        "num_threads": None,
+    }
+
+
+def prepare_features(settings: TrainSettings, job: Job, own_folder: Path) -> Path:
+    """The folder with the features for these settings, computed if need be.
+
+    Args:
+        settings: Those of `features.prepare`.
+        job: With pretrained weights.
+        own_folder: Where they go when they are not to be kept, or cannot be.
+    """
+    return features.prepare(
+        settings,
+        job.images,
+        _backbone(job),
+        own_folder=own_folder,
+        num_cpus=job.plan.num_cpus,
+    )
+
+
+def _backbone(job: Job) -> features.Backbone:
+    """The exported backbone; an error of the user's as it was raised."""
+    assert job.pretrained is not None, "features are of a pretrained backbone"
     try:
-        return ray.get(reference)
+        return ray.get(job.pretrained.backbone)
     except ray.exceptions.RayTaskError as error:
         if isinstance(error.cause, MaskRayError):
             raise error.cause from error
         raise
-
-
-def _trainer(
-    settings: TrainSettings,
-    scaling: ray.train.ScalingConfig,
-    config: dict[str, Any],
-    datasets: dict[str, Dataset],
-    storage: str,
-) -> HorovodTrainer:
-    # Defined here, it travels by value: the workers then import what training needs, not what
-    # this module needs.
-    def train_worker(config: dict[str, Any]) -> None:
-        from mask_ray.progress import quiet_libraries
-
-        with quiet_libraries():
-            from mask_ray.worker import train
-
-        train(config)
-
-    return HorovodTrainer(
-        train_worker,
-        train_loop_config=config,
-        scaling_config=scaling,
-        run_config=ray.train.RunConfig(
-            name=config["run_id"],
-            storage_path=storage,
-            failure_config=ray.train.FailureConfig(max_failures=settings.max_failures),
-            checkpoint_config=ray.train.CheckpointConfig(num_to_keep=1),
-        ),
-        datasets=datasets,
-        dataset_config=data.ShardConfig(),
-    )
 
 
 def _explained(error: Exception, settings: TrainSettings, tracked: tracking.Run) -> ClusterError:
@@ -420,23 +324,17 @@ def _evaluate(tracked: tracking.Run, test_images: Dataset, onnx: Path) -> dict[s
     return metrics
 
 
-def _register(
-    settings: TrainSettings,
-    tracked: tracking.Run,
-    images: data.ImageData,
-    test_images: Dataset,
-    files: Path,
-) -> str:
-    example = test_images.take_batch(1)["image"]
-    return tracked.register_model(
+def _register(settings: TrainSettings, job: Job, files: Path) -> str:
+    example = job.splits["test"].take_batch(1)["image"]
+    return job.tracked.register_model(
         files / checkpoints.ONNX_FILE,
         name=settings.register_as,
         example=example,
         probabilities=Predictor(files / checkpoints.ONNX_FILE).predict(example),
         metadata={
-            "class_names": images.class_names,
+            "class_names": job.images.class_names,
             "image_size": settings.image_size,
-            "data_digest": images.summary.digest,
+            "data_digest": job.images.summary.digest,
         }
         | _tags(),
         keras_path=files / checkpoints.KERAS_FILE,

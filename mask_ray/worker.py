@@ -62,8 +62,9 @@ def train(config: dict[str, Any]) -> None:
         config: `settings` (of TrainSettings), `class_names`, `num_train` (images over all
             workers), `weights` (reference to the content of the backbone's .h5 file, or None),
             `backbone_onnx` (reference to its exported form, or None), `features` (folder, or
-            None), `epoch` (a `batches.Epoch`, or None), `run_id`, `tracking_uri` and `storage`
-            (folder of the checkpoints).
+            None), `epoch` (a `batches.Epoch`, or None), `run_id`, `tracking_uri`, `storage`
+            (folder of the checkpoints), `export` (whether the run ends with a model's files) and
+            `num_threads` (of this worker, or None for its share of the node).
     """
     settings = TrainSettings(**config["settings"])
     timeline = Path(tempfile.mkdtemp(), "timeline.json")
@@ -71,7 +72,7 @@ def train(config: dict[str, Any]) -> None:
     hvd.init()
     for chatty in ("ray.train", context.__file__):  # Ray names one by its file
         logging.getLogger(chatty).setLevel(logging.WARNING)
-    _use_devices(settings)
+    _use_devices(settings, config["num_threads"])
     # Each worker draws its own dropout; the weights are rank 0's after the broadcast.
     keras.utils.set_random_seed(settings.seed + hvd.rank())
     model = _build(config, settings)
@@ -96,7 +97,7 @@ def _horovod_environment(settings: TrainSettings, timeline: Path) -> dict[str, s
     return env
 
 
-def _use_devices(settings: TrainSettings) -> None:
+def _use_devices(settings: TrainSettings, num_threads: int | None) -> None:
     """One GPU a worker, by local rank, where there are any; an equal share of the cores."""
     gpus = tf.config.list_physical_devices("GPU")
     capability = (0, 0)
@@ -107,7 +108,7 @@ def _use_devices(settings: TrainSettings) -> None:
         details = tf.config.experimental.get_device_details(gpu)
         capability = details.get("compute_capability", capability)
     keras.config.set_dtype_policy(dtype_policy(settings.precision, capability))
-    num_threads = max(1, (os.cpu_count() or 1) // hvd.local_size())
+    num_threads = num_threads or max(1, (os.cpu_count() or 1) // hvd.local_size())
     tf.config.threading.set_intra_op_parallelism_threads(num_threads)
     tf.config.threading.set_inter_op_parallelism_threads(num_threads)
 
@@ -271,14 +272,15 @@ class _Session:
         self, title: str, metrics: dict[str, float], position: Position, done: Position
     ) -> None:
         """Tell MLflow, and now and then Ray Train, which keeps a checkpoint."""
+        # MLflow first: a trial of a search may be ended as soon as Ray Train knows.
+        if self._run is not None:
+            say(_progress_line(title, metrics))
+            self._run.log_metrics(metrics, step=position.epoch)
         due = time.perf_counter() - self._reported >= _REPORT_EVERY_S
         # Rank 0 decides: Ray Train wants as many reports of each worker.
         if hvd.broadcast(tf.constant(due or done.phase > position.phase), root_rank=0):
             self._reported = time.perf_counter()
             self._checkpoint(metrics, position.phase, done)
-        if self._run is not None:
-            say(_progress_line(title, metrics))
-            self._run.log_metrics(metrics, step=position.epoch)
 
     def _checkpoint(self, metrics: dict[str, float], phase: int, done: Position) -> None:
         reported = metrics | {"epoch": done.epoch}
@@ -314,8 +316,8 @@ class _Session:
         return position
 
     def _finish(self, position: Position) -> None:
-        """Give the model's files to the driver, in a last checkpoint."""
-        if self._run is None:
+        """Give the model's files to the driver, in a last checkpoint, where it wants them."""
+        if self._run is None or not self._config["export"]:
             ray.train.report(asdict(position))
             return
         with tempfile.TemporaryDirectory() as folder, self._clear_errors():

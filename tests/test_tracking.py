@@ -125,6 +125,26 @@ def test_runs_of_one_experiment_stay_together(store: None) -> None:
     assert experiments[0] == experiments[1] != experiments[2]
 
 
+def test_runs_below_a_run_are_found_again_with_their_curves(store: None) -> None:
+    with start_run("faces", {}) as other:
+        other.open_nested("trial-0", {})
+    with start_run("faces", {}) as run:
+        first, second = (run.open_nested(f"trial-{n}", {"trial": str(n)}) for n in range(2))
+        first.log_metrics({"val_loss": 0.5}, step=1)
+        first.log_metrics({"val_loss": 0.7}, step=0)
+        first.log_metrics({"val_loss": 0.4}, step=1)
+        first.set_status("FAILED")
+
+    assert [found.run_id for found in run.nested()] == [first.run_id, second.run_id]
+    assert second.tags()["trial"] == "1"
+    assert second.tags()["mlflow.runName"] == "trial-1"
+    assert first.history("val_loss") == {0: 0.7, 1: 0.4}
+    assert second.history("val_loss") == {}
+    assert (first.status(), second.status()) == ("FAILED", "RUNNING")
+    first.set_status("RUNNING")
+    assert first.status() == "RUNNING"
+
+
 def test_files_are_kept_under_home_and_none_in_the_working_directory(
     store: None, home: Path, working_directory: Path, tmp_path: Path
 ) -> None:

@@ -12,12 +12,12 @@ from ray import serve
 from ray_jobs import SMALL, run_job
 
 from mask_ray import synthetic, tracking
+from mask_ray.cluster import largest_share
 from mask_ray.config import ImageLimits, tracking_uri
 from mask_ray.demo import free_port
 from mask_ray.images import decode_resized
 from mask_ray.predictor import Predictor
 from mask_ray.serving import build_app
-from mask_ray.training import largest_share
 
 pytestmark = pytest.mark.slow
 

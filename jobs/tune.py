@@ -1,0 +1,24 @@
+"""Search for good settings of a training run. See `--help`."""
+
+from typing import Any
+
+from mask_ray import cli
+from mask_ray.config import TuneSettings
+
+
+def tune(settings: TuneSettings) -> dict[str, Any]:
+    """Import what is heavy only once the settings are known to be good."""
+    from mask_ray import tuning
+
+    return tuning.run(settings)
+
+
+def stored_settings(run_id: str) -> dict[str, Any]:
+    """Those of the search to resume."""
+    from mask_ray import tuning
+
+    return tuning.stored_settings(run_id)
+
+
+if __name__ == "__main__":
+    cli.main(TuneSettings, tune, stored_settings)

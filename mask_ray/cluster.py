@@ -1,0 +1,109 @@
+"""What a run takes of the Ray cluster: workers, and what is left to feed them."""
+
+import json
+import math
+import os
+from dataclasses import dataclass
+from typing import Any
+
+import ray
+import ray.train
+from ray._private.runtime_env.constants import RAY_JOB_CONFIG_JSON_ENV_VAR
+from ray._private.state import state as cluster_state
+from ray.train.v2._internal.constants import is_v2_enabled
+
+from mask_ray import data
+from mask_ray.config import MaskRayError, TrainSettings
+
+# V1 would reserve a CPU for itself; V2 refuses to be told.
+_V1_ONLY: dict[str, Any] = {} if is_v2_enabled() else {"trainer_resources": {"CPU": 0}}
+
+
+class ClusterError(MaskRayError):
+    """The cluster cannot hold the run; the message says what it has and what was asked."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What of the cluster a run uses.
+
+    Args:
+        scaling: The Horovod workers.
+        num_cpus: Cores for computing features, before the workers start.
+    """
+
+    scaling: ray.train.ScalingConfig
+    num_cpus: float
+
+
+def plan_workers(settings: TrainSettings) -> Plan:
+    """The workers' number and resources, leaving Ray Data what it needs to feed them.
+
+    Raises:
+        ClusterError: the cluster cannot hold that many workers.
+    """
+    most = cluster_state.get_max_resources_from_cluster_config() or ray.cluster_resources()
+    resource = "GPU" if settings.use_gpu else "CPU"
+    if settings.num_workers > most.get(resource, 0):
+        raise ClusterError(
+            f"num_workers must be at most the cluster's {resource}s "
+            f"({most.get(resource, 0):g}); got {settings.num_workers}"
+        )
+    cpus = settings.cpus_per_worker or _cpus_per_worker(settings)
+    if most["CPU"] - cpus * settings.num_workers < data.TASK_CPUS:
+        raise ClusterError(
+            f"cpus_per_worker times num_workers must leave {data.TASK_CPUS} of the cluster's "
+            f"{most['CPU']:g} CPUs for Ray Data; got {cpus:g} times {settings.num_workers}"
+        )
+    num_workers: Any = settings.num_workers
+    if settings.min_workers not in (None, settings.num_workers):
+        num_workers = (settings.min_workers, settings.num_workers)
+    scaling = ray.train.ScalingConfig(
+        num_workers=num_workers,
+        use_gpu=settings.use_gpu,
+        resources_per_worker={"CPU": cpus} | ({"GPU": 1} if settings.use_gpu else {}),
+        **_V1_ONLY,
+    )
+    return Plan(scaling, ray.available_resources().get("CPU", 0))
+
+
+def _cpus_per_worker(settings: TrainSettings) -> float:
+    """An equal share of the free CPUs, less one for Ray Data: whole ones where there are enough.
+
+    Raises:
+        ClusterError: other work holds nearly every CPU.
+    """
+    if cluster_state.get_max_resources_from_cluster_config():
+        return 1  # the cluster grows on demand; what is free now says little
+    nodes = cluster_state.available_resources_per_node().values()
+    free = [n.get("CPU", 0) for n in nodes if n.get("GPU", 0) >= 1 or not settings.use_gpu]
+    share = largest_share(free, settings.num_workers)
+    if share < 0.01:
+        raise ClusterError(
+            f"the cluster has {sum(free):g} free CPUs, too few for {settings.num_workers} workers "
+            "and Ray Data; wait for other jobs, or stop them"
+        )
+    return math.floor(share) if share >= 1 else math.floor(share * 100) / 100
+
+
+def largest_share(free: list[float], num_workers: int) -> float:
+    """The most CPUs that each of `num_workers` can have, none spread over two nodes.
+
+    Args:
+        free: CPUs free on each node. One of them, or half where there is less, is left to
+            Ray Data: on every node, since any of them may be the last that is left.
+        num_workers: Workers to place.
+    """
+    free = [cpus - min(1, cpus / 2) for cpus in free]
+    shares = {cpus / count for cpus in free for count in range(1, num_workers + 1) if cpus > 0}
+    for share in sorted(shares, reverse=True):
+        if sum(math.floor(cpus / share + 1e-9) for cpus in free) >= num_workers:
+            return share
+    return 0.0
+
+
+def ray_job_id() -> str:
+    """The submission id that `ray job` commands take, or the driver's own id outside a job."""
+    submitted = json.loads(os.environ.get(RAY_JOB_CONFIG_JSON_ENV_VAR, "{}"))
+    own: str = ray.get_runtime_context().get_job_id()
+    return str(submitted.get("metadata", {}).get("job_submission_id", own))

@@ -1,0 +1,84 @@
+"""The Horovod workers of a run, ready to start: with their settings, images and checkpoints.
+
+Imports no more than that takes, since each trial of a search starts its workers from a process
+of its own.
+"""
+
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import ray.train
+from ray.data import Dataset
+
+from mask_ray import data
+from mask_ray.batches import augmented, start_epoch_actor
+from mask_ray.config import SplitName, TrainSettings
+from mask_ray.horovod import HorovodTrainer
+from mask_ray.phases import phases_of
+
+
+def needs_features(settings: TrainSettings) -> bool:
+    """Whether the head is trained by itself, on features."""
+    return "head" in _phase_names(settings)
+
+
+def _phase_names(settings: TrainSettings) -> set[str]:
+    return {phase.name for phase in phases_of(settings)}
+
+
+def trainer(
+    settings: TrainSettings,
+    scaling: ray.train.ScalingConfig,
+    config: Mapping[str, Any],
+    splits: Mapping[SplitName, Dataset],
+    callbacks: Sequence[Any] = (),
+) -> HorovodTrainer:
+    """The trainer whose `fit` runs the workers.
+
+    Args:
+        settings: Of the run.
+        scaling: The workers.
+        config: See `worker.train`; its `epoch` is filled in here.
+        splits: Decoded images.
+        callbacks: Of Ray Train.
+    """
+    # Ray Train looks after its workers every 2 s by default, and ends no sooner.
+    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
+
+    # Defined here, it travels by value: the workers then import what training needs, not what
+    # this module needs.
+    def train_worker(config: dict[str, Any]) -> None:
+        from mask_ray.progress import quiet_libraries
+
+        with quiet_libraries():
+            from mask_ray.worker import train
+
+        train(config)
+
+    epoch, datasets = _image_datasets(settings, splits)
+    return HorovodTrainer(
+        train_worker,
+        train_loop_config={**config, "epoch": epoch},
+        scaling_config=scaling,
+        run_config=ray.train.RunConfig(
+            name=config["run_id"],
+            storage_path=config["storage"],
+            failure_config=ray.train.FailureConfig(max_failures=settings.max_failures),
+            checkpoint_config=ray.train.CheckpointConfig(num_to_keep=1),
+            callbacks=[*callbacks],
+        ),
+        datasets=datasets,
+        dataset_config=data.ShardConfig(),
+    )
+
+
+def _image_datasets(
+    settings: TrainSettings, splits: Mapping[SplitName, Dataset]
+) -> tuple[Any, dict[str, Dataset]]:
+    """What streams to the workers, and the Epoch that it is augmented for; none for the head."""
+    if _phase_names(settings) == {"head"}:
+        return None, {}
+    epoch = start_epoch_actor()
+    train = augmented(splits["train"], settings.augmentation, settings.seed, epoch)
+    return epoch, {"train": train, "val": splits["val"]}
