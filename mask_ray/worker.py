@@ -108,9 +108,16 @@ def _use_devices(settings: TrainSettings, num_threads: int | None) -> None:
         details = tf.config.experimental.get_device_details(gpu)
         capability = details.get("compute_capability", capability)
     keras.config.set_dtype_policy(dtype_policy(settings.precision, capability))
-    num_threads = num_threads or max(1, (os.cpu_count() or 1) // hvd.local_size())
+    num_threads = num_threads or max(1, _num_cores() // hvd.local_size())
     tf.config.threading.set_intra_op_parallelism_threads(num_threads)
     tf.config.threading.set_inter_op_parallelism_threads(num_threads)
+
+
+def _num_cores() -> int:
+    """Cores that this process may run on, where the system tells."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def dtype_policy(precision: str, compute_capability: tuple[int, int]) -> str:

@@ -11,7 +11,13 @@ import pytest
 import ray
 
 from mask_ray.augmentation import augment
-from mask_ray.batches import Batch, Epoch, FeatureBatches, ImageBatches, augmented
+from mask_ray.batches import (
+    Batch,
+    FeatureBatches,
+    ImageBatches,
+    augmented,
+    start_epoch_actor,
+)
 from mask_ray.config import MaskRayError
 
 NUM_VIEWS = 3
@@ -153,7 +159,7 @@ def views_in(dataset: ray.data.Dataset) -> np.ndarray:
 @pytest.mark.slow
 class TestImages:
     def test_are_seen_in_one_view_an_epoch(self, images: ray.data.Dataset) -> None:
-        epoch = Epoch.remote()
+        epoch = start_epoch_actor()
         dataset = augmented(images, strength=1, seed=3, epoch=epoch)
         views = []
         for number in (0, 1, 0):
@@ -164,7 +170,7 @@ class TestImages:
         assert differs.all()
 
     def test_are_seen_as_seed_epoch_and_pixels_say(self, images: ray.data.Dataset) -> None:
-        epoch = Epoch.remote()
+        epoch = start_epoch_actor()
         ray.get(epoch.set.remote(7))
         views = views_in(augmented(images, strength=0.5, seed=3, epoch=epoch))
         expected = [
@@ -174,13 +180,13 @@ class TestImages:
         np.testing.assert_array_equal(views, expected)
 
     def test_are_seen_as_they_are_without_augmentation(self, images: ray.data.Dataset) -> None:
-        dataset = augmented(images, strength=0, seed=0, epoch=Epoch.remote())
+        dataset = augmented(images, strength=0, seed=0, epoch=start_epoch_actor())
         np.testing.assert_array_equal(views_in(dataset), IMAGES)
 
     def test_come_in_batches_in_another_order_and_view_every_epoch(
         self, images: ray.data.Dataset
     ) -> None:
-        epoch = Epoch.remote()
+        epoch = start_epoch_actor()
         train = augmented(images, strength=1, seed=0, epoch=epoch).iterator()
         source = ImageBatches(train, images.iterator(), epoch, rank=0, seed=0)
         first, second, again = (list(source.train(number, 16)) for number in (0, 1, 0))

@@ -1,0 +1,1 @@
+"""Measured claims: each script compares the project with named peers in one run."""

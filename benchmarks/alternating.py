@@ -1,0 +1,140 @@
+"""The driver of trainer_overhead: a HorovodTrainer whose worker takes turns with its peer."""
+
+import json
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import ray
+import ray.train
+
+from mask_ray import data, tracking, weights
+from mask_ray.batches import Epoch, augmented
+from mask_ray.config import TrainSettings, home, tracking_uri
+from mask_ray.horovod import HorovodTrainer
+from mask_ray.training import plan_workers
+
+_OBJECT_STORE_BYTES = 2**30
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """Neighbouring epochs of the two loops.
+
+    Args:
+        plain: Images a second in Keras alone.
+        ray: Images a second in the HorovodTrainer worker.
+        own_cpu_s: CPU seconds of the worker for 1,000 images.
+        others_cpu_s: Those of all other processes of this Ray meanwhile.
+    """
+
+    plain: list[float]
+    ray: list[float]
+    own_cpu_s: float
+    others_cpu_s: float
+
+    @property
+    def ratios(self) -> list[float]:
+        """Of the worker to its peer."""
+        return [ray / plain for ray, plain in zip(self.ray, self.plain, strict=True)]
+
+
+@contextmanager
+def own_ray() -> Iterator[None]:
+    """A Ray of this process, beside any other on the machine."""
+    ray.init(
+        address="local",
+        num_cpus=max(2, os.cpu_count() or 1),
+        object_store_memory=_OBJECT_STORE_BYTES,
+        include_dashboard=False,
+        log_to_driver=False,
+    )
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def compare(training: TrainSettings, core: int | None) -> Pairs:
+    """Train, with the peer taking turns, and read what they recorded.
+
+    Args:
+        training: Of one worker, from ImageNet weights, without epochs of the head. The first
+            epoch, which compiles, is not counted.
+        core: That both keep to; None where the system cannot.
+    """
+    weights_file = weights.find(training.backbone_weights, training.alpha).resolve()
+    images = data.load(training, training.image_size)
+    record = home() / f"epochs_{training.augmentation:g}.jsonl"
+    turns = {
+        "core": core,
+        "driver_pid": os.getpid(),
+        "plain": _plain_command(images, training, weights_file),
+        "record": record,
+    }
+    with tracking.start_run("trainer_overhead", {}) as run:
+        _fit(training, images, weights_file, {"run_id": run.run_id, "turns": turns})
+    return _pairs([json.loads(line) for line in record.read_text().splitlines()[1:]])
+
+
+def _plain_command(
+    images: data.ImageData, training: TrainSettings, weights_file: Path
+) -> list[str]:
+    """The peer's, with the same decoded images in a file for it."""
+    arrays = home() / "train.npz"
+    batches = list(images.split("train").iter_batches())
+    columns = {name: np.concatenate([b[name] for b in batches]) for name in ("image", "label")}
+    np.savez(arrays, **columns)
+    flags = {"arrays": arrays, "weights": weights_file, "finetune-from": training.finetune_from}
+    flags |= {"batch-size": training.batch_size}
+    plain = [sys.executable, "-m", "benchmarks.plain_loop"]
+    return plain + [text for name, value in flags.items() for text in (f"--{name}", str(value))]
+
+
+def _fit(
+    training: TrainSettings, images: data.ImageData, weights_file: Path, config: dict[str, Any]
+) -> None:
+    """As `mask_ray.training` does, with the loop that takes turns."""
+    epoch = Epoch.remote()
+    train = augmented(images.split("train"), training.augmentation, training.seed, epoch)
+    config |= {
+        "settings": training.model_dump(),
+        "class_names": images.class_names,
+        "num_train": images.summary.counts["train"].total(),
+        "weights": ray.put(weights_file.read_bytes()),
+        "backbone_onnx": None,
+        "features": None,
+        "epoch": epoch,
+        "tracking_uri": tracking_uri(),
+    }
+    HorovodTrainer(
+        _train_worker,
+        train_loop_config=config,
+        scaling_config=plan_workers(training).scaling,
+        run_config=ray.train.RunConfig(name=config["run_id"], storage_path=str(home() / "train")),
+        datasets={"train": train, "val": images.split("val")},
+        dataset_config=data.ShardConfig(),
+    ).fit()
+
+
+def _train_worker(config: dict[str, Any]) -> None:
+    """Imports in the worker, not in the driver, what brings TensorFlow."""
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    from benchmarks import turns
+
+    turns.train(config)
+
+
+def _pairs(epochs: list[dict[str, float]]) -> Pairs:
+    num_thousands = sum(epoch["num_images"] for epoch in epochs) / 1000
+    return Pairs(
+        plain=[epoch["plain"] for epoch in epochs],
+        ray=[epoch["ray"] for epoch in epochs],
+        own_cpu_s=sum(epoch["own_cpu_s"] for epoch in epochs) / num_thousands,
+        others_cpu_s=sum(epoch["others_cpu_s"] for epoch in epochs) / num_thousands,
+    )

@@ -1,0 +1,120 @@
+"""A Ray of one node for one benchmark, beside any other that runs on the machine.
+
+`ray stop` would end every Ray here, so the processes that were started are ended by their ids.
+"""
+
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+
+from mask_ray.config import MaskRayError
+from mask_ray.demo import free_port
+
+_START_TIMEOUT_S = 120
+_STOP_TIMEOUT_S = 30
+_OBJECT_STORE_BYTES = 2**30
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """Where it is.
+
+    Args:
+        dashboard: URL that jobs are submitted to.
+        environment: For commands that use it.
+    """
+
+    dashboard: str
+    environment: dict[str, str]
+
+
+@contextmanager
+def running(num_cpus: int, home: Path) -> Iterator[Cluster]:
+    """Start Ray, and end it afterwards.
+
+    Args:
+        num_cpus: What it believes to have.
+        home: MASK_RAY_HOME of its jobs.
+
+    Raises:
+        MaskRayError: it did not start; the message holds the end of its log.
+    """
+    address = f"127.0.0.1:{free_port()}"
+    dashboard_port = free_port()
+    # AF_UNIX paths below it must stay under 108 bytes.
+    with tempfile.TemporaryDirectory(prefix="ray-", ignore_cleanup_errors=True) as folder:
+        environment = _environment(address, home)
+        log = Path(folder, "head.log")
+        with log.open("wb") as output:
+            head = subprocess.Popen(
+                _head_command(address, dashboard_port, num_cpus, folder),
+                env=environment,
+                stdout=output,
+                stderr=output,
+                start_new_session=True,
+                # A shell without job control makes its background commands deaf to it.
+                preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+            )
+        try:
+            _wait(head, log, environment)
+            yield Cluster(f"http://127.0.0.1:{dashboard_port}", environment)
+        finally:
+            _stop(head)
+
+
+def _environment(address: str, home: Path) -> dict[str, str]:
+    bin_folder = Path(sys.executable).parent
+    return os.environ | {
+        "RAY_ADDRESS": address,
+        "RAY_AUTH_MODE": "token",
+        "MASK_RAY_HOME": str(home),
+        "PYTHONUNBUFFERED": "1",
+        "PATH": f"{bin_folder}{os.pathsep}{os.environ['PATH']}",
+    }
+
+
+def _head_command(address: str, dashboard_port: int, num_cpus: int, folder: str) -> list[str]:
+    host, _, port = address.partition(":")
+    ports = {
+        "port": port,
+        "dashboard-port": dashboard_port,
+        "dashboard-agent-listen-port": free_port(),
+        "ray-client-server-port": free_port(),
+        # Any that are free, where the default range may be another cluster's too.
+        "min-worker-port": 0,
+        "max-worker-port": 0,
+    }
+    return [
+        *("ray", "start", "--head", "--block", f"--node-ip-address={host}"),
+        *(f"--{name}={value}" for name, value in ports.items()),
+        *(f"--dashboard-host={host}", f"--temp-dir={folder}", "--disable-usage-stats"),
+        *(f"--num-cpus={num_cpus}", f"--object-store-memory={_OBJECT_STORE_BYTES}"),
+    ]
+
+
+def _wait(head: subprocess.Popen[bytes], log: Path, environment: dict[str, str]) -> None:
+    deadline = time.monotonic() + _START_TIMEOUT_S
+    while subprocess.run(["ray", "status"], env=environment, capture_output=True).returncode:
+        if head.poll() is not None or time.monotonic() > deadline:
+            tail = "\n".join(log.read_text(errors="replace").splitlines()[-20:])
+            raise MaskRayError(f"Ray did not start; the end of its log:\n{tail}")
+        time.sleep(0.5)
+
+
+def _stop(head: subprocess.Popen[bytes]) -> None:
+    """As Ctrl-C would; what outlives that is ended one by one."""
+    started = psutil.Process(head.pid).children(recursive=True) if head.poll() is None else []
+    head.send_signal(signal.SIGINT)
+    _, alive = psutil.wait_procs([psutil.Process(head.pid), *started], timeout=_STOP_TIMEOUT_S)
+    for process in alive:
+        process.kill()
+    head.wait()

@@ -1,0 +1,52 @@
+"""The photos of a comparison, split as the project splits them, for peers that don't use Ray."""
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Self
+
+from mask_ray import data
+from mask_ray.config import DataSettings
+from mask_ray.images import ImageError, decode
+
+# A file and the index of its class.
+Labelled = tuple[str, int]
+
+
+@dataclass(frozen=True)
+class Split:
+    """Readable photos. Nobody trains or validates on those of the test split."""
+
+    class_names: list[str]
+    train: list[Labelled]
+    val: list[Labelled]
+    test: list[Labelled]
+
+    def write(self, path: Path) -> None:
+        """As JSON."""
+        path.write_text(json.dumps(asdict(self)))
+
+    @classmethod
+    def read(cls, path: Path) -> Self:
+        """What `write` wrote."""
+        return cls(**json.loads(path.read_text()))
+
+
+def split(folder: Path, settings: DataSettings) -> Split:
+    """The split that `mask_ray.data.load` makes of a folder with a sub-folder for each class."""
+    by_class = data.list_files(folder)
+    rows: dict[str, list[Labelled]] = {name: [] for name in data.SPLITS}
+    for label, paths in enumerate(by_class.values()):
+        for path in paths:
+            encoded = path.read_bytes()
+            if _is_readable(encoded, settings):
+                rows[data.split_of(data.digest_of(encoded), settings)].append((str(path), label))
+    return Split(list(by_class), **rows)
+
+
+def _is_readable(encoded: bytes, settings: DataSettings) -> bool:
+    try:
+        decode(encoded, settings, at_least_px=32)
+    except ImageError:
+        return False
+    return True
