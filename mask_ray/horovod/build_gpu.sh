@@ -95,7 +95,7 @@ sed -n '/^horovod==/,/[^\\]$/p' "$work/locked.txt" >"$work/horovod.txt"
 python -m pip --verbose wheel --no-cache-dir --no-deps --no-build-isolation --no-binary horovod \
   --require-hashes --requirement "$work/horovod.txt" --wheel-dir "$work" \
   >"$work/build.log" 2>&1 || {
-  grep -iE -m 20 'error|could not' "$work/build.log" >&2 || true
+  grep -E -m 10 'error: |CMake Error|Could NOT|ERROR: ' "$work/build.log" >&2 || true
   fail "Horovod did not build; the whole log is $work/build.log"
 }
 wheel=dist/$(basename "$work"/horovod-*.whl)
