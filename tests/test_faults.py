@@ -6,7 +6,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import httpx
@@ -146,7 +146,7 @@ def test_a_tracking_server_that_goes_away_costs_one_line_and_no_checkpoint(
             "jobs.train",
             *("--data", "synthetic:300", "--finetune-epochs", "30", *SMALL),
             env=env,
-            events={"scratch 7/30  loss": lambda _: server.kill()},
+            events={"scratch 7/30  loss": lambda _: os.killpg(server.pid, signal.SIGKILL)},
         )
     assert job.returncode == 1
     assert len(job.errors) == 1 and f"the tracking store http://127.0.0.1:{port}" in job.errors[0]
@@ -164,7 +164,8 @@ def tracking_server(port: int, folder: Path) -> Iterator[subprocess.Popen[bytes]
                 assert server.poll() is None and time.monotonic() < deadline
             yield server
         finally:
-            os.killpg(server.pid, signal.SIGKILL)
+            with suppress(ProcessLookupError):
+                os.killpg(server.pid, signal.SIGKILL)
 
 
 def is_up(port: int) -> bool:
