@@ -27,6 +27,8 @@ from mask_ray.config import DataSettings, DemoSettings, MaskRayError, home, trac
 
 SERVE_CONFIG = Path("serve_config.yaml")
 _BIN = Path(sys.executable).parent
+# Ray is up before the agent that takes jobs, on a busy machine by more than Ray waits for it.
+_SUBMISSIONS = 3
 _START_TIMEOUT_S = 120
 # How many images a small network must see to learn the task from nothing.
 _VIEWS_FROM_SCRATCH = 24_000
@@ -101,16 +103,26 @@ def _train(settings: DemoSettings, environment: dict[str, str]) -> dict[str, Any
     command = ["python", "-m", "jobs.train", *_train_flags(settings)]
     submit = ["ray", "job", "submit", "--working-dir", ".", "--", *command]
     _say(" ".join(submit))
-    last_line = ""
-    with subprocess.Popen(submit, env=environment, stdout=subprocess.PIPE, text=True) as job:
-        assert job.stdout is not None
-        for line in job.stdout:
-            print(line, end="", flush=True)
-            last_line = line if line.startswith("{") else last_line
-    if job.returncode or not last_line:
+    for _ in range(_SUBMISSIONS):
+        lines, succeeded = _show(submit, environment)
+        if succeeded or any("submitted successfully" in line for line in lines):
+            break
+    results = [line for line in lines if line.startswith('{"run_id"')]
+    if not succeeded or not results:
         raise MaskRayError("training did not succeed; its log is above")
-    result: dict[str, Any] = json.loads(last_line)
+    result: dict[str, Any] = json.loads(results[-1])
     return result
+
+
+def _show(command: list[str], environment: dict[str, str]) -> tuple[list[str], bool]:
+    """Run a command and pass on what it prints; the lines, and whether it succeeded."""
+    lines = []
+    with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        for line in process.stdout:
+            print(line, end="", flush=True)
+            lines.append(line)
+    return lines, process.returncode == 0
 
 
 def _train_flags(settings: DemoSettings) -> list[str]:
