@@ -1,5 +1,6 @@
 """What a run needs to go on after a fault. Imports no Keras: the driver reads names from here."""
 
+import hashlib
 import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 ONNX_FILE = "model.onnx"
 KERAS_FILE = "model.keras"
 
-_TRAINED = "trained.weights.h5"
+_TRAINED = "trained.npz"
 _BEST = "best.npz"
 _STATE = "state.json"
 
@@ -36,18 +37,32 @@ def write(folder: Path, trained: "keras.Model", best: Weights, phase: int, done:
 
     Args:
         folder: An empty one.
-        trained: The model that is trained in the current phase, compiled: Keras writes the
-            optimizer's state beside its weights.
+        trained: The model that is trained in the current phase, compiled.
         best: Its weights of the best epoch.
         phase: Index of the phase.
         done: The position to go on from, perhaps in the next phase.
 
     Raises:
-        OSError, RuntimeError: the folder has no room for it; h5py raises either.
+        OSError: the folder has no room for it.
     """
-    trained.save_weights(folder / _TRAINED)
+    # Not as Keras's HDF5 file, which on a full disk ends in a crash of the process.
+    np.savez(folder / _TRAINED, *(variable.numpy() for variable in _variables(trained)))
     np.savez(folder / _BEST, *best)
-    (folder / _STATE).write_text(json.dumps({"phase": phase, "position": asdict(done)}))
+    state = {
+        "phase": phase,
+        "position": asdict(done),
+        "sha256": {name: _digest(folder / name) for name in (_TRAINED, _BEST)},
+    }
+    (folder / _STATE).write_text(json.dumps(state))
+
+
+def _variables(trained: "keras.Model") -> list[Any]:
+    return [*trained.weights, *trained.optimizer.variables]
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def read(checkpoint: Any, begin: "Callable[[int], keras.Model]") -> tuple[Position, Weights]:
@@ -68,19 +83,27 @@ def read(checkpoint: Any, begin: "Callable[[int], keras.Model]") -> tuple[Positi
         with _damage_named(checkpoint):
             state = json.loads((folder / _STATE).read_text())
             phase, position = int(state["phase"]), Position(**state["position"])
-            with np.load(folder / _BEST) as saved:
-                best = [saved[key] for key in saved.files]
+            for file_name, digest in state["sha256"].items():
+                if _digest(folder / file_name) != digest:
+                    raise ValueError(f"{file_name} is not as it was written")
+            weights, best = _load(folder / _TRAINED), _load(folder / _BEST)
         trained = begin(phase)
         with _damage_named(checkpoint):
-            trained.load_weights(folder / _TRAINED)
+            for variable, value in zip(_variables(trained), weights, strict=True):
+                variable.assign(value)
     return position, best
+
+
+def _load(path: Path) -> Weights:
+    with np.load(path) as saved:
+        return [saved[key] for key in saved.files]
 
 
 @contextmanager
 def _damage_named(checkpoint: Any) -> Iterator[None]:
     try:
         yield
-    except Exception as error:  # numpy's, zipfile's, h5py's and Keras's own share no base class
+    except Exception as error:  # numpy's, zipfile's and Keras's own share no base class
         raise CheckpointError(
             f"the checkpoint {checkpoint.path} is damaged ({_first_line(error)}). "
             "Remove it and resume from the one before, or start a new run"

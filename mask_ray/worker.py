@@ -301,7 +301,10 @@ class _Session:
     def _clear_errors(self) -> Iterator[None]:
         try:
             yield
-        except (OSError, RuntimeError) as error:  # h5py raises either when the disk is full
+        except (
+            OSError,
+            RuntimeError,
+        ) as error:  # the model's own file is HDF5, which raises either
             run_id = self._config["run_id"]
             raise checkpoints.CheckpointError(
                 f"the checkpoint cannot be written: {error}. The one before is kept in "

@@ -5,6 +5,7 @@ import re
 import signal
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -27,17 +28,17 @@ class Job:
 
     returncode: int
     lines: list[str] = field(repr=False)
+    stderr: str = field(repr=False)
 
     @property
     def log(self) -> str:
-        return "".join(self.lines)
+        return "".join(self.lines) + self.stderr
 
     @property
     def result(self) -> dict[str, Any]:
         """The line of JSON that a job ends with."""
         assert self.returncode == 0, self.log[-3000:]
-        (line,) = (line for line in self.lines if line.startswith('{"'))
-        result: dict[str, Any] = json.loads(line)
+        result: dict[str, Any] = json.loads(self.lines[-1])
         return result
 
     @property
@@ -48,7 +49,7 @@ class Job:
 
     @property
     def errors(self) -> list[str]:
-        return [line for line in self.lines if line.startswith("error: ")]
+        return [line for line in self.stderr.splitlines() if line.startswith("error: ")]
 
 
 # Called with the command's process when a line holds the text, the first time only.
@@ -56,26 +57,32 @@ Events = dict[str, Callable[[subprocess.Popen[str]], None]]
 
 
 def run_job(module: str, *flags: str, env: dict[str, str], events: Events | None = None) -> Job:
-    """Run a job to its end, with standard error among its output."""
+    """Run a job to its end."""
     waiting = dict(events or {})
     lines = []
-    with subprocess.Popen(
-        [sys.executable, "-m", module, *flags],
-        cwd=ROOT,
-        env=env,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        # A shell in the background leaves Ctrl-C ignored, which children inherit.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
-    ) as process:
+    with (
+        tempfile.TemporaryFile("w+") as stderr,
+        subprocess.Popen(
+            [sys.executable, "-m", module, *flags],
+            cwd=ROOT,
+            env=env,
+            stdout=subprocess.PIPE,
+            stderr=stderr,
+            text=True,
+            # A shell in the background leaves Ctrl-C ignored, which children inherit.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+        ) as process,
+    ):
         assert process.stdout is not None
         for line in process.stdout:
             lines.append(line)
             for text in [text for text in waiting if text in line]:
                 waiting.pop(text)(process)
-    assert not waiting, f"never printed: {list(waiting)}; {''.join(lines)[-3000:]}"
-    return Job(process.returncode, lines)
+        process.wait()
+        stderr.seek(0)
+        job = Job(process.returncode, lines, stderr.read())
+    assert not waiting, f"never printed: {list(waiting)}; {job.log[-3000:]}"
+    return job
 
 
 def kill_one(name: str) -> None:

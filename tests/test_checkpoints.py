@@ -15,7 +15,7 @@ from mask_ray.phases import Position
 
 pytestmark = pytest.mark.slow
 
-FILES = ("trained.weights.h5", "best.npz", "state.json")
+FILES = ("trained.npz", "best.npz", "state.json")
 DONE = Position(epoch=5, phase=1, phase_epoch=2, best_loss=0.25, stale_epochs=1)
 
 
@@ -142,19 +142,16 @@ def test_a_model_that_it_does_not_fit_is_told(folder: Path) -> None:
         read(folder, compiled(num_units=5))
 
 
-@pytest.mark.parametrize("name", ["best.npz", "trained.weights.h5"])
-def test_a_changed_byte_is_told_or_harmless(folder: Path, name: str) -> None:
-    """Readers of both formats raise many kinds of errors; none of them may pass."""
+@pytest.mark.parametrize("name", ["best.npz", "trained.npz"])
+def test_a_changed_byte_is_told(folder: Path, name: str) -> None:
     whole = (folder / name).read_bytes()
     rng = np.random.default_rng(1)
-    for position in rng.integers(0, len(whole), 60):
+    for position in rng.integers(0, len(whole), 20):
         changed = bytearray(whole)
         changed[position] ^= 0xFF
         (folder / name).write_bytes(bytes(changed))
-        try:
+        with pytest.raises(CheckpointError, match=f"{name} is not as it was written"):
             read(folder, compiled())
-        except CheckpointError as error:
-            assert str(folder) in str(error)
 
 
 def test_what_goes_wrong_with_the_model_is_not_the_checkpoint_s_fault(folder: Path) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 import httpx
 import mlflow
 import pytest
-from ray_jobs import SMALL, Job, kill_one, run_job
+from ray_jobs import ROOT, SMALL, Job, kill_one, run_job
 
 from mask_ray.demo import free_port
 
@@ -98,7 +98,7 @@ def test_a_stopped_run_and_one_whose_disk_is_full_are_resumed(
             env=cluster,
             events={"scratch 4/8  loss": lambda process: process.send_signal(signal.SIGTERM)},
         )
-        assert (stopped.returncode, stopped.errors) == (130, ["error: stopped\n"])
+        assert (stopped.returncode, stopped.errors) == (130, ["error: stopped"])
         run_id = stopped.run_id
         assert status(run_id) == "KILLED"
 
@@ -113,12 +113,13 @@ def test_a_stopped_run_and_one_whose_disk_is_full_are_resumed(
 
         resumed = run_job("jobs.train", "--resume", run_id, env=cluster)
         assert resumed.result["run_id"] == run_id
+        assert not (ROOT / "mlruns").exists(), "a model was logged in the current folder"
         assert went_on_after(full) >= 1 and went_on_after(resumed) >= 1
         assert status(run_id) == "FINISHED"
         assert epochs_logged(run_id) == list(range(8))
 
     again = run_job("jobs.train", "--resume", run_id, env=cluster)
-    assert again.errors == [f"error: run {run_id} is finished; there is nothing to resume\n"]
+    assert again.errors == [f"error: run {run_id} is finished; there is nothing to resume"]
 
 
 def fill(path: Path) -> None:
@@ -128,7 +129,7 @@ def fill(path: Path) -> None:
 
 
 def went_on_after(job: Job) -> int:
-    (line,) = (line for line in job.lines if "going on after epoch" in line)
+    (line,) = (line for line in job.log.splitlines() if "going on after epoch" in line)
     return int(line.partition("after epoch ")[2].split()[0])
 
 

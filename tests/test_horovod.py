@@ -93,36 +93,38 @@ def difference(model: Any, other: Any) -> float:
     return float(max(np.abs(a - b).max() for a, b in pairs))
 
 
+def disagreement(model: Any) -> str:
+    """What is said of the ranks' weights."""
+    from mask_ray.horovod.keras import check_ranks_agree
+
+    try:
+        check_ranks_agree(model)
+    except RuntimeError as error:
+        return str(error)
+    return ""
+
+
 def weights_before_and_after_the_broadcast(rank: int) -> tuple[str, str]:
-    """What is said of them."""
     import keras
 
-    from mask_ray.horovod.keras import broadcast_state, check_ranks_agree
+    from mask_ray.horovod.keras import broadcast_state
 
     keras.utils.set_random_seed(rank)
     model = tiny_model()
-    said = []
-    for step in (lambda: None, lambda: broadcast_state(model)):
-        step()
-        try:
-            check_ranks_agree(model)
-            said.append("")
-        except RuntimeError as error:
-            said.append(str(error))
-    return said[0], said[1]
+    before = disagreement(model)
+    broadcast_state(model)
+    return before, disagreement(model)
 
 
 def one_step(rank: int) -> float:
     """How far it leads from one step over the rows of both ranks."""
     import keras
 
-    from mask_ray.horovod.keras import check_ranks_agree
-
     model = distributed(keras.optimizers.SGD(0.5))
     alone = copy_of(model, keras.optimizers.SGD(0.5))
     x, y = examples(8)
     model.train_on_batch(x[rank::2], y[rank::2])
-    check_ranks_agree(model)
+    assert disagreement(model) == ""
     alone.train_on_batch(x, y)
     return difference(model, alone)
 
