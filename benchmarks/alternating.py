@@ -11,13 +11,11 @@ from typing import Any
 
 import numpy as np
 import ray
-import ray.train
 
-from mask_ray import data, tracking, weights
-from mask_ray.batches import Epoch, augmented
-from mask_ray.config import TrainSettings, home, tracking_uri
-from mask_ray.horovod import HorovodTrainer
-from mask_ray.training import plan_workers
+from mask_ray import data, launch, tracking, weights
+from mask_ray.cluster import plan_workers
+from mask_ray.config import TrainSettings, home
+from mask_ray.training import Job, Pretrained, worker_config
 
 _OBJECT_STORE_BYTES = 2**30
 
@@ -77,8 +75,10 @@ def compare(training: TrainSettings, core: int | None) -> Pairs:
         "plain": _plain_command(images, training, weights_file),
         "record": record,
     }
+    pretrained = Pretrained(ray.put(weights_file.read_bytes()), backbone=None)
+    splits = {name: images.split(name) for name in data.SPLITS}
     with tracking.start_run("trainer_overhead", {}) as run:
-        _fit(training, images, weights_file, {"run_id": run.run_id, "turns": turns})
+        _fit(Job(run, plan_workers(training), images, splits, pretrained), training, turns)
     return _pairs([json.loads(line) for line in record.read_text().splitlines()[1:]])
 
 
@@ -96,30 +96,10 @@ def _plain_command(
     return plain + [text for name, value in flags.items() for text in (f"--{name}", str(value))]
 
 
-def _fit(
-    training: TrainSettings, images: data.ImageData, weights_file: Path, config: dict[str, Any]
-) -> None:
-    """As `mask_ray.training` does, with the loop that takes turns."""
-    epoch = Epoch.remote()
-    train = augmented(images.split("train"), training.augmentation, training.seed, epoch)
-    config |= {
-        "settings": training.model_dump(),
-        "class_names": images.class_names,
-        "num_train": images.summary.counts["train"].total(),
-        "weights": ray.put(weights_file.read_bytes()),
-        "backbone_onnx": None,
-        "features": None,
-        "epoch": epoch,
-        "tracking_uri": tracking_uri(),
-    }
-    HorovodTrainer(
-        _train_worker,
-        train_loop_config=config,
-        scaling_config=plan_workers(training).scaling,
-        run_config=ray.train.RunConfig(name=config["run_id"], storage_path=str(home() / "train")),
-        datasets={"train": train, "val": images.split("val")},
-        dataset_config=data.ShardConfig(),
-    ).fit()
+def _fit(job: Job, training: TrainSettings, turns: dict[str, Any]) -> None:
+    """As a run does, with the loop that takes turns, on one thread."""
+    config = worker_config(training, job, home() / "train") | {"num_threads": 1, "turns": turns}
+    launch.trainer(training, job.plan.scaling, config, job.splits, loop=_train_worker).fit()
 
 
 def _train_worker(config: dict[str, Any]) -> None:

@@ -8,9 +8,7 @@ does.
 """
 
 import itertools
-import os
 import statistics
-import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -23,9 +21,9 @@ import psutil
 import ray
 from pydantic import Field
 
-from benchmarks import machine, memory, table
-from mask_ray import cli, data
-from mask_ray.config import DataSettings, MaskRayError, Settings
+from benchmarks import machine, memory, script, table
+from mask_ray import data
+from mask_ray.config import DataSettings, Settings
 
 BATCH_SIZE = 64
 _PACKAGES = ("ray", "tensorflow", "pillow", "pyarrow", "numpy")
@@ -91,17 +89,6 @@ class Pipeline:
         self.rates.append(num_images / (time.perf_counter() - began))
         cpu_s = sum(after - cpu_before.get(pid, 0.0) for pid, after in _cpu_seconds().items())
         self.cpu_ms.append(cpu_s / num_images * 1000)
-
-
-def main() -> None:
-    """Print both tables; a mistake is one line and exit code 1 or 2."""
-    settings = cli.parse(IngestSettings, sys.argv[1:])
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    os.environ.setdefault("RAY_AUTH_MODE", "token")
-    try:
-        _run(settings)
-    except MaskRayError as error:
-        cli.fail(str(error), exit_code=1)
 
 
 def _run(settings: IngestSettings) -> None:
@@ -232,4 +219,4 @@ def _print_rates(image_size: int, pipelines: list[Pipeline]) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    script.main(IngestSettings, _run)

@@ -2,7 +2,6 @@
 
 import json
 import os
-import signal
 import subprocess
 import sys
 import tempfile
@@ -14,8 +13,8 @@ from typing import Any
 
 from pydantic import Field
 
-from benchmarks import cluster, job, machine, splits, table
-from mask_ray import cli, data, weights
+from benchmarks import cluster, job, machine, script, splits, table
+from mask_ray import data, weights
 from mask_ray.config import DataSettings, MaskRayError, Settings, TrainSettings
 
 _PACKAGES = ("ray", "tensorflow", "keras", "horovod", "onnxruntime", "mlflow")
@@ -63,20 +62,6 @@ class Measured:
     num_epochs: int
     val_accuracy: float
     command_s: float
-
-
-def main() -> None:
-    """Run all four and print the tables; a mistake is one line and exit code 1 or 2."""
-    settings = cli.parse(TimeToAccuracySettings, sys.argv[1:])
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    # However it is ended, what was started has to end too.
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
-    try:
-        _run(settings)
-    except MaskRayError as error:
-        cli.fail(str(error), exit_code=1)
-    except KeyboardInterrupt:
-        cli.fail("stopped", exit_code=130)
 
 
 def _run(settings: TimeToAccuracySettings) -> None:
@@ -208,4 +193,4 @@ def _print_stages(jobs: dict[str, job.Job]) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    script.main(TimeToAccuracySettings, _run)

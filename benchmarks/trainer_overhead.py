@@ -1,17 +1,14 @@
 """What Ray, Ray Data and Horovod cost a training step: against the same loop in Keras alone."""
 
 import os
-import signal
 import statistics
-import sys
 import tempfile
 from typing import TYPE_CHECKING
 
 from pydantic import Field
 
-from benchmarks import machine, table
-from mask_ray import cli
-from mask_ray.config import MaskRayError, Settings, Source, TrainSettings
+from benchmarks import machine, script, table
+from mask_ray.config import Settings, Source, TrainSettings
 
 if TYPE_CHECKING:
     from benchmarks.alternating import Pairs
@@ -37,20 +34,6 @@ class TrainerOverheadSettings(Settings):
         description="ImageNet weights of MobileNetV2 without top, as .h5, or imagenet.",
     )
     epochs: int = Field(5, ge=1, description="Epochs of each that count.")
-
-
-def main() -> None:
-    """Run both comparisons and print the table; a mistake is one line and exit code 1 or 2."""
-    settings = cli.parse(TrainerOverheadSettings, sys.argv[1:])
-    os.environ |= {"RAY_AUTH_MODE": "token", "TF_CPP_MIN_LOG_LEVEL": "3"}
-    # However it is ended, what was started has to end too.
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
-    try:
-        _run(settings)
-    except MaskRayError as error:
-        cli.fail(str(error), exit_code=1)
-    except KeyboardInterrupt:
-        cli.fail("stopped", exit_code=130)
 
 
 def _run(settings: TrainerOverheadSettings) -> None:
@@ -128,4 +111,4 @@ worker CPU, others' CPU: seconds that the worker, and all other processes of thi
 
 
 if __name__ == "__main__":
-    main()
+    script.main(TrainerOverheadSettings, _run)

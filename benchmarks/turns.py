@@ -29,8 +29,6 @@ def train(config: dict[str, Any]) -> None:
     turns = config["turns"]
     if turns["core"] is not None:
         _pin(turns["core"])
-    # The loop takes all cores of the machine; here it has one.
-    os.cpu_count = lambda: 1
     with subprocess.Popen(
         turns["plain"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     ) as peer:

@@ -5,7 +5,7 @@ of its own.
 """
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import ray.train
@@ -33,6 +33,7 @@ def trainer(
     config: Mapping[str, Any],
     splits: Mapping[SplitName, Dataset],
     callbacks: Sequence[Any] = (),
+    loop: Callable[[dict[str, Any]], None] | None = None,
 ) -> HorovodTrainer:
     """The trainer whose `fit` runs the workers.
 
@@ -42,6 +43,7 @@ def trainer(
         config: See `worker.train`; its `epoch` is filled in here.
         splits: Decoded images.
         callbacks: Of Ray Train.
+        loop: What each worker runs (default: `worker.train`).
     """
     # Ray Train looks after its workers every 2 s by default, and ends no sooner.
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
@@ -58,7 +60,7 @@ def trainer(
 
     epoch, datasets = _image_datasets(settings, splits)
     return HorovodTrainer(
-        train_worker,
+        loop or train_worker,
         train_loop_config={**config, "epoch": epoch},
         scaling_config=scaling,
         run_config=ray.train.RunConfig(

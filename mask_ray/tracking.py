@@ -286,10 +286,9 @@ def _open_again(run_id: str, tags: Mapping[str, str]) -> Run:
     run = Run(run_id)
     run.set_tags(tags)
     with _clear_errors():
-        client = MlflowClient()
         # Or the model would be logged in the default experiment, below the current folder.
-        mlflow.set_experiment(experiment_id=client.get_run(run_id).info.experiment_id)
-        client.update_run(run_id, status="RUNNING")
+        mlflow.set_experiment(experiment_id=MlflowClient().get_run(run_id).info.experiment_id)
+    run.set_status("RUNNING")
     return run
 
 
