@@ -67,7 +67,8 @@ def compare(training: TrainSettings, core: int | None) -> Pairs:
         core: That both keep to; None where the system cannot.
     """
     weights_file = weights.find(training.backbone_weights, training.alpha).resolve()
-    images = data.load(training, training.image_size)
+    plan = plan_workers(training)
+    images = data.load(training, training.image_size, task_cpus=plan.task_cpus)
     record = home() / f"epochs_{training.augmentation:g}.jsonl"
     turns = {
         "core": core,
@@ -75,10 +76,11 @@ def compare(training: TrainSettings, core: int | None) -> Pairs:
         "plain": _plain_command(images, training, weights_file),
         "record": record,
     }
-    pretrained = Pretrained(ray.put(weights_file.read_bytes()), backbone=None)
+    backbone = weights.read(str(weights_file), training.alpha)
+    pretrained = Pretrained(ray.put(backbone), backbone=b"")
     splits = {name: images.split(name) for name in data.SPLITS}
     with tracking.start_run("trainer_overhead", {}) as run:
-        _fit(Job(run, plan_workers(training), images, splits, pretrained), training, turns)
+        _fit(Job(run, plan, images, splits, pretrained), training, turns)
     return _pairs([json.loads(line) for line in record.read_text().splitlines()[1:]])
 
 
@@ -99,7 +101,7 @@ def _plain_command(
 def _fit(job: Job, training: TrainSettings, turns: dict[str, Any]) -> None:
     """As a run does, with the loop that takes turns, on one thread."""
     config = worker_config(training, job, home() / "train") | {"num_threads": 1, "turns": turns}
-    launch.trainer(training, job.plan.scaling, config, job.splits, loop=_train_worker).fit()
+    launch.trainer(training, job.plan, config, job.splits, loop=_train_worker).fit()
 
 
 def _train_worker(config: dict[str, Any]) -> None:

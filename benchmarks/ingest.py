@@ -152,7 +152,7 @@ def _compare_rates(settings: IngestSettings, folder: Path) -> None:
 def _ray_data(folder: Path, image_size: int) -> Epoch:
     # Every epoch reads and decodes, as with a set that is too large to keep.
     data.KEPT_SHARE_OF_OBJECT_STORE = 0
-    images = data.load(DataSettings(data=str(folder)), image_size).split(*data.SPLITS)
+    images = data.load(DataSettings(data=str(folder)), image_size, task_cpus=1).split(*data.SPLITS)
     images.context.enable_progress_bars = False
 
     def epoch() -> int:

@@ -115,7 +115,7 @@ def main() -> None:
     began = time.perf_counter()
     # Also the few images must stream, or the two would not compare.
     data.KEPT_SHARE_OF_OBJECT_STORE = 0
-    images = data.load(DataSettings(data=folder), IMAGE_SIZE).split(*data.SPLITS)
+    images = data.load(DataSettings(data=folder), IMAGE_SIZE, task_cpus=1).split(*data.SPLITS)
     num_images = sum(len(batch["image"]) for batch in images.iter_batches(batch_size=64))
     seconds = time.perf_counter() - began
     spilled = re.search(r"Spilled (\d+) MiB", memory_summary(stats_only=True))

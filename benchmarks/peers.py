@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from tensorflow.keras.preprocessing.image import ImageDataGenerator
 
 from benchmarks.splits import Labelled, Split
+from mask_ray import mobilenet
 from mask_ray import model as models
 from mask_ray.config import TrainSettings
 from mask_ray.images import decode_resized
@@ -104,7 +105,7 @@ def plain(photos: Split, weights: Path, max_epochs: int, until: _UntilTarget) ->
     model = models.build(
         num_classes=len(photos.class_names), image_size=IMAGE_SIZE, alpha=1.0, from_scratch=False
     )
-    models.load_backbone_weights(model, weights.read_bytes(), alpha=1.0)
+    models.load_backbone_weights(model, mobilenet.read_h5(weights.read_bytes(), alpha=1.0))
     model.get_layer("backbone").trainable = False
     model.compile(
         keras.optimizers.Adam(1e-3),

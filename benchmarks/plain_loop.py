@@ -18,6 +18,7 @@ import numpy as np
 import tensorflow as tf
 from numpy.typing import NDArray
 
+from mask_ray import mobilenet
 from mask_ray import model as models
 
 
@@ -34,7 +35,8 @@ class Loop:
             alpha=1.0,
             from_scratch=False,
         )
-        models.load_backbone_weights(self._model, weights.read_bytes(), alpha=1.0)
+        backbone = mobilenet.read_h5(weights.read_bytes(), alpha=1.0)
+        models.load_backbone_weights(self._model, backbone)
         models.thaw_backbone(self._model, finetune_from)
         num_steps = -(-len(self._labels) // batch_size)
         self._model.compile(

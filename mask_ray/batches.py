@@ -147,7 +147,7 @@ def start_epoch_actor() -> Any:
     )
 
 
-def augmented(images: Dataset, strength: float, seed: int, epoch: Any) -> Dataset:
+def augmented(images: Dataset, strength: float, seed: int, epoch: Any, task_cpus: float) -> Dataset:
     """The same rows, with another random view of each image in every epoch.
 
     Args:
@@ -155,8 +155,9 @@ def augmented(images: Dataset, strength: float, seed: int, epoch: Any) -> Datase
         strength: See `mask_ray.augmentation`.
         seed: With the epoch and the image's pixels, it decides the view.
         epoch: From `start_epoch_actor`.
+        task_cpus: What each task reserves.
     """
-    return data.map_rows(images, _augment, strength=strength, seed=seed, epoch=epoch)
+    return data.map_rows(images, _augment, task_cpus, strength=strength, seed=seed, epoch=epoch)
 
 
 def _augment(batch: data.Batch, strength: float, seed: int, epoch: Any) -> data.Batch:

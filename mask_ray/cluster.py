@@ -30,10 +30,12 @@ class Plan:
     Args:
         scaling: The Horovod workers.
         num_cpus: Cores for computing features, before the workers start.
+        task_cpus: What a task of Ray Data reserves, beside the workers.
     """
 
     scaling: ray.train.ScalingConfig
     num_cpus: float
+    task_cpus: float
 
 
 def plan_workers(settings: TrainSettings) -> Plan:
@@ -50,13 +52,15 @@ def plan_workers(settings: TrainSettings) -> Plan:
             f"({most.get(resource, 0):g}); got {settings.num_workers}"
         )
     cpus = settings.cpus_per_worker or _cpus_per_worker(settings)
-    if most["CPU"] - cpus * settings.num_workers < data.TASK_CPUS:
+    if most["CPU"] - cpus * settings.num_workers < data.LEAST_TASK_CPUS:
         raise ClusterError(
-            f"cpus_per_worker times num_workers must leave {data.TASK_CPUS} of the cluster's "
-            f"{most['CPU']:g} CPUs for Ray Data; got {cpus:g} times {settings.num_workers}"
+            f"cpus_per_worker times num_workers must leave {data.LEAST_TASK_CPUS} of the "
+            f"cluster's {most['CPU']:g} CPUs for Ray Data; got {cpus:g} times "
+            f"{settings.num_workers}"
         )
     num_workers: Any = settings.num_workers
     if settings.min_workers not in (None, settings.num_workers):
+        _check_room_on_every_node(settings)
         num_workers = (settings.min_workers, settings.num_workers)
     scaling = ray.train.ScalingConfig(
         num_workers=num_workers,
@@ -64,7 +68,32 @@ def plan_workers(settings: TrainSettings) -> Plan:
         resources_per_worker={"CPU": cpus} | ({"GPU": 1} if settings.use_gpu else {}),
         **_V1_ONLY,
     )
-    return Plan(scaling, ray.available_resources().get("CPU", 0))
+    return Plan(scaling, ray.available_resources().get("CPU", 0), _task_cpus(settings))
+
+
+def _check_room_on_every_node(settings: TrainSettings) -> None:
+    """Refuse workers that would fill a node, which may be the last that is left of an elastic run.
+
+    Without a task to feed them they would wait for ever.
+    """
+    share = settings.cpus_per_worker
+    if share is None:  # `largest_share` leaves room
+        return
+    for node in ray.nodes():
+        cpus = node["Resources"].get("CPU", 0) if node["Alive"] else 0
+        placed = min(settings.num_workers, math.floor(cpus / share))
+        if placed and cpus - placed * share < data.LEAST_TASK_CPUS:
+            raise ClusterError(
+                f"with min_workers, cpus_per_worker must leave {data.LEAST_TASK_CPUS} CPUs of "
+                f"every node for Ray Data; got {share:g}, and {placed} workers of that fill the "
+                f"node {node['NodeManagerAddress']} of {cpus:g} CPUs"
+            )
+
+
+def _task_cpus(settings: TrainSettings) -> float:
+    """A whole core where `largest_share` leaves one on every node."""
+    free = [n.get("CPU", 0) for n in cluster_state.available_resources_per_node().values()]
+    return 1 if settings.cpus_per_worker is None and min(free) >= 2 else data.LEAST_TASK_CPUS
 
 
 def _cpus_per_worker(settings: TrainSettings) -> float:

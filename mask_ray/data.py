@@ -9,7 +9,7 @@ import itertools
 import logging
 import math
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -19,10 +19,9 @@ import numpy as np
 import pyarrow as pa
 import ray
 from numpy.typing import NDArray
-from ray.data import DataIterator, Dataset, Datasource
+from ray.data import Dataset, Datasource
 from ray.data.block import BlockMetadata
 from ray.data.datasource import ReadTask
-from ray.train import DataConfig
 
 from mask_ray import synthetic
 from mask_ray.config import DataSettings, ImageLimits, MaskRayError, SplitName
@@ -36,9 +35,9 @@ DEFAULT_NUM_DRAWN = 2000
 # store, twice: as read, and by split. Above it every epoch reads and decodes them anew.
 KEPT_SHARE_OF_OBJECT_STORE = 0.2
 
-# What a task reserves. Half a core, so that a machine whose cores the workers have nearly all
-# reserved can still feed them.
-TASK_CPUS = 0.5
+# The least that a task reserves. Half a core, so that a machine whose cores the workers have nearly
+# all reserved can still feed them.
+LEAST_TASK_CPUS = 0.5
 
 _NUM_BAD_FILES_SHOWN = 10
 
@@ -82,18 +81,26 @@ class Summary:
 class ImageData:
     """A checked data set.
 
-    Rows are `image` (uint8, shape (image_size, image_size, 3)), `label` (index into
-    `class_names`), `split`, `path`, `digest` and `error` (empty: only readable images are left).
+    Args:
+        decoded: Gives, for splits, the rows of at least these, decoded: `image` (uint8, shape
+            (image_size, image_size, 3)), `label` (index into `class_names`), `split`, `path`,
+            `digest` and `error` (empty where the image is readable).
+        class_names: In the order of labels.
+        summary: Of all rows.
+        kept: Whether all is decoded already; otherwise each pass over it reads files and decodes
+            them.
+        task_cpus: What each task reserves.
     """
 
-    dataset: Dataset
+    decoded: Callable[[Sequence[SplitName]], Dataset]
     class_names: list[str]
     summary: Summary
     kept: bool
+    task_cpus: float = LEAST_TASK_CPUS
 
     def split(self, *names: SplitName) -> Dataset:
         """Rows `image` and `label` of these splits."""
-        selected = map_rows(self.dataset, _select, splits=names)
+        selected = map_rows(self.decoded(names), _select, self.task_cpus, splits=names)
         return selected.materialize() if self.kept else selected
 
 
@@ -107,7 +114,11 @@ class _Source:
 
 
 def load(
-    settings: DataSettings, image_size: int, *, needed: Sequence[SplitName] = SPLITS
+    settings: DataSettings,
+    image_size: int,
+    *,
+    needed: Sequence[SplitName] = SPLITS,
+    task_cpus: float = LEAST_TASK_CPUS,
 ) -> ImageData:
     """Read, check, split and decode a data set. Ray must be running.
 
@@ -115,22 +126,37 @@ def load(
         settings: Source, limits and split.
         image_size: Side of the decoded images, in pixels.
         needed: Splits that must have images of every class.
+        task_cpus: What each task reserves: a whole core where all nodes have one to spare.
+            With less, Ray keeps more processes than cores, and starts some anew at each pass.
 
     Raises:
         DataError: no such folder, fewer than two classes, or a class without readable images in
             a split that needs them.
     """
-    source = _open_source(settings)
+    source = _open_source(settings, task_cpus)
+
+    def decoded(splits: Sequence[SplitName]) -> Dataset:
+        return map_rows(
+            source.dataset,
+            _decode_batch,
+            task_cpus,
+            image_size=image_size,
+            settings=settings,
+            splits=splits,
+        )
+
+    every = decoded(SPLITS)
     kept = _fits_object_store(source.num_files, image_size)
-    decoded = map_rows(source.dataset, _decode_batch, image_size=image_size, settings=settings)
     if kept:
-        decoded = decoded.materialize()
-    summary = summarise(decoded, source.class_names, source.num_files)
+        every = every.materialize()
+    summary = summarise(every, source.class_names, source.num_files)
     _check_no_class_is_empty(summary, source.class_names, needed)
-    return ImageData(decoded, source.class_names, summary, kept)
+    return ImageData(
+        (lambda splits: every) if kept else decoded, source.class_names, summary, kept, task_cpus
+    )
 
 
-def _open_source(settings: DataSettings) -> _Source:
+def _open_source(settings: DataSettings, task_cpus: float) -> _Source:
     """Find the images without reading them.
 
     Raises:
@@ -144,8 +170,8 @@ def _open_source(settings: DataSettings) -> _Source:
     context.enable_progress_bars = False
     logging.getLogger("ray.data").setLevel(logging.WARNING)
     if is_synthetic(settings.data):
-        return _drawn(num_drawn(settings.data), settings.seed)
-    return _folder(check_folder(settings.data), settings.seed)
+        return _drawn(num_drawn(settings.data), settings.seed, task_cpus)
+    return _folder(check_folder(settings.data), settings.seed, task_cpus)
 
 
 def is_synthetic(source: str) -> bool:
@@ -194,7 +220,7 @@ def list_files(root: Path) -> dict[str, list[Path]]:
     }
 
 
-def _folder(root: Path, seed: int) -> _Source:
+def _folder(root: Path, seed: int, task_cpus: float) -> _Source:
     by_class = list_files(root)
     class_names = list(by_class)
     files = [str(path) for paths in by_class.values() for path in paths]
@@ -204,7 +230,7 @@ def _folder(root: Path, seed: int) -> _Source:
     dataset = ray.data.read_datasource(
         _Files(files, labels, seed),
         override_num_blocks=_num_blocks(len(files)),
-        num_cpus=TASK_CPUS,
+        num_cpus=task_cpus,
     )
     return _Source(dataset, class_names, len(files))
 
@@ -249,10 +275,12 @@ def _read_files(files: NDArray[Any], labels: NDArray[np.int64]) -> list[pa.Table
     return [pa.table({"path": pa.array(files), "bytes": encoded, "label": labels})]
 
 
-def _drawn(num_images: int, seed: int) -> _Source:
+def _drawn(num_images: int, seed: int, task_cpus: float) -> _Source:
     indices = ray.data.range(num_images, override_num_blocks=_num_blocks(num_images))
     return _Source(
-        map_rows(indices, _draw_batch, seed=seed), list(synthetic.CLASS_NAMES), num_images
+        map_rows(indices, _draw_batch, task_cpus, seed=seed),
+        list(synthetic.CLASS_NAMES),
+        num_images,
     )
 
 
@@ -265,12 +293,12 @@ def _draw_batch(batch: Batch, seed: int) -> dict[str, Any]:
     }
 
 
-def map_rows(dataset: Dataset, function: Any, **arguments: Any) -> Dataset:
-    """Apply `function(batch, **arguments)`, in tasks small enough to run beside the workers."""
+def map_rows(dataset: Dataset, function: Any, task_cpus: float, **arguments: Any) -> Dataset:
+    """Apply `function(batch, **arguments)`, in tasks that reserve `task_cpus` each."""
     # Whole blocks: with a batch size, Ray would read in tasks of their own, and send what they read
     # to the tasks that decode.
     return dataset.map_batches(
-        function, batch_size=None, zero_copy_batch=True, num_cpus=TASK_CPUS, fn_kwargs=arguments
+        function, batch_size=None, zero_copy_batch=True, num_cpus=task_cpus, fn_kwargs=arguments
     )
 
 
@@ -284,18 +312,17 @@ def _fits_object_store(num_files: int, image_size: int) -> bool:
     return num_files * image_size**2 * 3 <= KEPT_SHARE_OF_OBJECT_STORE * store_bytes
 
 
-def _decode_batch(batch: Batch, image_size: int, settings: DataSettings) -> dict[str, Any]:
-    pixels = np.zeros((len(batch["bytes"]), image_size, image_size, 3), dtype=np.uint8)
-    errors = [_decode_into(*row, settings) for row in zip(pixels, batch["bytes"], strict=True)]
-    digests = [digest_of(encoded) for encoded in batch["bytes"]]
-    return {
-        "image": pixels,
-        "label": batch["label"],
-        "split": [split_of(digest, settings) for digest in digests],
-        "path": batch["path"],
-        "digest": digests,
-        "error": errors,
-    }
+def _decode_batch(
+    batch: Batch, image_size: int, settings: DataSettings, splits: Sequence[SplitName]
+) -> dict[str, Any]:
+    batch["digest"] = np.array([digest_of(encoded) for encoded in batch["bytes"]], str)
+    batch["split"] = np.array([split_of(digest, settings) for digest in batch["digest"]], str)
+    wanted = np.isin(batch["split"], splits)
+    rows = {name: column[wanted] for name, column in batch.items()}
+    encoded = rows.pop("bytes")
+    pixels = np.zeros((len(encoded), image_size, image_size, 3), dtype=np.uint8)
+    errors = [_decode_into(*row, settings) for row in zip(pixels, encoded, strict=True)]
+    return rows | {"image": pixels, "error": np.array(errors, str)}
 
 
 def _decode_into(pixels: NDArray[np.uint8], encoded: bytes, limits: ImageLimits) -> str:
@@ -359,35 +386,6 @@ def _rows(dataset: Dataset, columns: list[str]) -> Iterator[dict[str, Any]]:
     for batch in dataset.select_columns(columns).iter_batches(batch_size=4096):
         for values in zip(*(batch[column] for column in columns), strict=True):
             yield dict(zip(columns, values, strict=True))
-
-
-class ShardConfig(DataConfig):
-    """Splits for the workers: `train` equally, all else so that no image is lost.
-
-    Workers must take the same number of training steps, for which Ray drops up to one image
-    per worker; a validation figure should count every image once.
-    """
-
-    def configure(
-        self,
-        datasets: dict[str, Dataset],
-        world_size: int,
-        worker_handles: Any,
-        worker_node_ids: list[str] | None,
-        **kwargs: Any,
-    ) -> list[dict[str, DataIterator]]:
-        """One iterator a dataset and worker; the interface of `ray.train.DataConfig`."""
-        shards: list[dict[str, DataIterator]] = [{} for _ in range(world_size)]
-        for name, dataset in datasets.items():
-            own = dataset.copy(dataset)
-            own.context.execution_options = self.default_ingest_options()
-            own.context.enable_progress_bars = False  # each epoch prints a line of its own
-            splits = own.streaming_split(
-                world_size, equal=name == "train", locality_hints=worker_node_ids
-            )
-            for shard, split in zip(shards, splits, strict=True):
-                shard[name] = split
-        return shards
 
 
 def _check_no_class_is_empty(

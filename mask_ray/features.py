@@ -13,7 +13,7 @@ import tempfile
 import time
 import zlib
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -28,13 +28,12 @@ from mask_ray import data
 from mask_ray.augmentation import augment
 from mask_ray.config import MaskRayError, TrainSettings, home
 from mask_ray.predictor import FeatureExtractor
-from mask_ray.progress import Progress, quiet_libraries, say
+from mask_ray.progress import Progress, say
 
 # Raise it when the same key would give other features.
 _FORMAT = 1
 
 _MANIFEST = "manifest.json"
-_BACKBONE = "backbone.onnx"
 _BATCH_SIZE = 32
 
 # The views of an image depend on its pixels and this alone, so that runs of all seeds share them.
@@ -65,55 +64,6 @@ class Key:
         return hashlib.sha256(json.dumps(asdict(self)).encode()).hexdigest()[:24]
 
 
-@dataclass(frozen=True)
-class Backbone:
-    """A frozen backbone: its ONNX file, and the SHA-256 of the weights that it was made from."""
-
-    onnx: bytes
-    digest: str
-
-
-def open_backbone(weights: bytes, settings: TrainSettings) -> Any:
-    """A reference to the Backbone of these weights, exported by a Ray task if need be.
-
-    Args:
-        weights: Content of the .h5 file.
-        settings: Its `image_size` and `alpha`.
-
-    Raises:
-        WeightsError: on `ray.get`, when the weights do not fit.
-    """
-    digest = hashlib.sha256(weights).hexdigest()
-    folder = (
-        home() / "features" / f"backbone-{digest[:16]}-{settings.alpha:g}-{settings.image_size}"
-    )
-    with suppress(OSError):
-        if settings.feature_cache and _is_whole(folder):
-            return ray.put(Backbone((folder / _BACKBONE).read_bytes(), digest))
-    return _export_backbone.remote(weights, digest, settings, folder)
-
-
-@ray.remote(num_cpus=data.TASK_CPUS)
-def _export_backbone(
-    weights: bytes, digest: str, settings: TrainSettings, folder: Path
-) -> Backbone:
-    with quiet_libraries():
-        from mask_ray import model as models
-
-    model = models.build(
-        num_classes=2, image_size=settings.image_size, alpha=settings.alpha, from_scratch=False
-    )
-    models.load_backbone_weights(model, weights, settings.alpha)
-    with tempfile.TemporaryDirectory() as temporary:
-        path = Path(temporary, _BACKBONE)
-        models.export_backbone(model, path)
-        exported = path.read_bytes()
-    if settings.feature_cache:
-        with suppress(OSError), _appearing(folder) as unfinished:
-            (unfinished / _BACKBONE).write_bytes(exported)
-    return Backbone(exported, digest)
-
-
 @contextmanager
 def _appearing(folder: Path) -> Iterator[Path]:
     """A folder to write into that takes its name, with a manifest, when all is written."""
@@ -133,13 +83,13 @@ def _appearing(folder: Path) -> Iterator[Path]:
         shutil.rmtree(unfinished, ignore_errors=True)
 
 
-def key_of(settings: TrainSettings, images: data.ImageData, backbone: Backbone) -> Key:
+def key_of(settings: TrainSettings, images: data.ImageData, backbone: bytes) -> Key:
     """The key under which the features of these images are found."""
     return Key(
         data_digest=images.summary.digest,
         val_fraction=settings.val_fraction,
         test_fraction=settings.test_fraction,
-        backbone=backbone.digest,
+        backbone=hashlib.sha256(backbone).hexdigest(),
         image_size=settings.image_size,
         alpha=settings.alpha,
         augmented_views=settings.augmented_views,
@@ -150,7 +100,7 @@ def key_of(settings: TrainSettings, images: data.ImageData, backbone: Backbone) 
 def prepare(
     settings: TrainSettings,
     images: data.ImageData,
-    backbone: Backbone,
+    backbone: bytes,
     *,
     own_folder: Path,
     num_cpus: float,
@@ -160,7 +110,7 @@ def prepare(
     Args:
         settings: Views, augmentation, and whether to look for and keep features.
         images: The decoded images.
-        backbone: What makes the features.
+        backbone: What makes the features, as an ONNX file.
         own_folder: The run's own place, where the features go when they are not to be kept, or
             cannot be.
         num_cpus: Cores to compute on.
@@ -183,7 +133,7 @@ def prepare(
 
 
 def _compute_own(
-    key: Key, images: data.ImageData, backbone: Backbone, folder: Path, num_cpus: float
+    key: Key, images: data.ImageData, backbone: bytes, folder: Path, num_cpus: float
 ) -> Path:
     if folder.exists():  # of an earlier attempt at the run
         shutil.rmtree(folder)
@@ -221,7 +171,7 @@ def _digests(folder: Path) -> dict[str, str]:
 
 
 def _compute(
-    key: Key, images: data.ImageData, backbone: Backbone, folder: Path, num_cpus: float
+    key: Key, images: data.ImageData, backbone: bytes, folder: Path, num_cpus: float
 ) -> Path:
     started = time.perf_counter()
     with _appearing(folder) as unfinished:
@@ -239,13 +189,13 @@ def _compute(
     return folder
 
 
-def _extracted(key: Key, images: data.ImageData, backbone: Backbone, num_cpus: float) -> Dataset:
+def _extracted(key: Key, images: data.ImageData, backbone: bytes, num_cpus: float) -> Dataset:
     """Rows `features` (float16, (1 + views, D)), `label` and `split` of what is trained on."""
     # Where images are not decoded yet, one core in four reads and decodes them.
     reserved = 0 if images.kept else max(1, num_cpus // 4)
-    return images.dataset.map_batches(
+    return images.decoded(("train", "val")).map_batches(
         _Extractor,
-        fn_constructor_args=(ray.put(backbone.onnx), key.augmented_views, key.augmentation),
+        fn_constructor_args=(ray.put(backbone), key.augmented_views, key.augmentation),
         batch_size=_BATCH_SIZE,
         num_cpus=min(1, num_cpus if images.kept else num_cpus / 2),
         compute=ActorPoolStrategy(size=max(1, int(num_cpus - reserved))),

@@ -5,14 +5,16 @@ of its own.
 """
 
 import os
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import ray.train
-from ray.data import Dataset
+from ray.data import DataIterator, Dataset
+from ray.train import DataConfig
 
-from mask_ray import data
 from mask_ray.batches import augmented, start_epoch_actor
+from mask_ray.cluster import Plan
 from mask_ray.config import SplitName, TrainSettings
 from mask_ray.horovod import HorovodTrainer
 from mask_ray.phases import phases_of
@@ -29,7 +31,7 @@ def _phase_names(settings: TrainSettings) -> set[str]:
 
 def trainer(
     settings: TrainSettings,
-    scaling: ray.train.ScalingConfig,
+    plan: Plan,
     config: Mapping[str, Any],
     splits: Mapping[SplitName, Dataset],
     callbacks: Sequence[Any] = (),
@@ -39,7 +41,7 @@ def trainer(
 
     Args:
         settings: Of the run.
-        scaling: The workers.
+        plan: The workers, and what is left for the tasks that feed them.
         config: See `worker.train`; its `epoch` is filled in here.
         splits: Decoded images.
         callbacks: Of Ray Train.
@@ -53,16 +55,20 @@ def trainer(
     def train_worker(config: dict[str, Any]) -> None:
         from mask_ray.progress import quiet_libraries
 
+        # Keras imports scikit-learn for wrappers that nothing here uses: a quarter of the start.
+        hidden = sys.modules.setdefault("sklearn", None)  # type: ignore[arg-type]
         with quiet_libraries():
             from mask_ray.worker import train
+        if hidden is None:
+            del sys.modules["sklearn"]
 
         train(config)
 
-    epoch, datasets = _image_datasets(settings, splits)
+    epoch, datasets = _image_datasets(settings, splits, plan.task_cpus)
     return HorovodTrainer(
         loop or train_worker,
         train_loop_config={**config, "epoch": epoch},
-        scaling_config=scaling,
+        scaling_config=plan.scaling,
         run_config=ray.train.RunConfig(
             name=config["run_id"],
             storage_path=config["storage"],
@@ -71,16 +77,45 @@ def trainer(
             callbacks=[*callbacks],
         ),
         datasets=datasets,
-        dataset_config=data.ShardConfig(),
+        dataset_config=ShardConfig(),
     )
 
 
 def _image_datasets(
-    settings: TrainSettings, splits: Mapping[SplitName, Dataset]
+    settings: TrainSettings, splits: Mapping[SplitName, Dataset], task_cpus: float
 ) -> tuple[Any, dict[str, Dataset]]:
     """What streams to the workers, and the Epoch that it is augmented for; none for the head."""
     if _phase_names(settings) == {"head"}:
         return None, {}
     epoch = start_epoch_actor()
-    train = augmented(splits["train"], settings.augmentation, settings.seed, epoch)
+    train = augmented(splits["train"], settings.augmentation, settings.seed, epoch, task_cpus)
     return epoch, {"train": train, "val": splits["val"]}
+
+
+class ShardConfig(DataConfig):
+    """Splits for the workers: `train` equally, all else so that no image is lost.
+
+    Workers must take the same number of training steps, for which Ray drops up to one image
+    per worker; a validation figure should count every image once.
+    """
+
+    def configure(
+        self,
+        datasets: dict[str, Dataset],
+        world_size: int,
+        worker_handles: Any,
+        worker_node_ids: list[str] | None,
+        **kwargs: Any,
+    ) -> list[dict[str, DataIterator]]:
+        """One iterator a dataset and worker; the interface of `ray.train.DataConfig`."""
+        shards: list[dict[str, DataIterator]] = [{} for _ in range(world_size)]
+        for name, dataset in datasets.items():
+            own = dataset.copy(dataset)
+            own.context.execution_options = self.default_ingest_options()
+            own.context.enable_progress_bars = False  # each epoch prints a line of its own
+            splits = own.streaming_split(
+                world_size, equal=name == "train", locality_hints=worker_node_ids
+            )
+            for shard, split in zip(shards, splits, strict=True):
+                shard[name] = split
+        return shards

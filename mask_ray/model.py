@@ -4,23 +4,15 @@ The model takes raw pixels and gives probabilities; rescaling is a layer of it, 
 has to know it. No Ray and no Horovod here.
 """
 
-import json
-import logging
-import tempfile
-import warnings
 from pathlib import Path
 
 import keras
-import onnx
+import numpy as np
 from keras import layers
-from onnx import numpy_helper
+from numpy.typing import NDArray
 
-from mask_ray.progress import quiet_libraries
-from mask_ray.weights import WeightsError
-
-INPUT_NAME = "image"
-FEATURES_NAME = "features"
-OUTPUT_NAME = "probabilities"
+from mask_ray import mobilenet
+from mask_ray.mobilenet import FEATURES_NAME, INPUT_NAME, OUTPUT_NAME
 
 
 def build(*, num_classes: int, image_size: int, alpha: float, from_scratch: bool) -> keras.Model:
@@ -102,95 +94,24 @@ def _first_layer(backbone: keras.Model, block: str) -> int:
     return next(index for index, name in enumerate(names) if name.startswith(prefix))
 
 
-def load_backbone_weights(model: keras.Model, encoded: bytes, alpha: float) -> None:
-    """Give the model's backbone the weights of an .h5 file.
+def load_backbone_weights(model: keras.Model, weights: list[NDArray[np.float32]]) -> None:
+    """Give the model's backbone these weights, in the order of `mobilenet.read_h5`."""
+    model.get_layer("backbone").set_weights(weights)
+
+
+def export_onnx(model: keras.Model, path: Path, class_names: list[str], alpha: float) -> None:
+    """Write the model as ONNX: `image` uint8 (N, S, S, 3) in, `probabilities` (N, classes) out.
+
+    Float32 throughout, also where the model computes in fewer bits.
 
     Args:
         model: From `build`.
-        encoded: The file's content.
-        alpha: The model's width multiplier, for the message.
-
-    Raises:
-        WeightsError: the file is not one, or of another model or width.
+        path: Of the file.
+        class_names: For the file's metadata, which also holds the image size.
+        alpha: The model's width multiplier.
     """
-    # Keras tells its formats apart by the file's name. The older one, in which the ImageNet
-    # weights come, lists its layers under this key.
-    suffix = ".h5" if b"layer_names" in encoded else ".weights.h5"
-    with tempfile.NamedTemporaryFile(suffix=suffix) as file:
-        file.write(encoded)
-        file.flush()
-        try:
-            model.get_layer("backbone").load_weights(file.name)
-        except Exception as error:  # h5py's and Keras's own share no base class
-            raise WeightsError(
-                "backbone_weights must be of MobileNetV2 without top and of width alpha "
-                f"{alpha}; the file does not fit: {str(error).splitlines()[0]}"
-            ) from error
-
-
-def export_backbone(model: keras.Model, path: Path) -> None:
-    """Write what lies below the head as ONNX: `image` uint8 (N, S, S, 3) to `features` (N, D).
-
-    Float32 throughout, also where the model computes in fewer bits.
-    """
-    image_size = model.input_shape[1]
-    backbone = keras.Model(model.input, model.get_layer(FEATURES_NAME).output, name="features")
-    # Keras refuses to export a model that was never called.
-    backbone(keras.ops.zeros((1, image_size, image_size, 3), dtype="uint8"))
-    logging.getLogger("tf2onnx").setLevel(logging.WARNING)
-    with quiet_libraries(), warnings.catch_warnings(action="ignore"):
-        backbone.export(path, format="onnx", verbose=False)
-    exported = onnx.load(path)
-    _rename_output(exported.graph, FEATURES_NAME)
-    for value in (*exported.graph.input, *exported.graph.output):
-        value.type.tensor_type.shape.dim[0].dim_param = "batch"
-    onnx.helper.set_model_props(exported, {"image_size": str(image_size)})
-    onnx.checker.check_model(exported)
-    onnx.save(exported, path)
-
-
-def _rename_output(graph: onnx.GraphProto, name: str) -> None:
-    """tf2onnx calls the only output `Identity:0`."""
-    (output,) = graph.output
-    old, output.name = output.name, name
-    for node in graph.node:
-        node.output[:] = [name if value == old else value for value in node.output]
-        node.input[:] = [name if value == old else value for value in node.input]
-
-
-def export_onnx(model: keras.Model, path: Path, class_names: list[str]) -> None:
-    """Write the model as ONNX: `image` uint8 (N, S, S, 3) in, `probabilities` (N, classes) out.
-
-    The file's metadata holds `class_names` (JSON) and `image_size`, so it explains itself.
-    """
-    with tempfile.TemporaryDirectory() as folder:
-        backbone = Path(folder, "backbone.onnx")
-        export_backbone(model, backbone)
-        attach_head(backbone.read_bytes(), model, path, class_names)
-
-
-def attach_head(
-    backbone_onnx: bytes, model: keras.Model, path: Path, class_names: list[str]
-) -> None:
-    """Join an exported backbone and the model's head into one ONNX file; see `export_onnx`."""
-    joined = onnx.load_from_string(backbone_onnx)
-    kernel, bias = (weight.numpy() for weight in model.get_layer(OUTPUT_NAME).weights)
-    graph = joined.graph
-    graph.initializer.extend(
-        [numpy_helper.from_array(kernel, "kernel"), numpy_helper.from_array(bias, "bias")]
+    backbone = mobilenet.backbone_onnx(
+        model.get_layer("backbone").get_weights(), image_size=model.input_shape[1], alpha=alpha
     )
-    graph.node.extend(
-        [
-            onnx.helper.make_node("Gemm", [FEATURES_NAME, "kernel", "bias"], ["logits"]),
-            onnx.helper.make_node("Softmax", ["logits"], [OUTPUT_NAME], axis=1),
-        ]
-    )
-    del graph.output[:]
-    shape = ["batch", len(class_names)]
-    graph.output.append(
-        onnx.helper.make_tensor_value_info(OUTPUT_NAME, onnx.TensorProto.FLOAT, shape)
-    )
-    props = {"class_names": json.dumps(class_names), "image_size": str(model.input_shape[1])}
-    onnx.helper.set_model_props(joined, props)
-    onnx.checker.check_model(joined)
-    onnx.save(joined, path)
+    kernel, bias = model.get_layer(OUTPUT_NAME).get_weights()
+    path.write_bytes(mobilenet.classifier_onnx(backbone, kernel, bias, class_names))

@@ -69,7 +69,7 @@ class Predictor:
 
 
 class FeatureExtractor:
-    """The backbone alone, loaded from the ONNX file that `model.export_backbone` writes."""
+    """The backbone alone, loaded from the ONNX file that `mobilenet.backbone_onnx` makes."""
 
     def __init__(self, onnx: bytes, num_threads: int = 1) -> None:
         self._session = ort.InferenceSession(

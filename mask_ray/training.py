@@ -19,7 +19,16 @@ import ray.train
 from filelock import FileLock, Timeout
 from ray.data import Dataset
 
-from mask_ray import checkpoints, data, evaluation, features, launch, tracking, weights
+from mask_ray import (
+    checkpoints,
+    data,
+    evaluation,
+    features,
+    launch,
+    mobilenet,
+    tracking,
+    weights,
+)
 from mask_ray.cluster import ClusterError, Plan, plan_workers, ray_job_id
 from mask_ray.config import MaskRayError, SplitName, TrainSettings, home, tracking_uri
 from mask_ray.predictor import Predictor
@@ -51,10 +60,10 @@ class ResumeError(MaskRayError):
 
 @dataclass(frozen=True)
 class Pretrained:
-    """References to the content of the backbone's .h5 file, and to the `features.Backbone`."""
+    """A reference to the backbone's weights, and the backbone as ONNX, which makes features."""
 
     weights: Any
-    backbone: Any
+    backbone: bytes
 
 
 @dataclass(frozen=True)
@@ -133,7 +142,7 @@ def opened(settings: TrainSettings, clock: "Clock") -> Iterator[Job]:
         if settings.resume is None:
             _log_settings(tracked, settings)
         with clock.stage("data"):
-            images = data.load(settings, settings.image_size)
+            images = data.load(settings, settings.image_size, task_cpus=plan.task_cpus)
             _check_enough(settings, images)
             # All now, while the processes that can do it are still warm.
             splits = {name: images.split(name) for name in data.SPLITS}
@@ -217,8 +226,9 @@ def _open_pretrained(settings: TrainSettings) -> Pretrained | None:
     """The weights themselves, read here: the workers may be on other machines."""
     if settings.backbone_weights == "none":
         return None
-    encoded = weights.find(settings.backbone_weights, settings.alpha).read_bytes()
-    return Pretrained(ray.put(encoded), features.open_backbone(encoded, settings))
+    backbone = weights.read(settings.backbone_weights, settings.alpha)
+    onnx = mobilenet.backbone_onnx(backbone, image_size=settings.image_size, alpha=settings.alpha)
+    return Pretrained(ray.put(backbone), onnx)
 
 
 def _tags() -> dict[str, str]:
@@ -247,9 +257,8 @@ def _train(settings: TrainSettings, job: Job, clock: Clock) -> ray.train.Checkpo
     own_features = storage / f"{job.tracked.run_id}.features"
     if launch.needs_features(settings):
         with clock.stage("features"):
-            config["backbone_onnx"] = ray.put(_backbone(job).onnx)
             config["features"] = prepare_features(settings, job, own_features)
-    trainer = launch.trainer(settings, job.plan.scaling, config, job.splits)
+    trainer = launch.trainer(settings, job.plan, config, job.splits)
     try:
         last = trainer.fit().checkpoint
     except ray.train.TrainingFailedError as error:
@@ -266,7 +275,6 @@ def worker_config(settings: TrainSettings, job: Job, storage: Path) -> dict[str,
         "class_names": job.images.class_names,
         "num_train": job.images.summary.counts["train"].total(),
         "weights": job.pretrained and job.pretrained.weights,
-        "backbone_onnx": None,
         "features": None,
         "epoch": None,
         "run_id": job.tracked.run_id,
@@ -285,24 +293,14 @@ def prepare_features(settings: TrainSettings, job: Job, own_folder: Path) -> Pat
         job: With pretrained weights.
         own_folder: Where they go when they are not to be kept, or cannot be.
     """
+    assert job.pretrained is not None, "features are of a pretrained backbone"
     return features.prepare(
         settings,
         job.images,
-        _backbone(job),
+        job.pretrained.backbone,
         own_folder=own_folder,
         num_cpus=job.plan.num_cpus,
     )
-
-
-def _backbone(job: Job) -> features.Backbone:
-    """The exported backbone; an error of the user's as it was raised."""
-    assert job.pretrained is not None, "features are of a pretrained backbone"
-    try:
-        return ray.get(job.pretrained.backbone)
-    except ray.exceptions.RayTaskError as error:
-        if isinstance(error.cause, MaskRayError):
-            raise error.cause from error
-        raise
 
 
 def _explained(error: Exception, settings: TrainSettings, tracked: tracking.Run) -> ClusterError:

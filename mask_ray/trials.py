@@ -10,9 +10,13 @@ import numpy as np
 import yaml
 
 from mask_ray import tracking
-from mask_ray.config import SEARCH_CHOICES, SEARCH_RANGES, TrainSettings, TuneSettings
+from mask_ray.config import SEARCH_CHOICES, SEARCH_RANGES, MaskRayError, TrainSettings, TuneSettings
 
 _DRAWS_PER_TRIAL = 20
+
+
+class TuningError(MaskRayError):
+    """The search cannot be made, or led to nothing; the message says why."""
 
 
 def draw(settings: TuneSettings) -> list[TrainSettings]:
@@ -113,6 +117,23 @@ def _outcome(number: int, run: tracking.Run, chosen: dict[str, Any]) -> Outcome:
         val_accuracy=run.history("val_accuracy").get(best, math.nan),
         chosen=chosen,
     )
+
+
+def best(found: Sequence[Outcome], reasons: Sequence[str]) -> Outcome:
+    """The first, if it is any good.
+
+    Args:
+        found: From `outcomes`.
+        reasons: Why trials failed, a line each.
+
+    Raises:
+        TuningError: it is not.
+    """
+    first = found[0]
+    if first.status == "failed" or math.isnan(first.val_loss):
+        reason = f", lastly with: {reasons[-1]}" if reasons else " to come to a validation loss"
+        raise TuningError(f"all {len(found)} trials failed{reason}")
+    return first
 
 
 def table(outcomes: Sequence[Outcome]) -> str:

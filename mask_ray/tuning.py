@@ -11,7 +11,7 @@ import os
 import pickle
 import shutil
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,7 @@ from ray.tune.schedulers import ASHAScheduler
 from ray.tune.search import Searcher
 
 from mask_ray import cluster, data, launch, tracking, training, trials
-from mask_ray.config import MaskRayError, TrainSettings, TuneSettings, home
+from mask_ray.config import TrainSettings, TuneSettings, home
 from mask_ray.progress import say
 
 # At each rung of ASHA one trial in so many goes on, for so many times as many epochs.
@@ -47,10 +47,6 @@ _TUNE_ENV = {
 # A trial's own process only waits for its workers. Tune wants some resource for it; this one puts
 # it on a node that stays, and takes no CPU from the workers.
 _TRIAL_RESOURCES = {"node:__internal_head__": 0.001}
-
-
-class TuningError(MaskRayError):
-    """The search cannot be made, or led to nothing; the message says why."""
 
 
 @dataclass(frozen=True)
@@ -80,11 +76,11 @@ def run(settings: TuneSettings) -> dict[str, Any]:
         numbers of trials, and seconds by stage.
 
     Raises:
-        TuningError: no trial came to an end.
+        trials.TuningError: no trial came to an end.
         MaskRayError: whatever `training.opened` raises.
     """
     if not is_v2_enabled():
-        raise TuningError("a search needs Ray Train V2: unset RAY_TRAIN_V2_ENABLED")
+        raise trials.TuningError("a search needs Ray Train V2: unset RAY_TRAIN_V2_ENABLED")
     clock = training.Clock()
     # Decided here and kept in the run, so that a resumed search decides alike.
     decided: dict[str, Any] = {
@@ -102,7 +98,7 @@ def run(settings: TuneSettings) -> dict[str, Any]:
             reasons = _run_trials(search, parts)
         found = trials.outcomes(job.tracked, drawn, settings.searched)
         say(trials.table(found))
-        best = _best(found, reasons)
+        best = trials.best(found, reasons)
         _log_best(job.tracked, best, drawn[best.number], clock)
         shutil.rmtree(folder, ignore_errors=True)
     statuses = Counter(outcome.status for outcome in found)
@@ -152,7 +148,7 @@ def num_concurrent(settings: TuneSettings, num_cpus: float, num_gpus: float) -> 
         fitting.append(int(num_gpus / settings.num_workers))
     if settings.cpus_per_worker is not None:
         per_trial = settings.cpus_per_worker * settings.num_workers
-        fitting.append(int((num_cpus - data.TASK_CPUS) / per_trial))
+        fitting.append(int((num_cpus - data.LEAST_TASK_CPUS) / per_trial))
     elif not settings.use_gpu:
         # One to compute on, and one for the tasks that feed it.
         fitting.append(int(num_cpus / (2 * settings.num_workers)))
@@ -183,7 +179,7 @@ def _parts(search: _Search) -> dict[str, Any]:
     plan = _plan_trial(search.settings, search.num_concurrent)
     return {
         "configs": _worker_configs(search),
-        "scaling": plan.scaling,
+        "plan": plan,
         "splits": {name: search.job.splits[name] for name in ("train", "val")},
     }
 
@@ -274,7 +270,7 @@ def _scheduler(settings: TuneSettings) -> ASHAScheduler:
 def _trial_function() -> Any:
     # Defined here, it travels by value: a trial then imports what starting workers needs, not
     # what this module needs.
-    def trial(config: dict[str, Any], parts: dict[str, Any]) -> dict[str, bool]:
+    def trial(config: dict[str, Any], parts: dict[str, Any]) -> None:
         from ray.tune.integration.ray_train import TuneReportCallback
 
         from mask_ray import launch
@@ -283,12 +279,13 @@ def _trial_function() -> Any:
         worker_config = parts["configs"][config["number"]] | {"run_id": config["run_id"]}
         launch.trainer(
             TrainSettings(**worker_config["settings"]),
-            parts["scaling"],
+            parts["plan"],
             worker_config,
             parts["splits"],
             callbacks=[TuneReportCallback()],
         ).fit()
-        return {"finished": True}
+        # Nothing is returned: what a trial returns is a report, and Tune waits for ever where
+        # that comes while one of the callback's is still in its queue.
 
     return trial
 
@@ -376,19 +373,6 @@ class _Trials(Searcher):
 
 def _run_ids(tracked: tracking.Run) -> dict[int, str]:
     return {int(run.tags()["trial"]): run.run_id for run in tracked.nested()}
-
-
-def _best(found: Sequence[trials.Outcome], reasons: Sequence[str]) -> trials.Outcome:
-    """The first, if it is any good.
-
-    Raises:
-        TuningError: it is not.
-    """
-    best = found[0]
-    if best.status == "failed" or math.isnan(best.val_loss):
-        reason = f", lastly with: {reasons[-1]}" if reasons else " to come to a validation loss"
-        raise TuningError(f"all {len(found)} trials failed{reason}")
-    return best
 
 
 def _log_best(

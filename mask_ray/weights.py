@@ -1,8 +1,12 @@
-"""Where the ImageNet weights of the backbone come from: Keras's download, or a file."""
+"""The weights that the backbone starts from: Keras's download of ImageNet's, or a file."""
 
 import os
 from pathlib import Path
 
+import numpy as np
+from numpy.typing import NDArray
+
+from mask_ray import mobilenet
 from mask_ray.config import MaskRayError
 
 # Where Keras itself takes them from. The 224 px checkpoint serves every image size: the
@@ -13,6 +17,26 @@ _FILE = "mobilenet_v2_weights_tf_dim_ordering_tf_kernels_{alpha}_224_no_top.h5"
 
 class WeightsError(MaskRayError):
     """The backbone's weights cannot be had or do not fit; the message says what would."""
+
+
+def read(backbone_weights: str, alpha: float) -> list[NDArray[np.float32]]:
+    """The backbone's weights, in the order of its layers; see `mobilenet.read_h5`.
+
+    Args:
+        backbone_weights: `imagenet` or the path of an .h5 file.
+        alpha: Width multiplier, one of `config.ALPHAS`.
+
+    Raises:
+        WeightsError: there is no such file, the download failed, or the weights do not fit.
+    """
+    path = find(backbone_weights, alpha)
+    try:
+        return mobilenet.read_h5(path.read_bytes(), alpha)
+    except (OSError, ValueError) as error:
+        raise WeightsError(
+            f"backbone_weights must be of MobileNetV2 without top and of width alpha {alpha}; "
+            f"{path} does not fit: {error}"
+        ) from error
 
 
 def find(backbone_weights: str, alpha: float) -> Path:

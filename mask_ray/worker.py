@@ -60,11 +60,10 @@ def train(config: dict[str, Any]) -> None:
 
     Args:
         config: `settings` (of TrainSettings), `class_names`, `num_train` (images over all
-            workers), `weights` (reference to the content of the backbone's .h5 file, or None),
-            `backbone_onnx` (reference to its exported form, or None), `features` (folder, or
-            None), `epoch` (a `batches.Epoch`, or None), `run_id`, `tracking_uri`, `storage`
-            (folder of the checkpoints), `export` (whether the run ends with a model's files) and
-            `num_threads` (of this worker, or None for its share of the node).
+            workers), `weights` (reference to the backbone's weights, or None), `features`
+            (folder, or None), `epoch` (a `batches.Epoch`, or None), `run_id`, `tracking_uri`,
+            `storage` (folder of the checkpoints), `export` (whether the run ends with a model's
+            files) and `num_threads` (of this worker, or None for its share of the node).
     """
     settings = TrainSettings(**config["settings"])
     timeline = Path(tempfile.mkdtemp(), "timeline.json")
@@ -77,7 +76,7 @@ def train(config: dict[str, Any]) -> None:
     keras.utils.set_random_seed(settings.seed + hvd.rank())
     model = _build(config, settings)
     if hvd.rank() == 0 and config["weights"] is not None:
-        models.load_backbone_weights(model, ray.get(config["weights"]), settings.alpha)
+        models.load_backbone_weights(model, ray.get(config["weights"]))
     run = _open_run(config) if hvd.rank() == 0 else None
     _Session(config, settings, model, run).run()
     hvd.shutdown()
@@ -327,22 +326,19 @@ class _Session:
 
     def _finish(self, position: Position) -> None:
         """Give the model's files to the driver, in a last checkpoint, where it wants them."""
+        ended = asdict(position) | {"finished": True}
         if self._run is None or not self._config["export"]:
-            ray.train.report(asdict(position))
+            ray.train.report(ended)
             return
         with tempfile.TemporaryDirectory() as folder, self._clear_errors():
             last = self._save(Path(folder), len(self._phases) - 1, position)
             keras.config.set_dtype_policy("float32")
             model = _build(self._config, self._settings)
             model.set_weights(self._model.get_weights())
-            backbone = self._config["backbone_onnx"] if self._phases[-1].name == "head" else None
             model.save(Path(folder, checkpoints.KERAS_FILE))
-            onnx, names = Path(folder, checkpoints.ONNX_FILE), self._config["class_names"]
-            if backbone is None:
-                models.export_onnx(model, onnx, names)
-            else:
-                models.attach_head(ray.get(backbone), model, onnx, names)
-            ray.train.report(asdict(position), checkpoint=last)
+            onnx = Path(folder, checkpoints.ONNX_FILE)
+            models.export_onnx(model, onnx, self._config["class_names"], self._settings.alpha)
+            ray.train.report(ended, checkpoint=last)
 
 
 def _compiled_steps(model: keras.Model) -> tuple[Step, Step]:

@@ -160,7 +160,7 @@ def views_in(dataset: ray.data.Dataset) -> np.ndarray:
 class TestImages:
     def test_are_seen_in_one_view_an_epoch(self, images: ray.data.Dataset) -> None:
         epoch = start_epoch_actor()
-        dataset = augmented(images, strength=1, seed=3, epoch=epoch)
+        dataset = augmented(images, strength=1, seed=3, epoch=epoch, task_cpus=0.5)
         views = []
         for number in (0, 1, 0):
             ray.get(epoch.set.remote(number))
@@ -172,7 +172,7 @@ class TestImages:
     def test_are_seen_as_seed_epoch_and_pixels_say(self, images: ray.data.Dataset) -> None:
         epoch = start_epoch_actor()
         ray.get(epoch.set.remote(7))
-        views = views_in(augmented(images, strength=0.5, seed=3, epoch=epoch))
+        views = views_in(augmented(images, strength=0.5, seed=3, epoch=epoch, task_cpus=0.5))
         expected = [
             augment(image, np.random.default_rng([3, 7, zlib.crc32(image.tobytes())]), 0.5)
             for image in IMAGES
@@ -180,14 +180,14 @@ class TestImages:
         np.testing.assert_array_equal(views, expected)
 
     def test_are_seen_as_they_are_without_augmentation(self, images: ray.data.Dataset) -> None:
-        dataset = augmented(images, strength=0, seed=0, epoch=start_epoch_actor())
+        dataset = augmented(images, strength=0, seed=0, epoch=start_epoch_actor(), task_cpus=0.5)
         np.testing.assert_array_equal(views_in(dataset), IMAGES)
 
     def test_come_in_batches_in_another_order_and_view_every_epoch(
         self, images: ray.data.Dataset
     ) -> None:
         epoch = start_epoch_actor()
-        train = augmented(images, strength=1, seed=0, epoch=epoch).iterator()
+        train = augmented(images, strength=1, seed=0, epoch=epoch, task_cpus=0.5).iterator()
         source = ImageBatches(train, images.iterator(), epoch, rank=0, seed=0)
         first, second, again = (list(source.train(number, 16)) for number in (0, 1, 0))
         for batches in (first, second, again):

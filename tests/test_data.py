@@ -1,6 +1,7 @@
 """Folders and drawn faces become checked, split, decoded Ray Datasets."""
 
 import shutil
+from collections import Counter
 from pathlib import Path
 
 import image_files
@@ -30,7 +31,7 @@ def load(source: object, **settings: float) -> data.ImageData:
 
 
 def paths_by_split(images: data.ImageData) -> dict[str, set[str]]:
-    rows = images.dataset.select_columns(["path", "split"]).to_pandas()
+    rows = images.decoded(data.SPLITS).select_columns(["path", "split"]).to_pandas()
     return {split: set(group["path"]) for split, group in rows.groupby("split")}
 
 
@@ -48,10 +49,21 @@ class TestLoad:
 
     def test_rows_are_the_decoded_pixels_and_the_folder_s_label(self, photos: Path) -> None:
         images = load(photos)
-        (row,) = (r for r in images.dataset.take_all() if r["path"].endswith("/7.jpg"))
+        (row,) = (r for r in images.decoded(data.SPLITS).take_all() if r["path"].endswith("/7.jpg"))
         expected, _ = synthetic.encode(7, image_size=48)
         assert row["label"] == images.class_names.index("without_mask")
         np.testing.assert_array_equal(row["image"], data.decode_resized(expected, IMAGE_SIZE))
+
+    def test_of_images_that_are_too_many_to_keep_a_split_is_read_alone(
+        self, photos: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(data, "KEPT_SHARE_OF_OBJECT_STORE", 0)
+        images = load(photos)
+        assert not images.kept
+        rows = images.decoded(["val", "test"]).take_all()
+        expected = {split: images.summary.counts[split].total() for split in ("val", "test")}
+        assert Counter(row["split"] for row in rows) == expected
+        assert images.split("val").count() == expected["val"]
 
     def test_a_split_holds_its_rows_and_no_others(self, photos: Path) -> None:
         images = load(photos)

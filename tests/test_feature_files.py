@@ -1,12 +1,10 @@
 """Files of features are either right or not found. What is in them, and Ray, are stood in for."""
 
 import errno
-import hashlib
 import json
 import os
 from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -17,11 +15,11 @@ import pytest
 from mask_ray import features
 from mask_ray.config import TrainSettings
 from mask_ray.data import ImageData, Summary
-from mask_ray.features import Backbone, FeatureError, Key, prepare
+from mask_ray.features import FeatureError, Key, prepare
 
 NUM_FEATURES = 4
 DIGEST = "d" * 64
-BACKBONE = Backbone(b"onnx", "b" * 64)
+BACKBONE = b"onnx"
 FILES = {"train_features.npy", "train_labels.npy", "val_features.npy", "val_labels.npy"}
 
 
@@ -32,7 +30,7 @@ def data_set(digest: str = DIGEST, num_images: int = 50) -> ImageData:
         "val": Counter(a=4, b=6),
         "test": Counter(a=1, b=1),
     }
-    return ImageData(None, ["a", "b"], Summary(counts, digest, {}), kept=True)
+    return ImageData(lambda splits: None, ["a", "b"], Summary(counts, digest, {}), kept=True)
 
 
 IMAGES = data_set()
@@ -56,7 +54,7 @@ def computed(monkeypatch: pytest.MonkeyPatch) -> list[Key]:
     """Stands in for Ray and the backbone; the keys that were computed."""
     keys: list[Key] = []
 
-    def extracted(key: Key, images: ImageData, backbone: Backbone, num_cpus: int) -> Any:
+    def extracted(key: Key, images: ImageData, backbone: bytes, num_cpus: int) -> Any:
         rows = expected_rows(key, images)
 
         def iter_batches(batch_size: int) -> Iterator[dict[str, np.ndarray]]:
@@ -78,7 +76,7 @@ def settings(**given: Any) -> TrainSettings:
 def find(tmp_path: Path) -> Callable[..., Path]:
     """The folder that a run gets; its own is `tmp_path / "own"`."""
 
-    def prepared(images: ImageData = IMAGES, backbone: Backbone = BACKBONE, **given: Any) -> Path:
+    def prepared(images: ImageData = IMAGES, backbone: bytes = BACKBONE, **given: Any) -> Path:
         own = tmp_path / "own"
         return prepare(settings(**given), images, backbone, own_folder=own, num_cpus=1)
 
@@ -142,7 +140,7 @@ class TestFiles:
             {"val_fraction": 0.2},
             {"test_fraction": 0.2},
             {"images": data_set(digest="e" * 64)},
-            {"backbone": replace(BACKBONE, digest="c" * 64)},
+            {"backbone": b"another"},
         ],
         ids=lambda given: next(iter(given)),
     )
@@ -259,25 +257,6 @@ class TestDamage:
         (find() / "manifest.json").write_bytes(content)
         assert_right(find(), key_of())
         assert len(computed) == 2
-
-    @pytest.mark.parametrize("damage", DAMAGES)
-    def test_of_the_backbone_is_seen(
-        self, home: Path, monkeypatch: pytest.MonkeyPatch, damage: str
-    ) -> None:
-        """It is then exported again, by a task that is stood in for."""
-        monkeypatch.setattr(
-            features, "_export_backbone", SimpleNamespace(remote=lambda *given: "exported")
-        )
-        monkeypatch.setattr(features.ray, "put", lambda backbone: backbone)
-        folder = home / "features" / f"backbone-{hashlib.sha256(b'weights').hexdigest()[:16]}-1-128"
-        with features._appearing(folder) as unfinished:
-            (unfinished / "backbone.onnx").write_bytes(b"a long enough file")
-        found = features.open_backbone(b"weights", settings())
-        assert found == Backbone(b"a long enough file", hashlib.sha256(b"weights").hexdigest())
-        assert features.open_backbone(b"others", settings()) == "exported"
-
-        DAMAGES[damage](folder / "backbone.onnx")
-        assert features.open_backbone(b"weights", settings()) == "exported"
 
 
 class TestOwnFolder:

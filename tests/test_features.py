@@ -10,14 +10,13 @@ import numpy as np
 import pytest
 import ray
 
-from mask_ray import data, features, synthetic
+from mask_ray import data, features, mobilenet, synthetic
 from mask_ray import model as models
 from mask_ray.augmentation import augment
 from mask_ray.config import TrainSettings
 from mask_ray.data import ImageData
-from mask_ray.features import Backbone, prepare
+from mask_ray.features import prepare
 from mask_ray.images import decode_resized
-from mask_ray.weights import WeightsError
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("ray_local")]
 
@@ -60,17 +59,9 @@ def model() -> keras.Model:
 
 
 @pytest.fixture(scope="module")
-def weights(model: keras.Model, tmp_path_factory: pytest.TempPathFactory) -> bytes:
-    path = tmp_path_factory.mktemp("weights") / "random.weights.h5"
-    model.get_layer("backbone").save_weights(path)
-    return path.read_bytes()
-
-
-@pytest.fixture
-def backbone(settings: TrainSettings, weights: bytes) -> Backbone:
-    """Exported by the first test that asks, then found in the cache."""
-    made: Backbone = ray.get(features.open_backbone(weights, settings))
-    return made
+def backbone(settings: TrainSettings, model: keras.Model) -> bytes:
+    weights = model.get_layer("backbone").get_weights()
+    return mobilenet.backbone_onnx(weights, image_size=SIZE, alpha=settings.alpha)
 
 
 @pytest.fixture(scope="module")
@@ -84,14 +75,14 @@ def changed(settings: TrainSettings, **given: Any) -> TrainSettings:
 
 @pytest.fixture
 def folder(
-    settings: TrainSettings, images: ImageData, backbone: Backbone, home: Path, tmp_path: Path
+    settings: TrainSettings, images: ImageData, backbone: bytes, home: Path, tmp_path: Path
 ) -> Path:
     own = tmp_path / "own"
     return prepare(settings, images, backbone, own_folder=own, num_cpus=2)
 
 
 def rows_of(images: ImageData, split: str) -> list[dict[str, Any]]:
-    rows = images.dataset.take_all()
+    rows = images.decoded(data.SPLITS).take_all()
     return [row for row in rows if row["split"] == split and not row["error"]]
 
 
@@ -131,22 +122,19 @@ def test_of_views_are_those_of_the_augmented_images(
     assert np.load(folder / "val_features.npy").shape[1] == 1
 
 
-def test_and_the_backbone_are_found_by_the_next_run(
+def test_are_found_by_the_next_run(
     folder: Path,
     settings: TrainSettings,
     images: ImageData,
-    weights: bytes,
-    backbone: Backbone,
+    backbone: bytes,
     home: Path,
     capfd: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(features, "_export_backbone", None)
     monkeypatch.setattr(features, "_extracted", None)
     times = {path: path.stat().st_mtime_ns for path in (home / "features").rglob("*")}
-    found = ray.get(features.open_backbone(weights, changed(settings, seed=1)))
-    assert found == backbone
-    again = prepare(settings, images, found, own_folder=home / "own", num_cpus=2)
+    other_seed = changed(settings, seed=1)
+    again = prepare(other_seed, images, backbone, own_folder=home / "own", num_cpus=2)
     assert again == folder
     assert capfd.readouterr().out == f"features: found in {folder}\n"
     assert {path: path.stat().st_mtime_ns for path in (home / "features").rglob("*")} == times
@@ -156,7 +144,7 @@ def test_are_the_same_of_images_that_are_too_many_to_keep(
     folder: Path,
     settings: TrainSettings,
     images: ImageData,
-    backbone: Backbone,
+    backbone: bytes,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -184,13 +172,13 @@ def sorted_rows(folder: Path, split: str) -> np.ndarray:
 
 
 def test_are_computed_where_the_last_batch_is_of_the_test_split_alone(
-    settings: TrainSettings, images: ImageData, backbone: Backbone, tmp_path: Path
+    settings: TrainSettings, images: ImageData, backbone: bytes, tmp_path: Path
 ) -> None:
     rows = [row for split in ("val", "train") for row in rows_of(images, split)][:32]
     rows.append(rows_of(images, "test")[0])
     dataset = ray.data.from_items(rows, override_num_blocks=1)
     summary = data.summarise(dataset, images.class_names, len(rows))
-    few = ImageData(dataset, images.class_names, summary, kept=True)
+    few = ImageData(lambda splits: dataset, images.class_names, summary, kept=True)
     own = prepare(
         changed(settings, feature_cache=False),
         few,
@@ -201,14 +189,3 @@ def test_are_computed_where_the_last_batch_is_of_the_test_split_alone(
     for split in ("train", "val"):
         num_rows = summary.counts[split].total()
         assert len(np.load(own / f"{split}_features.npy")) == num_rows > 0
-
-
-@pytest.mark.parametrize(
-    ("encoded", "alpha"), [(b"not HDF5", 0.35), (b"", 0.35), (None, 0.5)], ids=str
-)
-def test_of_weights_that_do_not_fit_are_refused(
-    settings: TrainSettings, weights: bytes, encoded: bytes | None, alpha: float
-) -> None:
-    given = weights if encoded is None else encoded
-    with pytest.raises(WeightsError, match=f"of width alpha {alpha}; the file does not fit: "):
-        ray.get(features.open_backbone(given, changed(settings, alpha=alpha)))

@@ -7,11 +7,11 @@ import keras_models
 import numpy as np
 import pytest
 
+from mask_ray import mobilenet
 from mask_ray import model as models
 from mask_ray.config import BLOCKS
 from mask_ray.images import decode_resized
-from mask_ray.predictor import FeatureExtractor, Predictor
-from mask_ray.weights import WeightsError
+from mask_ray.predictor import Predictor
 
 pytestmark = pytest.mark.slow
 
@@ -149,46 +149,18 @@ class TestOnnx:
         self, model: keras.Model, tmp_path: Path, num_images: int
     ) -> None:
         path = tmp_path / "model.onnx"
-        models.export_onnx(model, path, NAMES)
+        models.export_onnx(model, path, NAMES, alpha=0.35)
         predictor = Predictor(path)
         assert predictor.class_names == tuple(NAMES)
         assert predictor.image_size == SIZE
         images = pixels(num_images)
         assert_alike(predictor.predict(images), model.predict(images, verbose=0), 1e-5)
 
-    def test_has_the_head_that_is_attached_to_the_backbone(
-        self, model: keras.Model, tmp_path: Path
-    ) -> None:
-        """The backbone is exported once, and the head is trained after that."""
-        exported, path = tmp_path / "backbone.onnx", tmp_path / "model.onnx"
-        models.export_backbone(model, exported)
-        head = model.get_layer("probabilities")
-        kernel, bias = head.get_weights()
-        rng = np.random.default_rng(1)
-        head.set_weights([rng.normal(0, 0.05, kernel.shape), rng.normal(size=bias.shape)])
-        models.attach_head(exported.read_bytes(), model, path, NAMES)
-        images = pixels(5)
-        answers = Predictor(path).predict(images)
-        assert_alike(answers, model.predict(images, verbose=0), 1e-4)
-        head.set_weights([kernel, bias])
-        assert np.abs(answers - model.predict(images, verbose=0)).max() > 0.01
-
-    def test_of_the_backbone_gives_features(self, model: keras.Model, tmp_path: Path) -> None:
-        path = tmp_path / "backbone.onnx"
-        models.export_backbone(model, path)
-        extractor = FeatureExtractor(path.read_bytes())
-        for num_images in (1, 4):
-            images = pixels(num_images)
-            expected = features_of(model).predict(images, verbose=0)
-            found = extractor.extract(images)
-            assert found.dtype == np.float32
-            assert_alike(found, expected, 1e-4)
-
     def test_answers_as_keras_does_on_real_photos(self, shared: Path, tmp_path: Path) -> None:
         model = models.build(num_classes=2, image_size=128, alpha=1.0, from_scratch=False)
         (weights,) = (shared / "weights").glob("mobilenet_v2_*_1.0_224_no_top.h5")
-        models.load_backbone_weights(model, weights.read_bytes(), alpha=1.0)
-        models.export_onnx(model, tmp_path / "model.onnx", ["a", "b"])
+        models.load_backbone_weights(model, mobilenet.read_h5(weights.read_bytes(), alpha=1.0))
+        models.export_onnx(model, tmp_path / "model.onnx", ["a", "b"], alpha=1.0)
         photos = sorted((shared / "data" / "wild").rglob("*.*"))[::8][:200]
         images = np.stack([decode_resized(path.read_bytes(), 128) for path in photos])
         assert len(images) == 200
@@ -222,7 +194,7 @@ class TestBfloat16:
         model.set_weights(in_bfloat16.get_weights())
         images = pixels(5)
         expected = model.predict(images, verbose=0)
-        models.export_onnx(model, tmp_path / "model.onnx", NAMES)
+        models.export_onnx(model, tmp_path / "model.onnx", NAMES, alpha=0.35)
         assert_alike(Predictor(tmp_path / "model.onnx").predict(images), expected, 1e-4)
 
 
@@ -231,51 +203,3 @@ def test_the_saved_model_loads_without_this_package(model: keras.Model, tmp_path
     loaded = keras.models.load_model(tmp_path / "model.keras")
     images = pixels(3)
     assert_alike(loaded.predict(images, verbose=0), model.predict(images, verbose=0), 1e-6)
-
-
-def saved(model: keras.Model, path: Path) -> bytes:
-    backbone = model.get_layer("backbone")
-    if path.name.endswith(".weights.h5"):
-        backbone.save_weights(path)
-    else:
-        backbone.save(path)
-    return path.read_bytes()
-
-
-class TestBackboneWeights:
-    @pytest.mark.parametrize("name", ["backbone.weights.h5", "backbone.h5"])
-    def test_are_those_of_the_file(self, tmp_path: Path, name: str) -> None:
-        """In the format of Keras 3, and in the older one that ImageNet weights come in."""
-        model, other = build(), build(seed=1)
-        models.load_backbone_weights(other, saved(model, tmp_path / name), alpha=0.35)
-        for got, expected in zip(
-            other.get_layer("backbone").get_weights(),
-            model.get_layer("backbone").get_weights(),
-            strict=True,
-        ):
-            np.testing.assert_array_equal(got, expected)
-
-    def test_are_those_of_imagenet(self, shared: Path) -> None:
-        """As Keras's own function loads them."""
-        (path,) = (shared / "weights").glob("mobilenet_v2_*_1.0_224_no_top.h5")
-        model = models.build(num_classes=2, image_size=SIZE, alpha=1.0, from_scratch=False)
-        models.load_backbone_weights(model, path.read_bytes(), alpha=1.0)
-        keras_own = keras.applications.MobileNetV2(
-            input_shape=(SIZE, SIZE, 3), include_top=False, weights=path
-        )
-        for got, expected in zip(
-            model.get_layer("backbone").get_weights(), keras_own.get_weights(), strict=True
-        ):
-            np.testing.assert_array_equal(got, expected)
-
-    @pytest.mark.parametrize("name", ["backbone.weights.h5", "backbone.h5"])
-    def test_of_another_width_are_refused(self, tmp_path: Path, name: str) -> None:
-        encoded = saved(build(alpha=0.5), tmp_path / name)
-        with pytest.raises(WeightsError, match=r"of width alpha 0\.35; .* does not fit") as told:
-            models.load_backbone_weights(build(), encoded, alpha=0.35)
-        assert "\n" not in str(told.value)
-
-    @pytest.mark.parametrize("encoded", [b"not HDF5", b"", b"layer_names", b"\x89HDF\r\n\x1a\n"])
-    def test_that_are_no_weights_are_refused(self, encoded: bytes) -> None:
-        with pytest.raises(WeightsError, match=r"of width alpha 0\.35; .* does not fit"):
-            models.load_backbone_weights(build(), encoded, alpha=0.35)

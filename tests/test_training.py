@@ -12,7 +12,6 @@ from ray import serve
 from ray_jobs import SMALL, run_job
 
 from mask_ray import synthetic, tracking
-from mask_ray.cluster import largest_share
 from mask_ray.config import ImageLimits, tracking_uri
 from mask_ray.demo import free_port
 from mask_ray.images import decode_resized
@@ -160,26 +159,6 @@ def test_every_flag_of_horovod_at_once(
     assert "ALLREDUCE" in timeline
     assert sorted((home / "features").glob("*")) == before
     assert not (home / "train" / f"{job.run_id}.features").exists()
-
-
-@pytest.mark.parametrize(
-    ("free", "num_workers", "share"),
-    [
-        ([2], 2, 0.5),
-        ([2], 1, 1),
-        ([16], 4, 3.75),
-        ([8, 8], 1, 7),
-        ([8, 8], 2, 7),
-        ([8, 8], 3, 3.5),
-        ([1], 2, 0.25),
-        ([0], 1, 0),
-        ([], 1, 0),
-    ],
-)
-def test_workers_share_what_fits_on_the_nodes(
-    free: list[float], num_workers: int, share: float
-) -> None:
-    assert largest_share(free, num_workers) == pytest.approx(share)
 
 
 def folder_of(tmp_path: Path, contents: dict[str, bytes]) -> str:

@@ -90,6 +90,17 @@ def test_a_failed_download_says_what_to_do(keras_home: Path, download: list[Any]
     )
 
 
+def test_a_file_that_does_not_fit_is_named_with_what_would(tmp_path: Path) -> None:
+    path = tmp_path / "mine.h5"
+    path.write_bytes(b"not HDF5")
+    with pytest.raises(WeightsError) as told:
+        weights.read(str(path), alpha=0.35)
+    assert str(told.value).startswith(
+        "backbone_weights must be of MobileNetV2 without top and of width alpha 0.35; "
+        f"{path} does not fit: Unable to"
+    )
+
+
 @pytest.mark.slow
 def test_the_file_s_name_is_the_one_keras_looks_for(
     keras_home: Path, monkeypatch: pytest.MonkeyPatch
