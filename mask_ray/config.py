@@ -187,7 +187,7 @@ class TrainSettings(DataSettings, TrackingSettings):
         "weights).",
     )
     augmented_views: int = Field(
-        1,
+        0,
         ge=0,
         le=64,
         description="Augmented views of each training image whose features are computed for the "

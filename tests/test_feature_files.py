@@ -69,7 +69,7 @@ def computed(monkeypatch: pytest.MonkeyPatch) -> list[Key]:
 
 
 def settings(**given: Any) -> TrainSettings:
-    return TrainSettings(data="photos", **given)
+    return TrainSettings(data="photos", **{"augmented_views": 1} | given)
 
 
 @pytest.fixture
