@@ -5,7 +5,8 @@ that the seed and the epoch decide.
 """
 
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -100,17 +101,19 @@ class ImageBatches:
         self._epoch, self._rank, self._seed = epoch, rank, seed
 
     def train(self, epoch: int, batch_size: int) -> Iterator[Batch]:
-        """Uint8 (N, S, S, 3) and labels; rows are shuffled within chunks of `_SHUFFLE_ROWS`.
+        """Uint8 (N, S, S, 3) and labels; rows are shuffled within chunks.
 
-        Ray's own `local_shuffle_buffer_size` took as long for an image of 96 px as a training
-        step.
+        The first chunk is one batch, so that training starts as soon as that is there; each of
+        the next is twice as long, up to `_SHUFFLE_ROWS`. Ray's own `local_shuffle_buffer_size`
+        took as long for an image of 96 px as a training step.
         """
         if self._rank == 0:
             # The tasks of an epoch start when the last worker asks for it, so after this.
             ray.get(self._epoch.set.remote(epoch))
         rng = np.random.default_rng([self._seed, epoch, self._rank])
-        chunk_size = batch_size * -(-_SHUFFLE_ROWS // batch_size)
-        for chunk in self._train.iter_batches(batch_size=chunk_size, prefetch_batches=1):
+        most = -(-_SHUFFLE_ROWS // batch_size)
+        batches = self._train.iter_batches(batch_size=batch_size, prefetch_batches=2)
+        for chunk in _growing_chunks(batches, most):
             order = rng.permutation(len(chunk["label"]))
             for start in range(0, len(order), batch_size):
                 rows = order[start : start + batch_size]
@@ -120,6 +123,14 @@ class ImageBatches:
         """Uint8 (N, S, S, 3) and labels."""
         for batch in self._val.iter_batches(batch_size=64, prefetch_batches=2):
             yield batch["image"], batch["label"]
+
+
+def _growing_chunks(batches: Iterable[data.Batch], most: int) -> Iterator[data.Batch]:
+    """The rows of 1, 2, 4 ... batches, up to `most`, in one."""
+    batches, size = iter(batches), 1
+    while chunk := list(islice(batches, size)):
+        yield {name: np.concatenate([batch[name] for batch in chunk]) for name in chunk[0]}
+        size = min(2 * size, most)
 
 
 class Epoch:
