@@ -53,7 +53,7 @@ class PayloadLimits(ImageLimits):
     )
 
     @model_validator(mode="after")
-    def _values_agree(self) -> Self:
+    def _total_holds_an_image(self) -> Self:
         if self.max_total_bytes < self.max_image_bytes:
             raise ValueError(
                 f"max_total_bytes must be at least max_image_bytes ({self.max_image_bytes}); "
