@@ -1,0 +1,386 @@
+"""From an HTTP request to the encoded images it carries, whichever way it carries them.
+
+An image is the body itself, a file of a form, base64 in JSON, or behind a URL that somebody else
+fetches. No byte past a limit is kept, and no more of the body is read once one is passed. Nothing
+is decoded, and nothing here knows of models or Ray.
+"""
+
+import binascii
+from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, NoReturn, Self
+
+import pydantic_core
+from pydantic import Field, model_validator
+from python_multipart.exceptions import FormParserError
+from python_multipart.multipart import MultipartParser, parse_options_header
+from starlette.requests import Request
+
+from mask_ray.config import ImageLimits
+
+if TYPE_CHECKING:
+    from python_multipart.multipart import MultipartCallbacks
+
+FetchImage = Callable[[str], Awaitable[bytes]]
+
+# The last is what `curl --data-binary` says of any body unless told otherwise.
+_RAW_TYPES = ("", "application/octet-stream", "application/x-www-form-urlencoded")
+_FORM_TYPE = "multipart/form-data"
+_JSON_TYPE = "application/json"
+
+# A form's other fields are counted and left out: pages send tokens and choices along.
+_MAX_FORM_FIELDS = 16
+# More than the headers of one part, or than the URL or data: prefix of one image in JSON.
+_OVERHEAD_BYTES = 8 * 1024
+# What an error repeats of a request, at most.
+_MAX_QUOTED = 60
+
+
+class PayloadError(Exception):
+    """The request holds no images that are accepted. `status` is the HTTP status that says so."""
+
+    def __init__(self, status: int, message: str) -> None:
+        super().__init__(message)
+        self.status = status
+
+
+class PayloadLimits(ImageLimits):
+    """What one request may carry."""
+
+    max_images: int = Field(32, ge=1, description="Most images in one request.")
+    max_total_bytes: int = Field(
+        40 * 1024 * 1024, ge=1, description="All encoded images of one request together, in bytes."
+    )
+
+    @model_validator(mode="after")
+    def _total_holds_an_image(self) -> Self:
+        if self.max_total_bytes < self.max_image_bytes:
+            raise ValueError(
+                f"max_total_bytes must be at least max_image_bytes ({self.max_image_bytes}); "
+                f"got {self.max_total_bytes}"
+            )
+        return self
+
+    @property
+    def max_form_bytes(self) -> int:
+        """Longest multipart body: the images and the headers around them."""
+        return self.max_total_bytes + (self.max_images + _MAX_FORM_FIELDS) * _OVERHEAD_BYTES
+
+    @property
+    def max_json_bytes(self) -> int:
+        """Longest JSON body: base64 spends four characters on three bytes."""
+        return -(-self.max_total_bytes // 3) * 4 + self.max_images * _OVERHEAD_BYTES
+
+
+@dataclass(frozen=True)
+class Payload:
+    """The encoded images of one request, in its order: at least one.
+
+    `is_list` says how to answer: with one prediction, or with a list of them. It depends on how
+    the images were named, not only on how many came, so that a client knows beforehand.
+    """
+
+    images: tuple[bytes, ...]
+    is_list: bool
+
+
+async def read_images(
+    request: Request, limits: PayloadLimits, fetch: FetchImage | None = None
+) -> Payload:
+    """Read the images of a request.
+
+    One image is the raw body, the only file of a form, or JSON `{"image": base64}` or
+    `{"url": "..."}`. A list is a form with several files, or with any under the name `images`, or
+    JSON `{"images": [base64, ...]}`. Base64 may be a `data:` URL. URLs need `fetch`.
+
+    Raises:
+        PayloadError: 400, the form or the JSON is malformed; 413, over `limits`, declared or
+            sent; 415, a body of another type, or compressed; 422, no image, or JSON of another
+            shape. `fetch` raises its own.
+        starlette.requests.ClientDisconnect: the client left before its body had arrived.
+    """
+    _check_not_compressed(request)
+    content_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if content_type.startswith("image/") or content_type in _RAW_TYPES:
+        return Payload((await _read_raw(request, limits),), is_list=False)
+    if content_type == _FORM_TYPE:
+        return await _read_form(request, limits)
+    if content_type == _JSON_TYPE:
+        return await _read_json(request, limits, fetch)
+    raise PayloadError(
+        415,
+        f"Content-Type must be image/*, application/octet-stream, {_FORM_TYPE} or {_JSON_TYPE}, "
+        f"or be left out; got {quoted(content_type)}",
+    )
+
+
+async def read_body(request: Request, max_bytes: int) -> bytes:
+    """The whole body, where it is no longer than `max_bytes`.
+
+    Raises:
+        PayloadError: 413, it is longer; 415, it is compressed.
+    """
+    _check_not_compressed(request)
+    return b"".join([chunk async for chunk in _chunks(request, max_bytes, "body")])
+
+
+def decode_base64(text: str, field: str, limits: PayloadLimits) -> bytes:
+    """The bytes of standard base64 with its padding, or of a base64 `data:` URL.
+
+    Raises:
+        PayloadError: 413, over `limits.max_image_bytes`; 422, not base64. Both name `field`.
+    """
+    if text.startswith("data:"):
+        header, comma, text = text.partition(",")
+        if not comma or not header.endswith(";base64"):
+            raise PayloadError(
+                422,
+                f"{field} must be base64 or a data: URL such as data:image/png;base64,...; "
+                f"got {quoted(header)}",
+            )
+    # Before it is decoded: padding makes this at most two bytes too many.
+    if len(text) // 4 * 3 - 2 > limits.max_image_bytes:
+        _refuse_image_bytes(field, limits)
+    try:
+        encoded = binascii.a2b_base64(text, strict_mode=True)
+    except ValueError as error:
+        raise PayloadError(422, f"{field} must be base64 without line breaks: {error}") from None
+    if len(encoded) > limits.max_image_bytes:
+        _refuse_image_bytes(field, limits)
+    return encoded
+
+
+def check_num_images(num_images: int, field: str, limits: PayloadLimits) -> None:
+    """Refuse too many images, with 413."""
+    if num_images > limits.max_images:
+        raise PayloadError(
+            413, f"{field} must hold at most {limits.max_images} images; got {num_images}"
+        )
+
+
+def check_total_bytes(num_bytes: int, limits: PayloadLimits) -> None:
+    """Refuse images that are too large together, with 413."""
+    if num_bytes > limits.max_total_bytes:
+        raise PayloadError(
+            413,
+            f"images have over {limits.max_total_bytes} bytes together; at most that are allowed",
+        )
+
+
+def quoted(text: str) -> str:
+    """What an error may repeat of a request: its beginning, without control characters."""
+    return repr(text if len(text) <= _MAX_QUOTED else f"{text[:_MAX_QUOTED]}...")
+
+
+def _refuse_image_bytes(field: str, limits: PayloadLimits) -> NoReturn:
+    raise PayloadError(
+        413, f"{field} has over {limits.max_image_bytes} bytes; at most that are allowed"
+    )
+
+
+def _check_not_compressed(request: Request) -> None:
+    coding = request.headers.get("content-encoding", "identity").strip().lower()
+    if coding != "identity":
+        raise PayloadError(
+            415, f"Content-Encoding must be identity or be left out; got {quoted(coding)}"
+        )
+
+
+async def _chunks(request: Request, max_bytes: int, what: str) -> AsyncIterator[bytes]:
+    """The body as it arrives. It is left off where it passes the limit, and not begun where it
+    says beforehand that it will.
+    """
+    declared = request.headers.get("content-length", "")
+    # Not int, which refuses thousands of digits in its own way.
+    num_bytes = float(declared) if declared.isdecimal() else 0
+    if num_bytes <= max_bytes:
+        num_bytes = 0
+        async for chunk in request.stream():
+            num_bytes += len(chunk)
+            if num_bytes > max_bytes:
+                break
+            yield chunk
+    if num_bytes > max_bytes:
+        raise PayloadError(413, f"{what} has over {max_bytes} bytes; at most that are allowed")
+
+
+async def _read_raw(request: Request, limits: PayloadLimits) -> bytes:
+    chunks = _chunks(request, limits.max_image_bytes, "image")
+    return b"".join([chunk async for chunk in chunks])
+
+
+async def _read_form(request: Request, limits: PayloadLimits) -> Payload:
+    boundary = parse_options_header(request.headers["content-type"])[1].get(b"boundary")
+    if not boundary:
+        raise PayloadError(400, f"Content-Type {_FORM_TYPE} must name a boundary; got none")
+    form = _Form(limits)
+    try:
+        parser = MultipartParser(boundary, form.callbacks())
+        async for chunk in _chunks(request, limits.max_form_bytes, "form"):
+            parser.write(chunk)
+    except FormParserError as error:
+        raise PayloadError(400, f"body is not {_FORM_TYPE}: {quoted(str(error))}") from None
+    return form.payload()
+
+
+class _Form:
+    """The files of a form, gathered while the parser meets them.
+
+    Starlette's form parser would do, but for the size of a file, which it does not limit, and
+    the disk, which it writes files of over 1 MB to.
+    """
+
+    def __init__(self, limits: PayloadLimits) -> None:
+        self._limits = limits
+        self._files: list[bytes] = []
+        self._num_fields = 0
+        self._num_bytes = 0
+        self._is_list = False
+        self._is_complete = False
+        self._header_name = bytearray()
+        self._header_value = bytearray()
+        self._headers: dict[bytes, bytes] = {}
+        self._file: bytearray | None = None
+
+    def callbacks(self) -> "MultipartCallbacks":
+        """Named as python-multipart calls them."""
+        return {
+            "on_part_begin": self._begin_part,
+            "on_header_field": self._add_to_header_name,
+            "on_header_value": self._add_to_header_value,
+            "on_header_end": self._end_header,
+            "on_headers_finished": self._end_headers,
+            "on_part_data": self._add_data,
+            "on_part_end": self._end_part,
+            "on_end": self._end,
+        }
+
+    def payload(self) -> Payload:
+        """All of the form's files, once it has been read.
+
+        Raises:
+            PayloadError: 400, the form was cut off; 422, it has no file.
+        """
+        if not self._is_complete:
+            raise PayloadError(400, f"{_FORM_TYPE} is cut off: its last boundary is missing")
+        if not self._files:
+            raise PayloadError(
+                422,
+                f"{_FORM_TYPE} must have at least one file; got {self._num_fields} fields that "
+                "are not files (with curl, a file's name needs @ before it)",
+            )
+        return Payload(tuple(self._files), self._is_list or len(self._files) > 1)
+
+    def _begin_part(self) -> None:
+        self._headers = {}
+        self._file = None
+
+    def _add_to_header_name(self, data: bytes, start: int, end: int) -> None:
+        self._header_name += data[start:end]
+
+    def _add_to_header_value(self, data: bytes, start: int, end: int) -> None:
+        self._header_value += data[start:end]
+
+    def _end_header(self) -> None:
+        self._headers[bytes(self._header_name).lower()] = bytes(self._header_value)
+        self._header_name.clear()
+        self._header_value.clear()
+
+    def _end_headers(self) -> None:
+        disposition = parse_options_header(self._headers.get(b"content-disposition"))[1]
+        # A browser sends a file without a name for a field where none was chosen.
+        is_file = bool(disposition.get(b"filename"))
+        if is_file or self._headers.get(b"content-type", b"").lower().startswith(b"image/"):
+            self._begin_file(is_list=disposition.get(b"name") in (b"images", b"images[]"))
+        else:
+            self._count_field()
+
+    def _begin_file(self, is_list: bool) -> None:
+        check_num_images(len(self._files) + 1, _FORM_TYPE, self._limits)
+        self._file = bytearray()
+        self._is_list |= is_list
+
+    def _count_field(self) -> None:
+        self._num_fields += 1
+        if self._num_fields > _MAX_FORM_FIELDS:
+            raise PayloadError(
+                413,
+                f"{_FORM_TYPE} must have at most {_MAX_FORM_FIELDS} fields that are not files; "
+                f"got {self._num_fields}",
+            )
+
+    def _add_data(self, data: bytes, start: int, end: int) -> None:
+        if self._file is None:
+            return
+        self._num_bytes += end - start
+        check_total_bytes(self._num_bytes, self._limits)
+        if len(self._file) + end - start > self._limits.max_image_bytes:
+            _refuse_image_bytes(f"file {len(self._files) + 1}", self._limits)
+        self._file += memoryview(data)[start:end]
+
+    def _end_part(self) -> None:
+        if self._file is not None:
+            self._files.append(bytes(self._file))
+
+    def _end(self) -> None:
+        self._is_complete = True
+
+
+async def _read_json(request: Request, limits: PayloadLimits, fetch: FetchImage | None) -> Payload:
+    chunks = _chunks(request, limits.max_json_bytes, "JSON body")
+    body = b"".join([chunk async for chunk in chunks])
+    key, value = _only_entry(_parse_json(body), fetch)
+    if key == "images":
+        return Payload(_decode_list(value, limits), is_list=True)
+    text = _string(value, key)
+    if key == "url" and fetch is not None:
+        return Payload((await fetch(text),), is_list=False)
+    return Payload((decode_base64(text, key, limits),), is_list=False)
+
+
+def _parse_json(body: bytes) -> Any:
+    try:
+        return pydantic_core.from_json(body)
+    except ValueError as error:
+        raise PayloadError(400, f"body is not JSON: {error}") from None
+
+
+def _only_entry(document: Any, fetch: FetchImage | None) -> tuple[str, Any]:
+    allowed = ("image", "images") if fetch is None else ("image", "images", "url")
+    expected = f"JSON body must be an object with exactly one key of {', '.join(allowed)}"
+    if not isinstance(document, dict):
+        raise PayloadError(422, f"{expected}; got {_kind(document)}")
+    if "url" in document and fetch is None:
+        raise PayloadError(422, f"{expected} (images are not fetched from URLs here); got url")
+    if len(document) != 1 or not document.keys() <= set(allowed):
+        came = ", ".join(quoted(key) for key in list(document)[:5]) or "an empty object"
+        more = f" and {len(document) - 5} more" if len(document) > 5 else ""
+        raise PayloadError(422, f"{expected}; got {came}{more}")
+    return next(iter(document.items()))
+
+
+def _decode_list(value: Any, limits: PayloadLimits) -> tuple[bytes, ...]:
+    if not isinstance(value, list) or not value:
+        came = "an empty list" if value == [] else _kind(value)
+        raise PayloadError(422, f"images must be a list of one or more base64 strings; got {came}")
+    check_num_images(len(value), "images", limits)
+    images: list[bytes] = []
+    num_bytes = 0
+    for index, item in enumerate(value):
+        field = f"images[{index}]"
+        images.append(decode_base64(_string(item, field), field, limits))
+        num_bytes += len(images[-1])
+        check_total_bytes(num_bytes, limits)
+    return tuple(images)
+
+
+def _string(value: Any, field: str) -> str:
+    if not isinstance(value, str):
+        raise PayloadError(422, f"{field} must be a string; got {_kind(value)}")
+    return value
+
+
+def _kind(value: Any) -> str:
+    """What JSON calls it. The value itself may be of any size."""
+    names = {dict: "an object", list: "a list", str: "a string", bool: "a boolean"}
+    return names.get(type(value), "null" if value is None else "a number")
