@@ -55,7 +55,7 @@ def test_a_photo_becomes_a_card(page: Page, server: PredictionServer, photos: li
     assert card.classes == {"with mask": "99.4 %", "without mask": "0.6 %"}
     time_taken, model = card.meta.split(" · ")
     assert time_taken.endswith(" ms")
-    assert model == "mask-detector, version 3"
+    assert model == "mask-detector, version\N{NO-BREAK SPACE}3"
     assert page.announced == ["face 0.jpg: with mask, 99.4 %"]
     assert server.bodies == [photos[0].read_bytes()], "sent as it is"
     assert server.received[0].headers["content-type"] == "image/jpeg"

@@ -99,7 +99,7 @@ function duration(milliseconds) {
 
 function modelName(model) {
   if (!model?.name) return "unnamed model";
-  return model.version == null ? model.name : `${model.name}, version ${model.version}`;
+  return model.version == null ? model.name : `${model.name}, version\u00a0${model.version}`;
 }
 
 function add(photos) {
