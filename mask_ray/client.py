@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Annotated, Literal, Protocol, TextIO
 
 import httpx
-from pydantic import BaseModel, Field, ValidationError, field_validator
+from pydantic import BaseModel, Field, PlainValidator, ValidationError, field_validator
 from pydantic_settings import CliPositionalArg
 from rich import progress
 from rich.console import Console
@@ -44,7 +44,15 @@ _RETRIED_ERRORS = (httpx.NetworkError, httpx.RemoteProtocolError)
 _MAX_WAIT_S = 60.0
 _FIRST_WAIT_S = 0.25
 
-Name = Annotated[str, Field(min_length=1)]
+
+def _check_name(name: str) -> str:
+    if not name:
+        raise ValueError("must name a file or a folder; got an empty string")
+    return name
+
+
+# Not pydantic's own check of strings, which refuses names of files that are not UTF-8.
+Name = Annotated[str, PlainValidator(_check_name)]
 
 
 class ClientSettings(Settings):
