@@ -3,7 +3,7 @@
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -89,6 +89,13 @@ class Page:
     def send(self, kind: str, name: str = "", content_type: str = "", base64: str = "") -> None:
         """Let a `paste` or `drop` happen, with one file or none."""
         self.driver.execute_script(SEND_FILE, kind, name, content_type, base64)
+
+    def drag(self, *events: str, paths: Sequence[Path] = ()) -> None:
+        """Move files or folders over the page as a file manager does: dragEnter, drop ..."""
+        data = {"items": [], "files": [str(path) for path in paths], "dragOperationsMask": 1}
+        for event in events:
+            drag = {"type": event, "x": 300, "y": 200, "data": data}
+            self.driver.execute_cdp_cmd("Input.dispatchDragEvent", drag)
 
     def press(self, *keys: str) -> None:
         from selenium.webdriver.common.action_chains import ActionChains

@@ -153,6 +153,24 @@ def test_a_photo_can_be_pasted_and_dropped(
     assert server.received[0].headers["content-type"] == "image/png"
 
 
+def test_a_folder_stands_for_the_images_below_it(
+    page: Page, server: PredictionServer, photos: list[Path], tmp_path: Path
+) -> None:
+    folder = tmp_path / "folder"
+    (folder / "below").mkdir(parents=True)
+    (folder / "notes.txt").write_text("no photo")
+    photos[0].rename(folder / "a.jpg")
+    photos[1].rename(folder / "below" / "b.jpg")
+
+    page.drag("dragEnter", "dragOver", paths=[folder, photos[2]])
+    assert page.find("body").get_attribute("class") == "is-dropping"
+    page.drag("drop", paths=[folder, photos[2]])
+
+    cards = page.wait_for_states("done", "done", "done")
+    assert [card.name for card in cards] == ["a.jpg", "b.jpg", "face 2.jpg"]
+    assert page.find("body").get_attribute("class") == ""
+
+
 @pytest.mark.parametrize(("kind", "told"), [("paste", "no picture"), ("drop", "no photo")])
 def test_what_holds_no_photo_is_told(page: Page, kind: str, told: str) -> None:
     page.send(kind)

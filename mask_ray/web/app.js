@@ -289,12 +289,12 @@ async function filesOf(entry, isInside = false) {
   return (await Promise.all(inside.map((child) => filesOf(child, true)))).flat();
 }
 
-/** A reader gives some entries at a time, and none at the end. */
+/** By name. A reader gives some entries at a time, in any order, and none at the end. */
 async function entriesOf(reader) {
   const all = [];
   for (;;) {
     const some = await new Promise((resolve, reject) => reader.readEntries(resolve, reject));
-    if (!some.length) return all;
+    if (!some.length) return all.sort((a, b) => a.name.localeCompare(b.name));
     all.push(...some);
   }
 }
