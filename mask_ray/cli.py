@@ -79,6 +79,15 @@ def _read_flags(settings_class: type[Settings], arguments: list[str]) -> dict[st
     class Flags(settings_class, BaseSettings):  # type: ignore[misc, valid-type]
         config: Path | None = Field(None, description="YAML file with any of these flags.")
 
+    positional: dict[str, Any] = {}
+
+    def parse_arguments(parser: argparse.ArgumentParser, given: list[str]) -> argparse.Namespace:
+        """Keep names of files from pydantic-settings, which splits them at commas."""
+        parsed = parser.parse_intermixed_args(given)
+        for name in _positional_names(settings_class):
+            positional[name] = vars(parsed).pop(name)
+        return parsed
+
     flags = CliSettingsSource[argparse.ArgumentParser](
         Flags,
         root_parser=_Parser(
@@ -88,17 +97,24 @@ def _read_flags(settings_class: type[Settings], arguments: list[str]) -> dict[st
             allow_abbrev=False,
         ),
         cli_parse_args=arguments,
+        parse_args_method=parse_arguments,
         cli_kebab_case=True,
         cli_implicit_flags=True,
         cli_hide_none_type=True,
         cli_avoid_json=True,
     )
-    return flags()
+    return flags() | positional
+
+
+def _positional_names(settings_class: type[Settings]) -> list[str]:
+    fields = settings_class.model_fields.items()
+    return [name for name, field in fields if _POSITIONAL in field.metadata]
 
 
 def _usage(settings_class: type[Settings]) -> str:
+    positional = _positional_names(settings_class)
     required = [
-        name.upper() if _POSITIONAL in field.metadata else f"--{name.replace('_', '-')} ..."
+        name.upper() if name in positional else f"--{name.replace('_', '-')} ..."
         for name, field in settings_class.model_fields.items()
         if field.is_required()
     ]

@@ -1,0 +1,75 @@
+"""The page a person uses to try the classifier: its files, and the routes that serve them.
+
+The files are read once, when the routes are made, and hold no data and no secret: a guarded
+endpoint serves the page to everyone, and asks for the token where images are sent.
+"""
+
+import hashlib
+from importlib import resources
+from pathlib import PurePath
+
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+# Nothing but this server's own scripts, styles and answers; thumbnails are blobs. No form ever
+# navigates, so that the token cannot end up in a URL.
+_CONTENT_SECURITY_POLICY = "; ".join(
+    (
+        "default-src 'none'",
+        "script-src 'self'",
+        "style-src 'self'",
+        "img-src 'self' blob:",
+        "connect-src 'self'",
+        "base-uri 'none'",
+        "form-action 'none'",
+        "frame-ancestors 'none'",
+        "require-trusted-types-for 'script'",
+    )
+)
+
+# As the OWASP cheat sheet on HTTP headers has them: https://cheatsheetseries.owasp.org
+SECURITY_HEADERS = {
+    "Content-Security-Policy": _CONTENT_SECURITY_POLICY,
+    "Cross-Origin-Opener-Policy": "same-origin",
+    "Cross-Origin-Resource-Policy": "same-origin",
+    "Permissions-Policy": "camera=(self), display-capture=(), geolocation=(), microphone=()",
+    "Referrer-Policy": "no-referrer",
+    "X-Content-Type-Options": "nosniff",
+    "X-Frame-Options": "DENY",
+}
+
+_CONTENT_TYPES = {
+    ".css": "text/css; charset=utf-8",
+    ".html": "text/html; charset=utf-8",
+    ".js": "text/javascript; charset=utf-8",
+    ".svg": "image/svg+xml",
+}
+
+_ASSETS = ("app.js", "camera.js", "icon.svg", "predict.js", "style.css")
+
+
+def routes() -> list[Route]:
+    """`GET` and `HEAD` of the page at `/` and of its assets below `/web/`."""
+    return [_route("/", "index.html"), *(_route(f"/web/{name}", name) for name in _ASSETS)]
+
+
+def _route(path: str, file_name: str) -> Route:
+    content = resources.files(__name__).joinpath(file_name).read_bytes()
+    content_type = _CONTENT_TYPES[PurePath(file_name).suffix]
+    # A digest, not a time: all replicas must tell a browser the same.
+    etag = f'"{hashlib.sha256(content).hexdigest()[:32]}"'
+    headers = SECURITY_HEADERS | {"Cache-Control": "no-cache", "ETag": etag}
+
+    async def serve_file(request: Request) -> Response:
+        if _is_known(etag, request.headers.get("if-none-match", "")):
+            return Response(status_code=304, headers=headers)
+        return Response(content, headers=headers, media_type=content_type)
+
+    return Route(path, serve_file, methods=["GET"], name=file_name, include_in_schema=False)
+
+
+def _is_known(etag: str, if_none_match: str) -> bool:
+    """Whether the browser has it: RFC 9110, section 13.1.2, compares weakly."""
+    known = [tag.strip().removeprefix("W/") for tag in if_none_match.split(",")]
+    return etag in known or "*" in known

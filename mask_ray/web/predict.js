@@ -1,0 +1,106 @@
+/** Sends one photo to the server, and goes on asking while the server is busy. */
+
+const MAX_ATTEMPTS = 6;
+const MAX_WAIT_S = 60;
+const TIMEOUT_MS = 60_000;
+
+/** What a person should read about a photo that was not classified. */
+export class PredictError extends Error {}
+
+/** The server wants a token, or another one. */
+export class TokenNeeded extends Error {}
+
+/**
+ * Classify one photo, which is sent as it is.
+ *
+ * @param {Blob} photo
+ * @param {object} options
+ * @param {string | null} options.token for a guarded server
+ * @param {AbortSignal} options.signal ends it, with an AbortError
+ * @param {(seconds: number) => void} options.onBusy is told of a wait before another attempt
+ * @param {() => void} options.onSend is told of each attempt
+ * @returns {Promise<{label: string, probability: number, probabilities: Object<string, number>,
+ *   model: {name: string, version: string | null}, elapsedMs: number}>} `elapsedMs` is the time of
+ *   the attempt that was answered, from the first byte sent
+ * @throws {PredictError | TokenNeeded}
+ */
+export async function predict(photo, { token, signal, onBusy, onSend }) {
+  for (let attempt = 1; ; attempt += 1) {
+    onSend();
+    const { response, body, elapsedMs } = await send(photo, token, signal);
+    if (response.ok) return { ...checked(body), elapsedMs };
+    if (response.status === 401) throw new TokenNeeded(detailOf(response, body));
+    const isBusy = response.status === 429 || response.status === 503;
+    const waitS = retryAfterS(response) ?? 2 ** (attempt - 1);
+    if (!isBusy || attempt === MAX_ATTEMPTS || waitS > MAX_WAIT_S) {
+      throw new PredictError(detailOf(response, body));
+    }
+    onBusy(waitS);
+    // Up to a quarter later than asked, so that waiting clients do not all return at once.
+    await sleep(waitS * 1000 * (1 + Math.random() / 4), signal);
+  }
+}
+
+async function send(photo, token, signal) {
+  const headers = { "Content-Type": photo.type || "application/octet-stream" };
+  if (token) headers.Authorization = `Bearer ${token}`;
+  const timeout = AbortSignal.timeout(TIMEOUT_MS);
+  const startedMs = performance.now();
+  try {
+    const response = await fetch("predict", {
+      method: "POST",
+      body: photo,
+      headers,
+      signal: AbortSignal.any([signal, timeout]),
+    });
+    const text = await response.text();
+    return { response, body: parsed(text), elapsedMs: performance.now() - startedMs };
+  } catch (error) {
+    if (signal.aborted) throw error;
+    if (timeout.aborted) throw new PredictError(`No answer within ${TIMEOUT_MS / 1000} s.`);
+    throw new PredictError(
+      "The server could not be reached, or the photo could not be read. Is the server running?",
+    );
+  }
+}
+
+function parsed(text) {
+  try {
+    return JSON.parse(text);
+  } catch {
+    return null;
+  }
+}
+
+function checked(body) {
+  const isPrediction =
+    typeof body?.label === "string" &&
+    typeof body.probability === "number" &&
+    typeof body.probabilities === "object";
+  if (!isPrediction) throw new PredictError("The server's answer is not a prediction.");
+  return body;
+}
+
+function detailOf(response, body) {
+  const detail = body?.detail ?? body?.title;
+  if (typeof detail === "string") return detail;
+  return `The server answered ${response.status} ${response.statusText}`.trim();
+}
+
+/** Seconds from now, from either form of RFC 9110, section 10.2.3; null if there is none. */
+function retryAfterS(response) {
+  const value = response.headers.get("Retry-After")?.trim();
+  if (!value) return null;
+  const seconds = /^\d+$/.test(value) ? Number(value) : (Date.parse(value) - Date.now()) / 1000;
+  return Number.isNaN(seconds) ? null : Math.max(seconds, 0);
+}
+
+function sleep(milliseconds, signal) {
+  return new Promise((resolve, reject) => {
+    const timer = setTimeout(resolve, milliseconds);
+    signal.addEventListener("abort", () => {
+      clearTimeout(timer);
+      reject(signal.reason);
+    });
+  });
+}
