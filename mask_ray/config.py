@@ -6,6 +6,7 @@ keys of its YAML file. Nothing here reads files, talks to Ray or imports more th
 
 import os
 import re
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar
 
@@ -27,6 +28,19 @@ DEFAULT_MODEL_URI = f"models:/{DEFAULT_MODEL_NAME}@champion"
 IMAGE_SIZES = (96, 128, 160, 192, 224)
 ALPHAS = (0.35, 0.5, 0.75, 1.0, 1.3, 1.4)
 BLOCKS = ("stem", *(f"block_{number}" for number in range(1, 17)), "top")
+
+DEFAULT_PORTS = {"http": 80, "https": 443}
+
+# Names, not numbers in the disguises of inet_aton. An underscore is no host's, but is used.
+_LABEL = r"[a-z0-9_](?:[a-z0-9_-]{0,61}[a-z0-9_])?"
+_HOST = re.compile(
+    rf"(?P<any>\*\.)?(?P<host>{_LABEL}(?:\.{_LABEL})*)(?::(?P<port>[1-9]\d{{0,4}}))?"
+)
+
+# A form's other fields are counted and left out: pages send tokens and choices along.
+MAX_FORM_FIELDS = 16
+# More than the headers of one part, or than the URL or data: prefix of one image in JSON.
+_OVERHEAD_BYTES = 8 * 1024
 
 SplitName = Literal["train", "val", "test"]
 
@@ -421,7 +435,99 @@ class EvaluateSettings(DataSettings):
     )
 
 
-class ServeSettings(ImageLimits):
+@dataclass(frozen=True)
+class AllowedHost:
+    """One entry of the list. Without a port of its own it stands for that of the URL's scheme."""
+
+    host: str
+    port: int | None
+    is_suffix: bool
+
+    @classmethod
+    def parse(cls, entry: str) -> Self:
+        """Read `host`, `*.host`, `host:port` or `*.host:port`.
+
+        Raises:
+            ValueError: another form. Addresses are none: a name says whose they are.
+        """
+        match = _HOST.fullmatch(entry.lower())
+        if match is None or match["host"].rpartition(".")[2].isdecimal():
+            raise ValueError(
+                f"must be names such as photos.example.org, *.example.org or "
+                f"photos.example.org:8080, international ones in their xn-- form; got {entry!r}"
+            )
+        port = int(match["port"]) if match["port"] else None
+        return cls(match["host"], port, is_suffix=match["any"] is not None)
+
+    def matches(self, host: str, port: int, scheme: str) -> bool:
+        """Whether a URL of this host, in lower case, and port is allowed."""
+        if port != (self.port or DEFAULT_PORTS[scheme]):
+            return False
+        return host.endswith(f".{self.host}") if self.is_suffix else host == self.host
+
+
+class RemoteImageSettings(ImageLimits):
+    """Which URLs are fetched, and how long and how much."""
+
+    allowed_hosts: tuple[str, ...] = Field(
+        (),
+        description="Hosts that images are fetched from: photos.example.org, *.example.org (not "
+        "example.org itself), or either with a :port. None is, if empty.",
+    )
+    fetch_timeout_s: float = Field(
+        5, gt=0, description="Longest time for all of one fetch, in seconds."
+    )
+    max_redirects: int = Field(3, ge=0, le=10, description="Redirects followed in one fetch.")
+
+    @field_validator("allowed_hosts")
+    @classmethod
+    def _are_hosts(cls, entries: tuple[str, ...]) -> tuple[str, ...]:
+        for entry in entries:
+            AllowedHost.parse(entry)
+        return entries
+
+
+class PayloadLimits(ImageLimits):
+    """What one request may carry."""
+
+    max_images: int = Field(32, ge=1, description="Most images in one request.")
+    max_total_bytes: int = Field(
+        40 * 1024 * 1024, ge=1, description="All encoded images of one request together, in bytes."
+    )
+
+    @model_validator(mode="after")
+    def _total_holds_an_image(self) -> Self:
+        if self.max_total_bytes < self.max_image_bytes:
+            raise ValueError(
+                f"max_total_bytes must be at least max_image_bytes ({self.max_image_bytes}); "
+                f"got {self.max_total_bytes}"
+            )
+        return self
+
+    @property
+    def max_form_bytes(self) -> int:
+        """Longest multipart body: the images and the headers around them."""
+        return self.max_total_bytes + (self.max_images + MAX_FORM_FIELDS) * _OVERHEAD_BYTES
+
+    @property
+    def max_json_bytes(self) -> int:
+        """Longest JSON body: base64 spends four characters on three bytes."""
+        return -(-self.max_total_bytes // 3) * 4 + self.max_images * _OVERHEAD_BYTES
+
+
+def _check_origin(origin: str) -> str:
+    if origin != "*" and not re.fullmatch(r"https?://[^/?#\s,*@]+", origin):
+        raise ValueError(f"must be origins such as https://app.example.org, or *; got {origin!r}")
+    return origin
+
+
+def _check_absolute(path: Path) -> Path:
+    if not path.expanduser().is_absolute():
+        raise ValueError(f"must be an absolute path, since replicas run elsewhere; got {path}")
+    return path.expanduser()
+
+
+class ServeSettings(PayloadLimits, RemoteImageSettings):
     """Arguments of the Serve application (`args` in serve_config.yaml)."""
 
     model_uri: str = Field(
@@ -447,7 +553,20 @@ class ServeSettings(ImageLimits):
     )
     num_threads: int = Field(1, ge=1, description="Inference threads and CPUs of a replica.")
     request_timeout_s: float = Field(
-        10, gt=0, description="Longest wait for an answer before 504, in seconds."
+        10,
+        gt=0,
+        description="Longest time for a request to arrive before 408, and then for its answer "
+        "before 504, in seconds.",
+    )
+    token_file: Annotated[Path, AfterValidator(_check_absolute)] | None = Field(
+        None,
+        description="File of bearer tokens, one a line, which is read again when it changes; they "
+        "count beside those of MASK_RAY_TOKENS.",
+    )
+    cors_origins: tuple[Annotated[str, AfterValidator(_check_origin)], ...] = Field(
+        (),
+        description="Origins whose pages may ask from a browser: https://app.example.org, or * "
+        "for all. None but the endpoint's own page may, if empty.",
     )
 
     @model_validator(mode="after")

@@ -131,7 +131,18 @@ def decode_resized(
     Raises:
         ImageError: as `decode`.
     """
-    image = _decode(encoded, limits, at_least_px=image_size)
+    return _resized(_decode(encoded, limits, at_least_px=image_size), image_size)
+
+
+def resize(pixels: RGBArray, image_size: int) -> RGBArray:
+    """Resize decoded pixels as `decode_resized` does.
+
+    Takes uint8 of shape (height, width, 3), and returns (image_size, image_size, 3), read-only.
+    """
+    return _resized(Image.fromarray(pixels), image_size)
+
+
+def _resized(image: Image.Image, image_size: int) -> RGBArray:
     return np.asarray(image.resize((image_size, image_size), Image.Resampling.BILINEAR))
 
 

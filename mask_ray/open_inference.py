@@ -27,10 +27,10 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import BaseModel, Field, StrictBool, StrictInt, StrictStr, ValidationError
 
+from mask_ray.config import PayloadLimits
 from mask_ray.images import RGBArray
 from mask_ray.payloads import (
     PayloadError,
-    PayloadLimits,
     check_num_images,
     check_total_bytes,
     decode_base64,

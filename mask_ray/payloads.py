@@ -8,15 +8,14 @@ is decoded, and nothing here knows of models or Ray.
 import binascii
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NoReturn, Self
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import pydantic_core
-from pydantic import Field, model_validator
 from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, parse_options_header
 from starlette.requests import Request
 
-from mask_ray.config import ImageLimits
+from mask_ray.config import MAX_FORM_FIELDS, PayloadLimits
 
 if TYPE_CHECKING:
     from python_multipart.multipart import MultipartCallbacks
@@ -28,10 +27,6 @@ _RAW_TYPES = ("", "application/octet-stream", "application/x-www-form-urlencoded
 _FORM_TYPE = "multipart/form-data"
 _JSON_TYPE = "application/json"
 
-# A form's other fields are counted and left out: pages send tokens and choices along.
-_MAX_FORM_FIELDS = 16
-# More than the headers of one part, or than the URL or data: prefix of one image in JSON.
-_OVERHEAD_BYTES = 8 * 1024
 # What an error repeats of a request, at most.
 _MAX_QUOTED = 60
 
@@ -42,34 +37,6 @@ class PayloadError(Exception):
     def __init__(self, status: int, message: str) -> None:
         super().__init__(message)
         self.status = status
-
-
-class PayloadLimits(ImageLimits):
-    """What one request may carry."""
-
-    max_images: int = Field(32, ge=1, description="Most images in one request.")
-    max_total_bytes: int = Field(
-        40 * 1024 * 1024, ge=1, description="All encoded images of one request together, in bytes."
-    )
-
-    @model_validator(mode="after")
-    def _total_holds_an_image(self) -> Self:
-        if self.max_total_bytes < self.max_image_bytes:
-            raise ValueError(
-                f"max_total_bytes must be at least max_image_bytes ({self.max_image_bytes}); "
-                f"got {self.max_total_bytes}"
-            )
-        return self
-
-    @property
-    def max_form_bytes(self) -> int:
-        """Longest multipart body: the images and the headers around them."""
-        return self.max_total_bytes + (self.max_images + _MAX_FORM_FIELDS) * _OVERHEAD_BYTES
-
-    @property
-    def max_json_bytes(self) -> int:
-        """Longest JSON body: base64 spends four characters on three bytes."""
-        return -(-self.max_total_bytes // 3) * 4 + self.max_images * _OVERHEAD_BYTES
 
 
 @dataclass(frozen=True)
@@ -302,10 +269,10 @@ class _Form:
 
     def _count_field(self) -> None:
         self._num_fields += 1
-        if self._num_fields > _MAX_FORM_FIELDS:
+        if self._num_fields > MAX_FORM_FIELDS:
             raise PayloadError(
                 413,
-                f"{_FORM_TYPE} must have at most {_MAX_FORM_FIELDS} fields that are not files; "
+                f"{_FORM_TYPE} must have at most {MAX_FORM_FIELDS} fields that are not files; "
                 f"got {self._num_fields}",
             )
 

@@ -9,88 +9,23 @@ Source of the rules: OWASP, Server-Side Request Forgery Prevention Cheat Sheet.
 
 import asyncio
 import ipaddress
-import re
 import socket
 import ssl
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
-from typing import Self
 
 import httpx
-from pydantic import Field, field_validator
 
-from mask_ray.config import Settings
+from mask_ray.config import DEFAULT_PORTS, AllowedHost, RemoteImageSettings
 from mask_ray.payloads import PayloadError, quoted
 
 Resolve = Callable[[str, int], Awaitable[list[str]]]
 
-_DEFAULT_PORTS = {"http": 80, "https": 443}
 _REDIRECTS = (301, 302, 303, 307, 308)
 _MAX_URL_CHARACTERS = 2_048
 _BINARY_TYPE = "application/octet-stream"
-# Names, not numbers in the disguises of inet_aton. An underscore is no host's, but is used.
-_LABEL = r"[a-z0-9_](?:[a-z0-9_-]{0,61}[a-z0-9_])?"
-_ALLOWED_HOST = re.compile(
-    rf"(?P<any>\*\.)?(?P<host>{_LABEL}(?:\.{_LABEL})*)(?::(?P<port>[1-9]\d{{0,4}}))?"
-)
 
 _GLOBAL_UNICAST = ipaddress.IPv6Network("2000::/3")  # RFC 4291, and IANA has given out no other.
 _NAT64 = ipaddress.IPv6Network("64:ff9b::/96")  # RFC 6052
-
-
-class RemoteImageSettings(Settings):
-    """Which URLs are fetched, and how long and how much."""
-
-    allowed_hosts: tuple[str, ...] = Field(
-        (),
-        description="Hosts that images are fetched from: photos.example.org, *.example.org (not "
-        "example.org itself), or either with a :port. None is, if empty.",
-    )
-    max_image_bytes: int = Field(
-        10 * 1024 * 1024, ge=1, description="Largest encoded image, in bytes."
-    )
-    fetch_timeout_s: float = Field(
-        5, gt=0, description="Longest time for all of one fetch, in seconds."
-    )
-    max_redirects: int = Field(3, ge=0, le=10, description="Redirects followed in one fetch.")
-
-    @field_validator("allowed_hosts")
-    @classmethod
-    def _are_hosts(cls, entries: tuple[str, ...]) -> tuple[str, ...]:
-        for entry in entries:
-            AllowedHost.parse(entry)
-        return entries
-
-
-@dataclass(frozen=True)
-class AllowedHost:
-    """One entry of the list. Without a port of its own it stands for that of the URL's scheme."""
-
-    host: str
-    port: int | None
-    is_suffix: bool
-
-    @classmethod
-    def parse(cls, entry: str) -> Self:
-        """Read `host`, `*.host`, `host:port` or `*.host:port`.
-
-        Raises:
-            ValueError: another form. Addresses are none: a name says whose they are.
-        """
-        match = _ALLOWED_HOST.fullmatch(entry.lower())
-        if match is None or match["host"].rpartition(".")[2].isdecimal():
-            raise ValueError(
-                f"must be names such as photos.example.org, *.example.org or "
-                f"photos.example.org:8080, international ones in their xn-- form; got {entry!r}"
-            )
-        port = int(match["port"]) if match["port"] else None
-        return cls(match["host"], port, is_suffix=match["any"] is not None)
-
-    def matches(self, host: str, port: int, scheme: str) -> bool:
-        """Whether a URL of this host, in lower case, and port is allowed."""
-        if port != (self.port or _DEFAULT_PORTS[scheme]):
-            return False
-        return host.endswith(f".{self.host}") if self.is_suffix else host == self.host
 
 
 def is_public(address: str) -> bool:
@@ -270,7 +205,7 @@ def _parse(url: str, base: httpx.URL | None = None) -> httpx.URL:
         parsed = httpx.URL(url) if base is None else base.join(url)
     except httpx.InvalidURL:
         raise PayloadError(422, f"url must be a URL; got {quoted(url)}") from None
-    if parsed.scheme not in _DEFAULT_PORTS or not parsed.raw_host:
+    if parsed.scheme not in DEFAULT_PORTS or not parsed.raw_host:
         raise PayloadError(422, f"url must begin with http:// or https://; got {quoted(url)}")
     if parsed.userinfo:
         # Not repeated: there may be a password in it.
@@ -283,7 +218,7 @@ def _host(url: httpx.URL) -> str:
 
 
 def _port(url: httpx.URL) -> int:
-    return url.port or _DEFAULT_PORTS[url.scheme]
+    return url.port or DEFAULT_PORTS[url.scheme]
 
 
 def _check_is_image(response: httpx.Response) -> None:

@@ -1,4 +1,4 @@
-"""The classifier over HTTP: a FastAPI app on one Ray Serve deployment.
+"""The classifier as a Ray Serve deployment: one replica holds a model and the HTTP app before it.
 
 A request is read within limits, decoded in a thread, joined with others into a batch and
 classified in another thread, so the event loop never waits for pixels. What decodes badly is
@@ -6,38 +6,30 @@ refused before it meets a batch. Training code, TensorFlow and Keras are never i
 """
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from http import HTTPStatus
-from typing import Annotated, Any, Literal
+from functools import partial
+from typing import Any, ParamSpec, TypeVar
 
 import numpy as np
 import ray
-from fastapi import APIRouter, Depends, FastAPI, Request
-from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse
-from pydantic import BaseModel, ValidationError
+from fastapi import FastAPI
+from pydantic import ValidationError
 from ray import serve
 from ray.serve.exceptions import RayServeException
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
-from starlette.datastructures import Headers
-from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
-from starlette.requests import ClientDisconnect
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from mask_ray.config import ImageLimits, ServeSettings, explain
-from mask_ray.images import (
-    ImageError,
-    ImageFormatError,
-    ImageTooLargeError,
-    RGBArray,
-    decode_resized,
-)
+from mask_ray.config import ServeSettings, explain
+from mask_ray.guard import Guard, TokenError
+from mask_ray.http_app import http_app
+from mask_ray.images import ImageError, RGBArray, decode_resized, resize
+from mask_ray.predictions import Classified, ModelInfo
 from mask_ray.predictor import ModelFileError, Predictor, Probabilities
+from mask_ray.problems import RETRY_AFTER_S, ProblemsForServeErrors
 
-PROBLEM_TYPE = "application/problem+json"
-RETRY_AFTER_S = 1
+P = ParamSpec("P")
+T = TypeVar("T")
 
 
 class ApplicationError(RayServeException):
@@ -45,38 +37,6 @@ class ApplicationError(RayServeException):
 
     Serve prints the message of its own exceptions, and the traceback of all others.
     """
-
-
-class Problem(BaseModel):
-    """What went wrong, as RFC 9457 has it."""
-
-    type: str = "about:blank"
-    title: str
-    status: int
-    detail: str
-
-
-class ModelInfo(BaseModel):
-    """The model that answers. A model served from a file has no version."""
-
-    name: str
-    version: str | None
-
-
-class Prediction(BaseModel):
-    """The likeliest class of one image, and the probability of each."""
-
-    label: str
-    probability: float
-    probabilities: dict[str, float]
-    model: ModelInfo
-
-
-class Health(BaseModel):
-    """The replica has a model and can classify."""
-
-    status: Literal["ready"] = "ready"
-    model: ModelInfo
 
 
 class Classifier:
@@ -106,20 +66,45 @@ class Classifier:
         """Called by Serve once the replica is constructed."""
         return http_app(self)
 
-    async def classify(self, encoded: bytes) -> dict[str, float]:
-        """The probability of each class for one encoded image.
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """The model's classes."""
+        return self._predictor.class_names
+
+    async def classify(self, images: Sequence[bytes | RGBArray]) -> Classified:
+        """Classify encoded or decoded images. Each of them joins a batch by itself.
 
         Raises:
-            ImageError: as `images.decode`.
+            ImageError: as `images.decode`. Of several images the message names the first that is
+                bad, as `images[3]: ...`.
         """
-        image = await asyncio.get_running_loop().run_in_executor(
-            self._decoding, decode_resized, encoded, self._predictor.image_size, self.settings
-        )
-        probabilities: Probabilities = await self._batched(image)
-        return {
-            name: round(float(probability), 6)
-            for name, probability in zip(self._predictor.class_names, probabilities, strict=True)
-        }
+        decoded = await self._decode(images)
+        rows: list[Probabilities] = await asyncio.gather(*map(self._batched, decoded))
+        return Classified(self.model, self.class_names, np.stack(rows))
+
+    async def in_thread(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Call a function in one of the threads that decode."""
+        call = partial(function, *args, **kwargs)
+        return await asyncio.get_running_loop().run_in_executor(self._decoding, call)
+
+    async def _decode(self, images: Sequence[bytes | RGBArray]) -> list[RGBArray]:
+        if len(images) == 1:
+            return [await self.in_thread(self._decode_one, images[0])]
+        coming = (self.in_thread(self._decode_one, image) for image in images)
+        decoded: list[RGBArray] = []
+        # All of them, so that it is always the first bad one that is named.
+        for index, result in enumerate(await asyncio.gather(*coming, return_exceptions=True)):
+            if isinstance(result, ImageError):
+                raise type(result)(f"images[{index}]: {result}")
+            if isinstance(result, BaseException):
+                raise result
+            decoded.append(result)
+        return decoded
+
+    def _decode_one(self, image: bytes | RGBArray) -> RGBArray:
+        if isinstance(image, bytes):
+            return decode_resized(image, self._predictor.image_size, self.settings)
+        return resize(image, self._predictor.image_size)
 
     async def _infer(self, images: list[RGBArray]) -> list[Probabilities]:
         loop = asyncio.get_running_loop()
@@ -178,9 +163,18 @@ def build_app(args: dict[str, Any]) -> serve.Application:
         settings = ServeSettings.model_validate(args)
     except ValidationError as error:
         raise ApplicationError(explain(error)) from None
+    _check_tokens(settings)
     settings = settings.model_copy(update={"model_uri": _pinned(settings.model_uri)})
     deployment: serve.Deployment = _deploy(settings)(serve.ingress()(Classifier))
     return deployment.bind(settings)
+
+
+def _check_tokens(settings: ServeSettings) -> None:
+    """Refuse here what every replica would refuse."""
+    try:
+        Guard(settings.token_file)
+    except TokenError as error:
+        raise ApplicationError(str(error)) from None
 
 
 def _pinned(uri: str) -> str:
@@ -222,198 +216,6 @@ def _deploy(settings: ServeSettings) -> Callable[[type], serve.Deployment]:
         graceful_shutdown_timeout_s=2 * settings.request_timeout_s + 5,
         max_constructor_retry_count=3,
     )
-
-
-def http_app(classifier: Classifier) -> FastAPI:
-    """The HTTP face of a classifier. All its errors are `application/problem+json`."""
-    app = FastAPI(
-        title="mask_ray",
-        summary="Image classification.",
-        version="1",
-        redoc_url=None,
-        exception_handlers={
-            HTTPException: _on_http_exception,
-            ImageError: _on_image_error,
-            RequestValidationError: _on_validation_error,
-            ClientDisconnect: _on_disconnect,
-            Exception: _on_unexpected,
-        },
-    )
-    app.state.classifier = classifier
-    app.include_router(router)
-    return app
-
-
-def _ready_classifier(request: Request) -> Classifier:
-    classifier: Classifier = request.app.state.classifier
-    if not classifier.is_ready:
-        raise HTTPException(503, "The model is not ready.", {"Retry-After": str(RETRY_AFTER_S)})
-    return classifier
-
-
-ReadyClassifier = Annotated[Classifier, Depends(_ready_classifier)]
-
-
-def _problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
-    content = {PROBLEM_TYPE: {"schema": Problem.model_json_schema()}}
-    return {s: {"description": HTTPStatus(s).phrase, "content": content} for s in statuses}
-
-
-_BINARY = {"schema": {"type": "string", "format": "binary"}}
-_IMAGE_BODY = {
-    "description": "One encoded image: JPEG, PNG, WebP, GIF (its first frame) or BMP.",
-    "required": True,
-    "content": {"image/*": _BINARY, "application/octet-stream": _BINARY},
-}
-
-# The last is what `curl --data-binary` says of any body unless told otherwise.
-_RAW_TYPES = ("", "application/octet-stream", "application/x-www-form-urlencoded")
-
-router = APIRouter()
-
-
-@router.post(
-    "/predict",
-    responses=_problems(400, 408, 413, 415, 429, 500, 503, 504),
-    openapi_extra={"requestBody": _IMAGE_BODY},
-)
-async def predict(request: Request, classifier: ReadyClassifier) -> Prediction:
-    """Classify the image in the request's body."""
-    timeout_s = classifier.settings.request_timeout_s
-    try:
-        async with asyncio.timeout(timeout_s):
-            encoded = await _read_image(request, classifier.settings)
-    except TimeoutError:
-        raise HTTPException(408, f"The image did not arrive within {timeout_s:g} s.") from None
-    try:
-        async with asyncio.timeout(timeout_s):
-            probabilities = await classifier.classify(encoded)
-    except TimeoutError:
-        raise HTTPException(504, f"There was no answer within {timeout_s:g} s.") from None
-    label = max(probabilities, key=probabilities.__getitem__)
-    return Prediction(
-        label=label,
-        probability=probabilities[label],
-        probabilities=probabilities,
-        model=classifier.model,
-    )
-
-
-@router.get("/healthz", responses=_problems(503))
-async def healthz(classifier: ReadyClassifier) -> Health:
-    """Say whether this replica can classify, and with which model."""
-    return Health(model=classifier.model)
-
-
-async def _read_image(request: Request, limits: ImageLimits) -> bytes:
-    """The encoded image of a request, whichever way its body carries it.
-
-    Raises:
-        HTTPException: 415, the body is of another kind.
-        ImageTooLargeError: over the limit, declared or sent. Nothing past it is read.
-    """
-    content_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    if not content_type.startswith("image/") and content_type not in _RAW_TYPES:
-        raise HTTPException(
-            415,
-            "Content-Type must be image/* or application/octet-stream, or be left out; "
-            f"got {content_type}",
-        )
-    return await _read_within(request, limits.max_image_bytes)
-
-
-async def _read_within(request: Request, max_bytes: int) -> bytes:
-    num_bytes = int(request.headers.get("content-length", 0))
-    chunks = []
-    if num_bytes <= max_bytes:
-        num_bytes = 0
-        async for chunk in request.stream():
-            num_bytes += len(chunk)
-            if num_bytes > max_bytes:
-                break
-            chunks.append(chunk)
-    if num_bytes > max_bytes:
-        raise ImageTooLargeError(f"image has over {max_bytes} bytes; at most that are allowed")
-    return b"".join(chunks)
-
-
-def _problem(status: int, detail: str, headers: Mapping[str, str] | None = None) -> JSONResponse:
-    problem = Problem(title=HTTPStatus(status).phrase, status=status, detail=detail)
-    return JSONResponse(problem.model_dump(), status, headers, media_type=PROBLEM_TYPE)
-
-
-async def _on_http_exception(_: Request, error: Any) -> JSONResponse:
-    return _problem(error.status_code, error.detail, error.headers)
-
-
-async def _on_image_error(_: Request, error: Any) -> JSONResponse:
-    status = 400
-    if isinstance(error, ImageTooLargeError):
-        status = 413
-    elif isinstance(error, ImageFormatError):
-        status = 415
-    return _problem(status, str(error))
-
-
-async def _on_validation_error(_: Request, error: Any) -> JSONResponse:
-    mistakes = (f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
-    return _problem(422, "; ".join(mistakes))
-
-
-async def _on_disconnect(_: Request, error: Any) -> JSONResponse:
-    return _problem(400, "The connection closed before the image had arrived.")
-
-
-async def _on_unexpected(_: Request, error: Any) -> JSONResponse:
-    # Starlette raises the error again once this is sent, and Serve logs it.
-    return _problem(500, "The server failed on this request.")
-
-
-_SERVE_DETAILS = {
-    404: "There is nothing at this path.",
-    408: "There was no answer in time.",
-    429: "All replicas are busy.",
-    503: "No replica is ready.",
-}
-
-
-class ProblemsForServeErrors:
-    """ASGI middleware: what Serve itself answers in plain text becomes a problem.
-
-    Serve refuses an overload, for one, before the app is called.
-    """
-
-    def __init__(self, app: ASGIApp) -> None:
-        self._app = app
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass on all that is not an error of Serve's own."""
-        is_replaced = False
-
-        async def send_problem_instead(message: Message) -> None:
-            nonlocal is_replaced
-            if message["type"] == "http.response.start" and _is_plain_error(message):
-                is_replaced = True
-                await _problem_for(message)(scope, receive, send)
-            if not is_replaced:
-                await send(message)
-
-        await self._app(scope, receive, send_problem_instead)
-
-
-def _is_plain_error(start: Message) -> bool:
-    content_type = Headers(raw=start["headers"]).get("content-type", "")
-    return start["status"] >= 400 and content_type.startswith("text/plain")
-
-
-def _problem_for(start: Message) -> JSONResponse:
-    status = start["status"]
-    kept = {
-        name: value
-        for name, value in Headers(raw=start["headers"]).items()
-        if name not in ("content-type", "content-length")
-    }
-    return _problem(status, _SERVE_DETAILS.get(status, "The server failed on this request."), kept)
 
 
 def problem_middleware() -> list[Middleware]:

@@ -16,6 +16,7 @@ from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
+from starlette.types import ASGIApp
 
 from mask_ray import web
 
@@ -104,16 +105,25 @@ def prediction_server() -> Iterator[PredictionServer]:
     """A server on a free port of 127.0.0.1."""
     stub = PredictionServer()
     routes = [*web.routes(), Route("/predict", stub.predict, methods=["POST"])]
-    config = uvicorn.Config(Starlette(routes=routes), port=0, log_level="error", lifespan="off")
+    with running(Starlette(routes=routes)) as url:
+        stub.url = url
+        try:
+            yield stub
+        finally:
+            stub.released.set()
+
+
+@contextlib.contextmanager
+def running(app: ASGIApp) -> Iterator[str]:
+    """The URL of an app on a free port of 127.0.0.1."""
+    config = uvicorn.Config(app, port=0, log_level="critical", lifespan="off")
     server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()
     _wait_until_started(server)
-    stub.url = f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
     try:
-        yield stub
+        yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
     finally:
-        stub.released.set()
         server.should_exit = server.force_exit = True
         thread.join(timeout=10)
 

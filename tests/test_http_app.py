@@ -1,24 +1,24 @@
 """The HTTP face alone, before a classifier made by hand. No Ray here."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
 import httpx
+import numpy as np
 import pytest
+from local_backend import request
 from starlette.responses import PlainTextResponse
 
 from mask_ray.config import ServeSettings
-from mask_ray.images import ImageError, ImageFormatError, ImageTooLargeError
-from mask_ray.serving import (
-    ApplicationError,
-    ModelInfo,
-    ProblemsForServeErrors,
-    build_app,
-    http_app,
-)
+from mask_ray.http_app import http_app
+from mask_ray.images import ImageError, ImageFormatError, ImageTooLargeError, RGBArray
+from mask_ray.predictions import Classified, ModelInfo
+from mask_ray.problems import ProblemsForServeErrors
+from mask_ray.serving import ApplicationError, build_app
 
 PROBABILITIES = {"with_mask": 0.25, "without_mask": 0.75}
+MODEL = {"name": "stub", "version": "3"}
 
 
 class StubClassifier:
@@ -26,29 +26,25 @@ class StubClassifier:
         self.settings = ServeSettings(**settings)
         self.model = ModelInfo(name="stub", version="3")
         self.is_ready = True
-        self.received: list[bytes] = []
+        self.class_names = tuple(PROBABILITIES)
+        self.received: list[bytes | RGBArray] = []
         self.outcome = outcome
 
-    async def classify(self, encoded: bytes) -> dict[str, float]:
-        self.received.append(encoded)
+    async def classify(self, images: Sequence[bytes | RGBArray]) -> Classified:
+        self.received += images
         if isinstance(self.outcome, Exception):
             raise self.outcome
         if self.outcome is not None:
             await self.outcome()
-        return PROBABILITIES
+        rows = [list(PROBABILITIES.values())] * len(images)
+        return Classified(self.model, self.class_names, np.array(rows, np.float32))
+
+    async def in_thread(self, function: Any, *args: Any) -> Any:
+        return function(*args)
 
 
 async def never() -> None:
     await asyncio.Event().wait()
-
-
-def request(app: Callable[..., Any], method: str, path: str, **options: Any) -> httpx.Response:
-    async def send() -> httpx.Response:
-        transport = httpx.ASGITransport(app, raise_app_exceptions=False)
-        async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
-            return await client.request(method, path, **options)
-
-    return asyncio.run(send())
 
 
 def predict(classifier: StubClassifier, **options: Any) -> httpx.Response:
@@ -69,7 +65,7 @@ def test_answers_with_the_likeliest_class_and_the_model() -> None:
         "label": "without_mask",
         "probability": 0.75,
         "probabilities": PROBABILITIES,
-        "model": {"name": "stub", "version": "3"},
+        "model": MODEL,
     }
 
 
@@ -86,15 +82,13 @@ def test_takes_an_image_as_the_body(content_type: str | None) -> None:
     assert classifier.received == [b"image"]
 
 
-@pytest.mark.parametrize(
-    "content_type", ["application/json", "text/plain", "multipart/form-data", "x"]
-)
+@pytest.mark.parametrize("content_type", ["application/xml", "text/plain", "multipart/mixed", "x"])
 def test_refuses_other_content_types(content_type: str) -> None:
     classifier = StubClassifier()
 
     response = predict(classifier, content=b"image", headers={"content-type": content_type})
 
-    assert_problem(response, 415, f"got {content_type}")
+    assert_problem(response, 415, f"got {content_type!r}")
     assert classifier.received == []
 
 
@@ -156,7 +150,9 @@ def test_a_late_answer_is_a_problem() -> None:
     assert_problem(response, 504, "no answer within 0.01 s")
 
 
-@pytest.mark.parametrize(("method", "path"), [("POST", "/predict"), ("GET", "/healthz")])
+@pytest.mark.parametrize(
+    ("method", "path"), [("POST", "/predict"), ("GET", "/healthz"), ("GET", "/readyz")]
+)
 def test_says_when_it_is_not_ready(method: str, path: str) -> None:
     classifier = StubClassifier()
     classifier.is_ready = False
@@ -188,8 +184,13 @@ def test_openapi_documents_the_body_and_the_errors() -> None:
     described = request(http_app(StubClassifier()), "GET", "/openapi.json").json()
 
     operation = described["paths"]["/predict"]["post"]
-    assert set(operation["requestBody"]["content"]) == {"image/*", "application/octet-stream"}
-    for status in ("400", "413", "415", "429", "503", "504"):
+    assert set(operation["requestBody"]["content"]) == {
+        "image/*",
+        "application/octet-stream",
+        "multipart/form-data",
+        "application/json",
+    }
+    for status in ("400", "401", "408", "413", "415", "422", "429", "503", "504"):
         (schema,) = operation["responses"][status]["content"].values()
         assert set(schema["schema"]["properties"]) == {"type", "title", "status", "detail"}
 

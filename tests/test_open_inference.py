@@ -9,6 +9,7 @@ import image_files
 import numpy as np
 import pytest
 
+from mask_ray.config import PayloadLimits
 from mask_ray.open_inference import (
     HEADER_LENGTH,
     InferRequest,
@@ -19,7 +20,7 @@ from mask_ray.open_inference import (
     model_metadata,
     parse_infer_request,
 )
-from mask_ray.payloads import PayloadError, PayloadLimits
+from mask_ray.payloads import PayloadError
 
 FIRST, SECOND = image_files.png(), image_files.jpeg()
 PIXELS = np.arange(2 * 4 * 5 * 3, dtype=np.uint8).reshape(2, 4, 5, 3)

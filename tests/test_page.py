@@ -403,6 +403,6 @@ def test_everything_has_a_name_for_a_screen_reader(page: Page, photos: list[Path
 
 
 def test_the_stub_speaks_the_contract_of_serving() -> None:
-    from mask_ray.serving import Prediction
+    from mask_ray.predictions import Prediction
 
     assert Prediction.model_validate(PREDICTION).model_dump() == PREDICTION

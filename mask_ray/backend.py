@@ -1,0 +1,92 @@
+"""What the HTTP side asks of a replica, and how its routes get at it."""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Annotated, ParamSpec, Protocol, TypeVar
+
+from fastapi import Depends, Request
+from starlette.exceptions import HTTPException
+
+from mask_ray.config import ServeSettings
+from mask_ray.images import RGBArray
+from mask_ray.predictions import Classified, ModelInfo
+from mask_ray.problems import not_ready
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+class Backend(Protocol):
+    """A model that classifies, and threads to work in."""
+
+    @property
+    def settings(self) -> ServeSettings:
+        """How the service is configured."""
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether a model is loaded, and could classify when that was last tried."""
+
+    @property
+    def model(self) -> ModelInfo:
+        """The model that answers now."""
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """Its classes."""
+
+    async def classify(self, images: Sequence[bytes | RGBArray]) -> Classified:
+        """Classify the encoded or decoded images of one request, all with one model.
+
+        Raises:
+            ImageError: one of them cannot be decoded. Of several the message names it, as
+                `images[3]: ...`.
+        """
+
+    async def in_thread(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Call what would hold up the event loop in one of the few threads that decode."""
+
+
+async def _backend(request: Request) -> Backend:
+    backend: Backend = request.app.state.backend
+    return backend
+
+
+async def _ready_backend(request: Request) -> Backend:
+    backend: Backend = request.app.state.backend
+    if not backend.is_ready:
+        raise not_ready()
+    return backend
+
+
+# Not sync functions, which FastAPI would call in a thread, for every request.
+AnyBackend = Annotated[Backend, Depends(_backend)]
+ReadyBackend = Annotated[Backend, Depends(_ready_backend)]
+
+
+async def arrive(coming: Awaitable[T], backend: Backend) -> T:
+    """What a client sends.
+
+    Raises:
+        HTTPException: 408, it does not come in time.
+    """
+    timeout_s = backend.settings.request_timeout_s
+    try:
+        async with asyncio.timeout(timeout_s):
+            return await coming
+    except TimeoutError:
+        raise HTTPException(408, f"The request did not arrive within {timeout_s:g} s.") from None
+
+
+async def answer(coming: Awaitable[T], backend: Backend) -> T:
+    """What the replica makes of it.
+
+    Raises:
+        HTTPException: 504, it takes too long.
+    """
+    timeout_s = backend.settings.request_timeout_s
+    try:
+        async with asyncio.timeout(timeout_s):
+            return await coming
+    except TimeoutError:
+        raise HTTPException(504, f"There was no answer within {timeout_s:g} s.") from None

@@ -1,0 +1,92 @@
+"""The HTTP face of a classifier: its routes put together, with what stands before all of them.
+
+Every route asks for a token where tokens are configured, but for the page, the documentation and
+the probes.
+"""
+
+from typing import Literal
+
+from fastapi import APIRouter, Depends, FastAPI
+from pydantic import BaseModel
+from starlette.middleware import Middleware
+from starlette.middleware.cors import CORSMiddleware
+
+from mask_ray import predict_routes, v2_routes, web
+from mask_ray.backend import Backend, ReadyBackend
+from mask_ray.config import ServeSettings
+from mask_ray.guard import build_guard, require_token
+from mask_ray.open_inference import HEADER_LENGTH
+from mask_ray.predictions import ModelInfo
+from mask_ray.problems import EXCEPTION_HANDLERS, NoSniffing, problem_responses
+from mask_ray.remote_images import RemoteImages
+
+_EXPOSED_HEADERS = ("Retry-After", "X-Request-ID", HEADER_LENGTH)
+
+
+class Live(BaseModel):
+    """The process answers. It may still lack a model."""
+
+    status: Literal["live"] = "live"
+
+
+class Health(BaseModel):
+    """The replica has a model and can classify."""
+
+    status: Literal["ready"] = "ready"
+    model: ModelInfo
+
+
+def http_app(backend: Backend) -> FastAPI:
+    """The app before a replica. All its errors are `problems.error_response`.
+
+    Raises:
+        TokenError: tokens are configured, and cannot be used.
+    """
+    settings = backend.settings
+    app = FastAPI(
+        title="mask_ray",
+        summary="Image classification.",
+        version=v2_routes.API_VERSION,
+        redoc_url=None,
+        exception_handlers=EXCEPTION_HANDLERS,
+        middleware=_middleware(settings),
+    )
+    app.state.backend = backend
+    app.state.guard = build_guard(settings.token_file)
+    app.state.fetch = RemoteImages(settings).fetch if settings.allowed_hosts else None
+    app.include_router(predict_routes.router, dependencies=[Depends(require_token)])
+    app.include_router(v2_routes.open_router)
+    app.include_router(v2_routes.router)
+    app.include_router(_health_router)
+    app.router.routes.extend(web.routes())
+    return app
+
+
+def _middleware(settings: ServeSettings) -> list[Middleware]:
+    middleware = [Middleware(NoSniffing)]
+    if settings.cors_origins:
+        cors = Middleware(
+            CORSMiddleware,
+            allow_origins=settings.cors_origins,
+            allow_methods=("GET", "POST"),
+            allow_headers=("Authorization", "Content-Type", "X-Request-ID", HEADER_LENGTH),
+            expose_headers=_EXPOSED_HEADERS,
+        )
+        middleware.append(cors)
+    return middleware
+
+
+_health_router = APIRouter(tags=["health"])
+
+
+@_health_router.get("/livez")
+async def livez() -> Live:
+    """Say that the process answers: whether to restart it."""
+    return Live()
+
+
+@_health_router.get("/readyz", responses=problem_responses(503))
+@_health_router.get("/healthz", responses=problem_responses(503))
+async def readyz(backend: ReadyBackend) -> Health:
+    """Say whether this replica can classify, and with which model: whether to send it requests."""
+    return Health(model=backend.model)

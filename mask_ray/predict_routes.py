@@ -1,0 +1,119 @@
+"""`POST /predict`: images in, predictions out, in the project's own form."""
+
+import base64
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Query, Request
+from starlette.exceptions import HTTPException
+
+from mask_ray.backend import Backend, ReadyBackend, answer, arrive
+from mask_ray.payloads import read_images
+from mask_ray.predictions import Prediction, predictions
+from mask_ray.problems import problem_responses
+
+router = APIRouter(tags=["predict"])
+
+# A white pixel.
+_PNG = base64.b64encode(
+    bytes.fromhex(
+        "89504e470d0a1a0a0000000d4948445200000001000000010802000000907753de"
+        "0000000c49444154789c63f8ffff3f0005fe02fe0def46b80000000049454e44ae426082"
+    )
+).decode()
+
+_FILE = {"type": "string", "format": "binary"}
+_BASE64 = {
+    "type": "string",
+    "format": "byte",
+    "description": "Base64 of an encoded image, or a data: URL of it.",
+    "examples": [_PNG],
+}
+
+
+def _object(**properties: Any) -> dict[str, Any]:
+    return {
+        "type": "object",
+        "properties": properties,
+        "required": list(properties),
+        "additionalProperties": False,
+    }
+
+
+_FORM = {
+    "type": "object",
+    "description": "Files under any names. Several, or any under `images`, are answered by a list.",
+    "properties": {"image": _FILE, "images": {"type": "array", "items": _FILE, "minItems": 1}},
+    "anyOf": [{"required": ["image"]}, {"required": ["images"]}],
+}
+_JSON = {
+    "oneOf": [
+        _object(image=_BASE64),
+        _object(images={"type": "array", "items": _BASE64, "minItems": 1}),
+        _object(
+            url={
+                "type": "string",
+                "format": "uri",
+                "description": "Only where the service allows the URL's host.",
+            }
+        ),
+    ]
+}
+_JSON_EXAMPLES = {
+    "one": {"summary": "One image", "value": {"image": _PNG}},
+    "many": {"summary": "Several images", "value": {"images": [_PNG, _PNG]}},
+    "url": {
+        "summary": "An image elsewhere, on an allowed host",
+        "value": {"url": "https://photos.example.org/face.jpg"},
+    },
+}
+_BODY = {
+    "description": "JPEG, PNG, WebP, GIF (its first frame) or BMP: one image as the body, files of "
+    "a form, or base64 in JSON.",
+    "required": True,
+    "content": {
+        "image/*": {"schema": _FILE},
+        "application/octet-stream": {"schema": _FILE},
+        "multipart/form-data": {"schema": _FORM},
+        "application/json": {"schema": _JSON, "examples": _JSON_EXAMPLES},
+    },
+}
+
+TopK = Annotated[
+    int | None,
+    Query(ge=1, description="Tell only this many classes, the likeliest first."),
+]
+Threshold = Annotated[
+    float | None,
+    Query(
+        ge=0,
+        le=1,
+        allow_inf_nan=False,
+        description="Probability below which the label is `uncertain`.",
+    ),
+]
+
+
+@router.post(
+    "/predict",
+    responses=problem_responses(400, 401, 408, 413, 415, 422, 429, 500, 503, 504),
+    openapi_extra={"requestBody": _BODY},
+)
+async def predict(
+    request: Request, backend: ReadyBackend, top_k: TopK = None, threshold: Threshold = None
+) -> Prediction | list[Prediction]:
+    """Classify one image, or several.
+
+    One image is answered by a prediction, a list by a list in its order, also where it holds one
+    image only. A list is refused as a whole if one of its images is, and the error says which.
+    """
+    _check_top_k(top_k, backend)
+    payload = await arrive(read_images(request, backend.settings, request.app.state.fetch), backend)
+    classified = await answer(backend.classify(payload.images), backend)
+    answers = predictions(classified, top_k, threshold)
+    return answers if payload.is_list else answers[0]
+
+
+def _check_top_k(top_k: int | None, backend: Backend) -> None:
+    num_classes = len(backend.class_names)
+    if top_k is not None and top_k > num_classes:
+        raise HTTPException(422, f"top_k must be 1 to {num_classes}; got {top_k}")
