@@ -77,7 +77,8 @@ async def _on_image_error(request: Request, error: Any) -> JSONResponse:
 
 async def _on_validation_error(request: Request, error: Any) -> JSONResponse:
     mistakes = (
-        f"{mistake['loc'][-1]}: {mistake['msg']}; got {quoted(str(mistake['input']))}"
+        f"{mistake['loc'][-1]} {mistake['msg'].replace('Input should', 'must', 1)}; "
+        f"got {quoted(str(mistake['input']))}"
         for mistake in error.errors()
     )
     return _response(request, 422, ". ".join(mistakes))

@@ -15,6 +15,7 @@ import image_files
 import numpy as np
 import pytest
 import ray
+from browser_page import check_classifies, chromium
 from onnx_files import IMAGE_SIZE, write_classifier
 from ray import serve
 
@@ -26,6 +27,8 @@ from mask_ray.serving import build_app
 
 pytestmark = pytest.mark.slow
 
+TOKEN = "s3cret"
+WITH_TOKEN = {"Authorization": f"Bearer {TOKEN}"}
 TRAINING_PACKAGES = {"tensorflow", "keras", "horovod", "mlflow"}
 
 
@@ -45,12 +48,20 @@ def own_errors() -> Iterator[None]:
 
 
 @pytest.fixture(scope="module")
-def base_url(own_errors: None, ray_local: None, model_path: Path) -> Iterator[str]:
-    """Two applications: the usual one at /, and at /tight one with room for two requests."""
+def base_url(
+    own_errors: None, ray_local: None, model_path: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[str]:
+    """Two applications: the usual one at /, and at /tight one with room for two requests, which
+    asks for a token.
+    """
+    token_file = tmp_path_factory.mktemp("secrets") / "tokens"
+    token_file.write_text(TOKEN)
     port = free_port()
     serve.start(http_options={"host": "127.0.0.1", "port": port})
     usual = {"model_uri": str(model_path), "max_replicas": 1, "batch_wait_timeout_s": 0.05}
-    tight = {"max_batch_size": 1, "max_ongoing_requests": 1, "max_queued_requests": 1}
+    tight = {"max_batch_size": 1, "max_ongoing_requests": 1, "max_queued_requests": 1} | {
+        "token_file": str(token_file)
+    }
     serve.run(build_app(usual), name="usual", route_prefix="/")
     serve.run(build_app(usual | tight), name="tight", route_prefix="/tight")
     yield f"http://127.0.0.1:{port}"
@@ -59,7 +70,7 @@ def base_url(own_errors: None, ray_local: None, model_path: Path) -> Iterator[st
 
 @pytest.fixture(scope="module")
 def client(base_url: str) -> Iterator[httpx.Client]:
-    with httpx.Client(base_url=base_url, timeout=30) as client:
+    with httpx.Client(base_url=base_url, headers=WITH_TOKEN, timeout=30) as client:
         yield client
 
 
@@ -172,6 +183,71 @@ def test_concurrent_images_are_batched_and_each_gets_its_own_answer(
     assert max(batch_sizes) > 1
 
 
+def test_many_images_of_a_request_are_batched_and_answered_in_order(
+    client: httpx.Client, expected: Callable[[bytes], dict[str, float]]
+) -> None:
+    photos = [image_files.png(image_files.picture(seed=seed)) for seed in range(12)]
+
+    answers = client.post("/predict", files=[("images", ("a.png", photo)) for photo in photos])
+
+    for photo, answer in zip(photos, answers.json(), strict=True):
+        assert answer["probabilities"] == pytest.approx(expected(photo), abs=1e-5)
+
+
+def test_one_bad_image_of_a_list_is_named(client: httpx.Client) -> None:
+    images = [image_files.png(), image_files.png(), image_files.truncated_png(), b""]
+
+    response = client.post("/predict", files=[("images", ("a.png", image)) for image in images])
+
+    assert_problem(response, 400)
+    assert response.json()["detail"].startswith("images[2]: PNG image is truncated")
+
+
+def test_a_client_of_the_inference_protocol_is_answered(
+    base_url: str, expected: Callable[[bytes], dict[str, float]]
+) -> None:
+    triton = pytest.importorskip("tritonclient.http", reason="needs tritonclient[http]")
+    photos = [image_files.png(image_files.picture(seed=seed)) for seed in range(2)]
+    tensor = triton.InferInput("image", [2], "BYTES")
+    tensor.set_data_from_numpy(np.array(photos, np.object_))
+
+    with triton.InferenceServerClient(base_url.removeprefix("http://")) as asking:
+        assert asking.is_server_live() and asking.is_server_ready()
+        rows = asking.infer("tiny", [tensor]).as_numpy("probabilities")
+
+    for photo, row in zip(photos, rows, strict=True):
+        assert list(row) == pytest.approx(list(expected(photo).values()), abs=1e-5)
+
+
+def test_without_the_token_nothing_is_classified(client: httpx.Client) -> None:
+    photo = image_files.jpeg()
+
+    refused = client.post("/tight/predict", content=photo, headers={"Authorization": ""})
+
+    assert_problem(refused, 401)
+    assert refused.headers["www-authenticate"] == "Bearer"
+    assert client.post("/tight/predict", content=photo).status_code == 200
+    assert httpx.get(f"{client.base_url}tight/readyz").status_code == 200
+
+
+def test_headers_give_nothing_away(client: httpx.Client) -> None:
+    answers = [client.get(path) for path in ("/", "/readyz", "/nothing", "/openapi.json")]
+    answers.append(client.post("/predict", content=b"bad"))
+
+    for response in answers:
+        assert response.headers["x-content-type-options"] == "nosniff"
+        assert not {"server", "x-powered-by"} & set(response.headers)
+
+
+def test_the_page_classifies(base_url: str, tmp_path: Path) -> None:
+    photos = [tmp_path / f"face {number}.jpg" for number in range(3)]
+    for seed, photo in enumerate(photos):
+        photo.write_bytes(image_files.jpeg(image_files.picture(seed=seed)))
+
+    with chromium() as page:
+        check_classifies(page, f"{base_url}/", photos, {"with_mask", "without_mask"})
+
+
 BAD_REQUESTS: dict[str, tuple[bytes, str, int]] = {
     "empty": (b"", "image/jpeg", 400),
     "text": (image_files.text(), "image/jpeg", 400),
@@ -180,8 +256,9 @@ BAD_REQUESTS: dict[str, tuple[bytes, str, int]] = {
     "PNG of 50,000 x 50,000": (image_files.png_claiming(50_000, 50_000), "image/png", 413),
     "11 MB": (image_files.too_many_bytes(), "image/jpeg", 413),
     "TIFF": (image_files.tiff(), "image/tiff", 415),
-    "JSON": (b'{"image": "..."}', "application/json", 415),
-    "JPEG called JSON": (image_files.jpeg(), "application/json", 415),
+    "XML": (b"<image/>", "application/xml", 415),
+    "JSON without base64": (b'{"image": "..."}', "application/json", 422),
+    "JPEG called JSON": (image_files.jpeg(), "application/json", 400),
 }
 
 
@@ -250,7 +327,7 @@ async def overload(base_url: str) -> tuple[httpx.Response, list[httpx.Response]]
         yield image_files.jpeg()
         await refusal_came.wait()
 
-    async with httpx.AsyncClient(base_url=base_url, timeout=30) as client:
+    async with httpx.AsyncClient(base_url=base_url, headers=WITH_TOKEN, timeout=30) as client:
         held = asyncio.create_task(client.post("/tight/predict", content=stuck_upload()))
         knocks = set()
         refused: list[httpx.Response] = []
@@ -270,8 +347,9 @@ async def overload(base_url: str) -> tuple[httpx.Response, list[httpx.Response]]
     return refused[0], [response for response in late if response.status_code != 429]
 
 
-def test_health_names_the_model(client: httpx.Client) -> None:
-    response = client.get("/healthz")
+@pytest.mark.parametrize("path", ["/healthz", "/readyz"])
+def test_readiness_names_the_model(client: httpx.Client, path: str) -> None:
+    response = client.get(path)
 
     assert response.status_code == 200
     assert response.json() == {"status": "ready", "model": {"name": "tiny", "version": None}}
@@ -291,6 +369,8 @@ def test_a_replica_whose_inference_fails_is_not_ready_until_it_works(client: htt
     with pytest.raises(RuntimeError, match="no inference"):
         ray.get(replica("tight").check_health.remote())
     assert_problem(client.get("/tight/healthz"), 503)
+    assert_problem(client.get("/tight/readyz"), 503)
+    assert client.get("/tight/livez").json() == {"status": "live"}
     assert_problem(client.post("/tight/predict", content=image_files.jpeg()), 503)
 
     in_replica(mend_inference, "tight")
