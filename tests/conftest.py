@@ -36,7 +36,12 @@ def _environment(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MASK_RAY_HOME", str(home))
     # MLflow sets these as it is used, and monkeypatch only restores what it has set; empty counts
     # as unset.
-    for name in ("MLFLOW_TRACKING_URI", "MLFLOW_EXPERIMENT_ID", "MASK_RAY_GIT_COMMIT"):
+    for name in (
+        "MLFLOW_TRACKING_URI",
+        "MLFLOW_EXPERIMENT_ID",
+        "MASK_RAY_GIT_COMMIT",
+        "MASK_RAY_TOKENS",
+    ):
         monkeypatch.setenv(name, "")
 
 
