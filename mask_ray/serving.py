@@ -6,9 +6,12 @@ refused before it meets a batch. Training code, TensorFlow and Keras are never i
 """
 
 import asyncio
-from collections.abc import Callable, Mapping
+import time
+from collections.abc import AsyncIterator, Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
 from http import HTTPStatus
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import numpy as np
@@ -26,7 +29,9 @@ from starlette.middleware import Middleware
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from mask_ray.access_log import AccessLog
 from mask_ray.config import ImageLimits, ServeSettings, explain
+from mask_ray.exchanges import Exchange, Exchanges, note
 from mask_ray.images import (
     ImageError,
     ImageFormatError,
@@ -34,7 +39,10 @@ from mask_ray.images import (
     RGBArray,
     decode_resized,
 )
-from mask_ray.predictor import ModelFileError, Predictor, Probabilities
+from mask_ray.metrics import Metrics
+from mask_ray.predictor import Images, ModelFileError, Predictor, Probabilities
+from mask_ray.request_ids import RequestIds, request_id
+from mask_ray.samples import SampleLog
 
 PROBLEM_TYPE = "application/problem+json"
 RETRY_AFTER_S = 1
@@ -90,6 +98,13 @@ class Classifier:
     def __init__(self, settings: ServeSettings) -> None:
         path, self.model = _resolve_here(settings.model_uri)
         self.settings = settings
+        self.metrics = _metrics_of_replica()
+        self.metrics.serves(self.model.name, self.model.version)
+        self.samples = SampleLog(
+            Path(settings.sample_path or "."),
+            settings.sample_share,
+            on_drop=self.metrics.sample_dropped,
+        )
         self._predictor = Predictor(path, settings.num_threads)
         # As many decoders as CPUs: the pool is also what bounds the memory of large images.
         self._decoding = ThreadPoolExecutor(settings.num_threads, "decode")
@@ -104,7 +119,10 @@ class Classifier:
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         """Called by Serve once the replica is constructed."""
-        return http_app(self)
+        observers: list[Callable[[Exchange], None]] = [self.metrics.observe]
+        if self.settings.access_log:
+            observers.append(AccessLog())
+        return http_app(self, *observers)
 
     async def classify(self, encoded: bytes) -> dict[str, float]:
         """The probability of each class for one encoded image.
@@ -113,18 +131,34 @@ class Classifier:
             ImageError: as `images.decode`.
         """
         image = await asyncio.get_running_loop().run_in_executor(
-            self._decoding, decode_resized, encoded, self._predictor.image_size, self.settings
+            self._decoding, self._decode, encoded
         )
-        probabilities: Probabilities = await self._batched(image)
-        return {
-            name: round(float(probability), 6)
-            for name, probability in zip(self._predictor.class_names, probabilities, strict=True)
+        row: Probabilities = await self._batched(image)
+        probabilities = {
+            name: round(probability, 6)
+            for name, probability in zip(self._predictor.class_names, row.tolist(), strict=True)
         }
+        label = max(probabilities, key=probabilities.__getitem__)
+        self.metrics.answered(label, probabilities[label], self.model.name, self.model.version)
+        return probabilities
+
+    def _decode(self, encoded: bytes) -> RGBArray:
+        started_s = time.perf_counter()
+        try:
+            return decode_resized(encoded, self._predictor.image_size, self.settings)
+        finally:
+            self.metrics.decoded(time.perf_counter() - started_s)
 
     async def _infer(self, images: list[RGBArray]) -> list[Probabilities]:
         loop = asyncio.get_running_loop()
         batch = np.stack(images)
-        return list(await loop.run_in_executor(self._inference, self._predictor.predict, batch))
+        return list(await loop.run_in_executor(self._inference, self._predict, batch))
+
+    def _predict(self, batch: Images) -> Probabilities:
+        started_s = time.perf_counter()
+        probabilities = self._predictor.predict(batch)
+        self.metrics.inferred(len(batch), time.perf_counter() - started_s)
+        return probabilities
 
     async def check_health(self) -> None:
         """Classify one black image: a replica that is blocked still answers mere pings.
@@ -139,6 +173,17 @@ class Classifier:
             self.is_ready = False
             raise
         self.is_ready = True
+
+
+def _metrics_of_replica() -> Metrics:
+    replica = serve.get_replica_context()
+    return Metrics(
+        {
+            "application": replica.app_name,
+            "deployment": replica.deployment,
+            "replica": replica.replica_id.unique_id,
+        }
+    )
 
 
 def _resolve_here(uri: str) -> tuple[str, ModelInfo]:
@@ -224,13 +269,18 @@ def _deploy(settings: ServeSettings) -> Callable[[type], serve.Deployment]:
     )
 
 
-def http_app(classifier: Classifier) -> FastAPI:
-    """The HTTP face of a classifier. All its errors are `application/problem+json`."""
+def http_app(classifier: Classifier, *observers: Callable[[Exchange], None]) -> FastAPI:
+    """The HTTP face of a classifier. All its errors are `application/problem+json`.
+
+    Args:
+        observers: Shown every request that is over.
+    """
     app = FastAPI(
         title="mask_ray",
         summary="Image classification.",
         version="1",
         redoc_url=None,
+        lifespan=_lifespan,
         exception_handlers={
             HTTPException: _on_http_exception,
             ImageError: _on_image_error,
@@ -240,8 +290,16 @@ def http_app(classifier: Classifier) -> FastAPI:
         },
     )
     app.state.classifier = classifier
+    app.add_middleware(Exchanges, *observers)
+    app.add_middleware(RequestIds)
     app.include_router(router)
     return app
+
+
+@asynccontextmanager
+async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
+    yield
+    await asyncio.to_thread(app.state.classifier.samples.close)
 
 
 def _ready_classifier(request: Request) -> Classifier:
@@ -290,13 +348,25 @@ async def predict(request: Request, classifier: ReadyClassifier) -> Prediction:
             probabilities = await classifier.classify(encoded)
     except TimeoutError:
         raise HTTPException(504, f"There was no answer within {timeout_s:g} s.") from None
-    label = max(probabilities, key=probabilities.__getitem__)
-    return Prediction(
-        label=label,
-        probability=probabilities[label],
+    prediction = Prediction(
+        label=max(probabilities, key=probabilities.__getitem__),
+        probability=max(probabilities.values()),
         probabilities=probabilities,
         model=classifier.model,
     )
+    note(request.scope, label=prediction.label, model_version=prediction.model.version)
+    classifier.samples.offer(encoded, lambda: _sampled(request, prediction))
+    return prediction
+
+
+def _sampled(request: Request, prediction: Prediction) -> dict[str, Any]:
+    return {
+        "request_id": request_id(request.scope),
+        "label": prediction.label,
+        "probabilities": prediction.probabilities,
+        "model": prediction.model.name,
+        "model_version": prediction.model.version,
+    }
 
 
 @router.get("/healthz", responses=_problems(503))
@@ -418,4 +488,4 @@ def _problem_for(start: Message) -> JSONResponse:
 
 def problem_middleware() -> list[Middleware]:
     """For `RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH`, which Serve reads when it starts."""
-    return [Middleware(ProblemsForServeErrors)]
+    return [Middleware(ProblemsForServeErrors), Middleware(RequestIds)]

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -10,6 +11,7 @@ from starlette.responses import PlainTextResponse
 
 from mask_ray.config import ServeSettings
 from mask_ray.images import ImageError, ImageFormatError, ImageTooLargeError
+from mask_ray.samples import SampleLog
 from mask_ray.serving import (
     ApplicationError,
     ModelInfo,
@@ -26,6 +28,7 @@ class StubClassifier:
         self.settings = ServeSettings(**settings)
         self.model = ModelInfo(name="stub", version="3")
         self.is_ready = True
+        self.samples = SampleLog(Path(), share=0)
         self.received: list[bytes] = []
         self.outcome = outcome
 
