@@ -568,6 +568,19 @@ class ServeSettings(PayloadLimits, RemoteImageSettings):
         description="Origins whose pages may ask from a browser: https://app.example.org, or * "
         "for all. None but the endpoint's own page may, if empty.",
     )
+    access_log: bool = Field(
+        True, description="Write a line of JSON for each request to the replica's output."
+    )
+    sample_share: float = Field(
+        0,
+        ge=0,
+        le=1,
+        description="Share of images kept with their answers for later labelling. They are photos "
+        "of people: see the privacy note in the README first.",
+    )
+    sample_path: str | None = Field(
+        None, min_length=1, description="Folder for them on each replica's node."
+    )
 
     @model_validator(mode="after")
     def _values_agree(self) -> Self:
@@ -583,6 +596,11 @@ class ServeSettings(PayloadLimits, RemoteImageSettings):
             raise ValueError(
                 f"min_replicas must be at most max_replicas ({self.max_replicas}); "
                 f"got {self.min_replicas}"
+            )
+        if self.sample_share and self.sample_path is None:
+            raise ValueError(
+                f"sample_path must name a folder where sample_share is above 0; "
+                f"got sample_share {self.sample_share:g} and no sample_path"
             )
         return self
 

@@ -4,6 +4,9 @@ Every route asks for a token where tokens are configured, but for the page, the 
 the probes.
 """
 
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from typing import Literal
 
 from fastapi import APIRouter, Depends, FastAPI
@@ -14,11 +17,14 @@ from starlette.middleware.cors import CORSMiddleware
 from mask_ray import predict_routes, v2_routes, web
 from mask_ray.backend import Backend, ReadyBackend
 from mask_ray.config import ServeSettings
+from mask_ray.exchanges import Exchange, Exchanges
 from mask_ray.guard import build_guard, require_token
 from mask_ray.open_inference import HEADER_LENGTH
 from mask_ray.predictions import ModelInfo
 from mask_ray.problems import EXCEPTION_HANDLERS, NoSniffing, problem_responses
 from mask_ray.remote_images import RemoteImages
+from mask_ray.request_ids import RequestIds
+from mask_ray.samples import SampleLog
 
 _EXPOSED_HEADERS = ("Retry-After", "X-Request-ID", HEADER_LENGTH)
 
@@ -36,8 +42,15 @@ class Health(BaseModel):
     model: ModelInfo
 
 
-def http_app(backend: Backend) -> FastAPI:
+def http_app(
+    backend: Backend, *observers: Callable[[Exchange], None], samples: SampleLog | None = None
+) -> FastAPI:
     """The app before a replica. All its errors are `problems.error_response`.
+
+    Args:
+        backend: The replica.
+        observers: Shown every request that is over.
+        samples: Takes images and their answers, and is closed with the app.
 
     Raises:
         TokenError: tokens are configured, and cannot be used.
@@ -49,9 +62,11 @@ def http_app(backend: Backend) -> FastAPI:
         version=v2_routes.API_VERSION,
         redoc_url=None,
         exception_handlers=EXCEPTION_HANDLERS,
-        middleware=_middleware(settings),
+        middleware=_middleware(settings, observers),
+        lifespan=_lifespan,
     )
     app.state.backend = backend
+    app.state.samples = samples
     app.state.guard = build_guard(settings.token_file)
     app.state.fetch = RemoteImages(settings).fetch if settings.allowed_hosts else None
     app.include_router(predict_routes.router, dependencies=[Depends(require_token)])
@@ -62,8 +77,21 @@ def http_app(backend: Backend) -> FastAPI:
     return app
 
 
-def _middleware(settings: ServeSettings) -> list[Middleware]:
-    middleware = [Middleware(NoSniffing)]
+@asynccontextmanager
+async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
+    yield
+    if app.state.samples is not None:
+        await asyncio.to_thread(app.state.samples.close)
+
+
+def _middleware(
+    settings: ServeSettings, observers: tuple[Callable[[Exchange], None], ...]
+) -> list[Middleware]:
+    middleware = [
+        Middleware(RequestIds),
+        Middleware(Exchanges, *observers),
+        Middleware(NoSniffing),
+    ]
     if settings.cors_origins:
         cors = Middleware(
             CORSMiddleware,

@@ -1,15 +1,20 @@
 """`POST /predict`: images in, predictions out, in the project's own form."""
 
 import base64
+from collections.abc import Sequence
+from functools import partial
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Query, Request
 from starlette.exceptions import HTTPException
 
 from mask_ray.backend import Backend, ReadyBackend, answer, arrive
+from mask_ray.exchanges import note
 from mask_ray.payloads import read_images
 from mask_ray.predictions import Prediction, predictions
 from mask_ray.problems import problem_responses
+from mask_ray.request_ids import request_id
+from mask_ray.samples import SampleLog
 
 router = APIRouter(tags=["predict"])
 
@@ -110,7 +115,28 @@ async def predict(
     payload = await arrive(read_images(request, backend.settings, request.app.state.fetch), backend)
     classified = await answer(backend.classify(payload.images), backend)
     answers = predictions(classified, top_k, threshold)
+    _observe(request, payload.images, answers)
     return answers if payload.is_list else answers[0]
+
+
+def _observe(request: Request, images: Sequence[bytes], answers: list[Prediction]) -> None:
+    """Tell the access log, and keep samples where that is asked for."""
+    labels = ",".join(prediction.label for prediction in answers)
+    note(request.scope, label=labels, model_version=answers[0].model.version)
+    samples: SampleLog | None = request.app.state.samples
+    if samples is not None:
+        for image, prediction in zip(images, answers, strict=True):
+            samples.offer(image, partial(_sampled, request, prediction))
+
+
+def _sampled(request: Request, prediction: Prediction) -> dict[str, Any]:
+    return {
+        "request_id": request_id(request.scope),
+        "label": prediction.label,
+        "probabilities": prediction.probabilities,
+        "model": prediction.model.name,
+        "model_version": prediction.model.version,
+    }
 
 
 def _check_top_k(top_k: int | None, backend: Backend) -> None:

@@ -220,4 +220,4 @@ def _deploy(settings: ServeSettings) -> Callable[[type], serve.Deployment]:
 
 def problem_middleware() -> list[Middleware]:
     """For `RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH`, which Serve reads when it starts."""
-    return [Middleware(ProblemsForServeErrors)]
+    return [Middleware(ProblemsForServeErrors), Middleware(RequestIds)]

@@ -9,6 +9,7 @@ from fastapi import APIRouter, Depends, Request
 from fastapi.responses import JSONResponse, Response
 
 from mask_ray.backend import AnyBackend, Backend, ReadyBackend, answer, arrive
+from mask_ray.exchanges import note
 from mask_ray.guard import require_token
 from mask_ray.open_inference import (
     HEADER_LENGTH,
@@ -146,6 +147,7 @@ async def _infer(request: Request, backend: Backend) -> InferResponse:
     asked = await answer(backend.in_thread(parse_infer_request, body, length, limits), backend)
     classified = await answer(backend.classify(asked.images), backend)
     model = classified.model
+    note(request.scope, model_version=model.version)
     return infer_response(
         asked, model.name, model.version, classified.class_names, classified.probabilities
     )

@@ -1,0 +1,49 @@
+"""The model of the serving benchmark, as ONNX and as Keras: ImageNet weights, and a head at random.
+
+How fast it answers does not depend on what the head has learned.
+"""
+
+import sys
+from pathlib import Path
+
+import numpy as np
+
+from mask_ray import mobilenet, weights
+
+CLASS_NAMES = ["with_mask", "without_mask"]
+_ALPHA = 1.0
+
+
+def write_onnx(path: Path, backbone_weights: str, image_size: int) -> Path:
+    """As training writes it."""
+    values = weights.read(backbone_weights, _ALPHA)
+    backbone = mobilenet.backbone_onnx(values, image_size=image_size, alpha=_ALPHA)
+    path.write_bytes(mobilenet.classifier_onnx(backbone, *_head(len(values[-1])), CLASS_NAMES))
+    return path
+
+
+def _head(num_features: int) -> tuple[mobilenet.Array, mobilenet.Array]:
+    shape = (num_features, len(CLASS_NAMES))
+    kernel = np.random.default_rng(0).normal(scale=0.1, size=shape).astype(np.float32)
+    return kernel, np.zeros(len(CLASS_NAMES), np.float32)
+
+
+def main() -> None:
+    """Write the Keras file; a process of its own, for TensorFlow's memory."""
+    path, backbone_weights, image_size = sys.argv[1:]
+    from mask_ray import model
+
+    values = weights.read(backbone_weights, _ALPHA)
+    classifier = model.build(
+        num_classes=len(CLASS_NAMES),
+        image_size=int(image_size),
+        alpha=_ALPHA,
+        from_scratch=False,
+    )
+    model.load_backbone_weights(classifier, values)
+    classifier.layers[-1].set_weights(_head(len(values[-1])))
+    classifier.save(path)
+
+
+if __name__ == "__main__":
+    main()
