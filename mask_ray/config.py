@@ -449,6 +449,26 @@ class ServeSettings(ImageLimits):
     request_timeout_s: float = Field(
         10, gt=0, description="Longest wait for an answer before 504, in seconds."
     )
+    model_poll_s: float = Field(
+        10,
+        ge=0,
+        description="Seconds between looks at where the alias of model_uri points; 0: never. A "
+        "URI without an alias always means the same model.",
+    )
+    allow_other_classes: bool = Field(
+        False, description="Also switch to versions whose class names differ from those served."
+    )
+    challenger_share: float = Field(
+        0,
+        ge=0,
+        le=1,
+        description="Share of images that the version with the alias challenger classifies too.",
+    )
+    challenger_mode: Literal["shadow", "canary"] = Field(
+        "shadow",
+        description="Whose answer is sent for that share: shadow the champion's, canary the "
+        "challenger's. Both are compared.",
+    )
 
     @model_validator(mode="after")
     def _values_agree(self) -> Self:
@@ -464,6 +484,11 @@ class ServeSettings(ImageLimits):
             raise ValueError(
                 f"min_replicas must be at most max_replicas ({self.max_replicas}); "
                 f"got {self.min_replicas}"
+            )
+        if self.challenger_share and (self.model_poll_s == 0 or "@" not in self.model_uri):
+            raise ValueError(
+                "challenger_share must be 0 unless model_uri has an alias (models:/name@alias) "
+                f"and model_poll_s is above 0; got {self.challenger_share:g}"
             )
         return self
 

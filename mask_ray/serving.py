@@ -6,27 +6,29 @@ refused before it meets a batch. Training code, TensorFlow and Keras are never i
 """
 
 import asyncio
+import logging
+import threading
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from functools import partial
 from http import HTTPStatus
 from typing import Annotated, Any, Literal
 
-import numpy as np
-import ray
 from fastapi import APIRouter, Depends, FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel, ValidationError
 from ray import serve
 from ray.serve.exceptions import RayServeException
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from mask_ray.config import ImageLimits, ServeSettings, explain
+from mask_ray.challenger import Comparer, compare, takes_part
+from mask_ray.config import ImageLimits, MaskRayError, ServeSettings, explain
 from mask_ray.images import (
     ImageError,
     ImageFormatError,
@@ -34,10 +36,23 @@ from mask_ray.images import (
     RGBArray,
     decode_resized,
 )
-from mask_ray.predictor import ModelFileError, Predictor, Probabilities
+from mask_ray.model_events import ModelEventCounts, ModelEvents
+from mask_ray.predictor import Predictor, Probabilities, predict_together
+from mask_ray.registry_watch import Followed, RegistryWatch, resolve_here
+from mask_ray.versions import (
+    FixedModels,
+    LoadedModel,
+    Models,
+    Serving,
+    VersionFollower,
+    alias_of,
+)
+from mask_ray.vetting import admit, check_answers
 
 PROBLEM_TYPE = "application/problem+json"
 RETRY_AFTER_S = 1
+
+logger = logging.getLogger(__name__)
 
 
 class ApplicationError(RayServeException):
@@ -45,6 +60,10 @@ class ApplicationError(RayServeException):
 
     Serve prints the message of its own exceptions, and the traceback of all others.
     """
+
+
+class ModelFailedError(Exception):
+    """Inference raised an error on a batch."""
 
 
 class Problem(BaseModel):
@@ -72,25 +91,48 @@ class Prediction(BaseModel):
     model: ModelInfo
 
 
+class RefusedVersion(BaseModel):
+    """A version that an alias names and that does not answer, and why."""
+
+    alias: str
+    version: str
+    reason: str
+
+
 class Health(BaseModel):
     """The replica has a model and can classify."""
 
     status: Literal["ready"] = "ready"
     model: ModelInfo
+    challenger: ModelInfo | None = None
+    refused: list[RefusedVersion] = []
+
+
+@dataclass(frozen=True)
+class Answer:
+    """The probability of each class for an image, and the model that says so."""
+
+    probabilities: dict[str, float]
+    model: ModelInfo
 
 
 class Classifier:
-    """One replica: a model, the threads that feed it, and the HTTP app before it.
+    """One replica: its models, the threads that feed them, and the HTTP app before it.
+
+    Args:
+        settings: With a `model_uri` that always means the same model.
+        followed: The alias whose versions take that model's place as it moves, if any.
 
     Raises:
         tracking.ModelNotFoundError: `settings.model_uri` names no model.
-        ModelFileError: it names a file that is not a classifier.
+        ModelRefusedError: it names a file that is not a classifier.
     """
 
-    def __init__(self, settings: ServeSettings) -> None:
-        path, self.model = _resolve_here(settings.model_uri)
+    def __init__(self, settings: ServeSettings, followed: Followed | None = None) -> None:
         self.settings = settings
-        self._predictor = Predictor(path, settings.num_threads)
+        self.events: ModelEvents = ModelEventCounts()
+        self._models = _models(settings, followed, self.events)
+        self._comparer = Comparer(self.events)
         # As many decoders as CPUs: the pool is also what bounds the memory of large images.
         self._decoding = ThreadPoolExecutor(settings.num_threads, "decode")
         self._inference = ThreadPoolExecutor(settings.max_concurrent_batches, "inference")
@@ -99,32 +141,71 @@ class Classifier:
             batch_wait_timeout_s=settings.batch_wait_timeout_s,
             max_concurrent_batches=settings.max_concurrent_batches,
         )(self._infer)
-        self._predictor.warm_up(settings.max_batch_size)
         self.is_ready = True
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         """Called by Serve once the replica is constructed."""
         return http_app(self)
 
-    async def classify(self, encoded: bytes) -> dict[str, float]:
-        """The probability of each class for one encoded image.
+    @property
+    def serving(self) -> Serving:
+        """The models of this moment. A request takes them once, and keeps to them."""
+        return self._models.serving
+
+    @property
+    def health(self) -> Health:
+        """What is served, and what is not."""
+        serving = self.serving
+        return Health(
+            model=_info(serving.champion),
+            challenger=serving.challenger and _info(serving.challenger),
+            refused=[RefusedVersion(**asdict(refusal)) for refusal in serving.refusals],
+        )
+
+    async def classify(self, encoded: bytes) -> Answer:
+        """Classify one encoded image by the champion, or by the challenger if it is its turn.
 
         Raises:
             ImageError: as `images.decode`.
         """
-        image = await asyncio.get_running_loop().run_in_executor(
-            self._decoding, decode_resized, encoded, self._predictor.image_size, self.settings
+        serving = self.serving
+        champion, challenger = serving.champion, serving.challenger
+        if challenger is None or not takes_part(encoded, self.settings.challenger_share):
+            return await self._ask(champion, encoded)
+        answered, answer = champion, None
+        if self.settings.challenger_mode == "canary":
+            answered, answer = challenger, await self._ask_challenger(challenger, encoded)
+        if answer is None:
+            answered, answer = champion, await self._ask(champion, encoded)
+        self._comparer.offer(
+            partial(compare, serving, answered, answer.probabilities, encoded, self.settings)
         )
-        probabilities: Probabilities = await self._batched(image)
-        return {
-            name: round(float(probability), 6)
-            for name, probability in zip(self._predictor.class_names, probabilities, strict=True)
-        }
+        return answer
 
-    async def _infer(self, images: list[RGBArray]) -> list[Probabilities]:
+    async def _ask_challenger(self, challenger: LoadedModel, encoded: bytes) -> Answer | None:
+        """None: it fails, and the champion is to answer in its place."""
+        try:
+            return await self._ask(challenger, encoded)
+        except ModelFailedError as error:
+            logger.warning("the challenger failed on an image: %s", error)
+            return None
+
+    async def _ask(self, model: LoadedModel, encoded: bytes) -> Answer:
+        predictor = model.predictor
+        image = await asyncio.get_running_loop().run_in_executor(
+            self._decoding, decode_resized, encoded, predictor.image_size, self.settings
+        )
+        outcome: Probabilities | Exception = await self._batched((predictor, image))
+        if isinstance(outcome, Exception):
+            raise ModelFailedError(f"version {model.version} failed") from outcome
+        named = zip(predictor.class_names, outcome, strict=True)
+        return Answer({name: round(float(value), 6) for name, value in named}, _info(model))
+
+    async def _infer(
+        self, requests: list[tuple[Predictor, RGBArray]]
+    ) -> list[Probabilities | Exception]:
         loop = asyncio.get_running_loop()
-        batch = np.stack(images)
-        return list(await loop.run_in_executor(self._inference, self._predictor.predict, batch))
+        return await loop.run_in_executor(self._inference, predict_together, requests)
 
     async def check_health(self) -> None:
         """Classify one black image: a replica that is blocked still answers mere pings.
@@ -133,43 +214,54 @@ class Classifier:
             Exception: whatever inference raised. Serve restarts a replica that keeps failing.
         """
         loop = asyncio.get_running_loop()
+        predictor = self.serving.champion.predictor
         try:
-            await loop.run_in_executor(self._inference, self._predictor.warm_up)
+            await loop.run_in_executor(self._inference, predictor.warm_up)
         except Exception:
             self.is_ready = False
             raise
         self.is_ready = True
 
 
-def _resolve_here(uri: str) -> tuple[str, ModelInfo]:
-    """Path on the replica's node and name of the model, found in a process that ends with it.
-
-    MLflow would stay in the replica's memory, over 100 MB.
-
-    Raises:
-        tracking.ModelNotFoundError: there is none.
-    """
-    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    resolved = _resolve.options(scheduling_strategy=here).remote(uri)
-    # Not ray.get, which warns in the async actor that a replica is, though nobody waits yet.
-    path, name, version = resolved.future().result()
-    return path, ModelInfo(name=name, version=version)
+def _info(model: LoadedModel) -> ModelInfo:
+    return ModelInfo(name=model.name, version=model.version)
 
 
-@ray.remote(num_cpus=0, max_calls=1)
-def _resolve(uri: str) -> tuple[str, str, str | None]:
-    from mask_ray import tracking
+def _models(settings: ServeSettings, followed: Followed | None, events: ModelEvents) -> Models:
+    """The replica's models: those of an alias, from now on, or the one of the settings."""
+    if followed is None:
+        return FixedModels(Serving(_load(settings.model_uri, settings, None)))
+    follower = VersionFollower(
+        followed.alias,
+        fallback=followed.pinned,
+        ask=RegistryWatch(serve.get_replica_context().app_name, followed).wanted,
+        load=lambda version: _load(
+            f"models:/{followed.name}/{version}", settings, followed.class_names
+        ),
+        events=events,
+    )
+    # A daemon: the following ends with the replica's process.
+    threading.Thread(
+        target=follower.follow_every,
+        args=(followed.period_s, threading.Event()),
+        name="follow",
+        daemon=True,
+    ).start()
+    return follower
 
-    resolved = tracking.resolve_model(uri)
-    # Plain values: to unpickle a ResolvedModel, the replica would import MLflow after all.
-    return str(resolved.path), resolved.name, resolved.version
+
+def _load(uri: str, settings: ServeSettings, class_names: tuple[str, ...] | None) -> LoadedModel:
+    path, name, version = resolve_here(uri)
+    predictor = admit(path, settings.num_threads, class_names)
+    predictor.warm_up(settings.max_batch_size)
+    return LoadedModel(name, version, predictor)
 
 
 def build_app(args: dict[str, Any]) -> serve.Application:
     """Build the Serve application from the `args` of serve_config.yaml, see `ServeSettings`.
 
-    An alias such as `@champion` is resolved to its version here, once, so that all replicas
-    answer with the same model however late they start.
+    An alias such as `@champion` is resolved to its version here, which all replicas begin with.
+    As the alias moves they follow, unless `model_poll_s` is 0; see `versions`.
 
     Raises:
         ApplicationError: a setting is wrong, or there is no such model.
@@ -178,26 +270,47 @@ def build_app(args: dict[str, Any]) -> serve.Application:
         settings = ServeSettings.model_validate(args)
     except ValidationError as error:
         raise ApplicationError(explain(error)) from None
-    settings = settings.model_copy(update={"model_uri": _pinned(settings.model_uri)})
+    pinned, followed = _pinned(settings)
+    settings = settings.model_copy(update={"model_uri": pinned})
     deployment: serve.Deployment = _deploy(settings)(serve.ingress()(Classifier))
-    return deployment.bind(settings)
+    return deployment.bind(settings, followed)
 
 
-def _pinned(uri: str) -> str:
-    """A URI of the same model that means the same to every replica, now and later."""
+def _pinned(settings: ServeSettings) -> tuple[str, Followed | None]:
+    """A URI that means the same to every replica, now and later, and what moves it, if anything."""
     # Not imported above: with it comes MLflow, which a replica can do without.
     from mask_ray import tracking
 
+    uri = settings.model_uri
     try:
         resolved = tracking.resolve_model(uri)
-        Predictor(resolved.path)
-    except (tracking.ModelNotFoundError, tracking.TrackingError, ModelFileError) as error:
+        predictor = Predictor(resolved.path)
+        check_answers(predictor)
+    except MaskRayError as error:
         raise ApplicationError(str(error)) from None
     if ":/" not in uri:
-        return str(resolved.path)
-    if uri.startswith("models:/") and resolved.version is not None:
-        return f"models:/{resolved.name}/{resolved.version}"
-    return uri
+        return str(resolved.path), None
+    if not uri.startswith("models:/") or resolved.version is None:
+        return uri, None
+    followed = _followed(settings, resolved.version, predictor.class_names)
+    return f"models:/{resolved.name}/{resolved.version}", followed
+
+
+def _followed(
+    settings: ServeSettings, version: str, class_names: tuple[str, ...]
+) -> Followed | None:
+    moving = alias_of(settings.model_uri)
+    if moving is None or settings.model_poll_s == 0:
+        return None
+    name, alias = moving
+    return Followed(
+        name=name,
+        alias=alias,
+        pinned=version,
+        class_names=None if settings.allow_other_classes else class_names,
+        has_challenger=settings.challenger_share > 0,
+        period_s=settings.model_poll_s,
+    )
 
 
 def _deploy(settings: ServeSettings) -> Callable[[type], serve.Deployment]:
@@ -287,22 +400,23 @@ async def predict(request: Request, classifier: ReadyClassifier) -> Prediction:
         raise HTTPException(408, f"The image did not arrive within {timeout_s:g} s.") from None
     try:
         async with asyncio.timeout(timeout_s):
-            probabilities = await classifier.classify(encoded)
+            answer = await classifier.classify(encoded)
     except TimeoutError:
         raise HTTPException(504, f"There was no answer within {timeout_s:g} s.") from None
+    probabilities = answer.probabilities
     label = max(probabilities, key=probabilities.__getitem__)
     return Prediction(
         label=label,
         probability=probabilities[label],
         probabilities=probabilities,
-        model=classifier.model,
+        model=answer.model,
     )
 
 
 @router.get("/healthz", responses=_problems(503))
 async def healthz(classifier: ReadyClassifier) -> Health:
     """Say whether this replica can classify, and with which model."""
-    return Health(model=classifier.model)
+    return classifier.health
 
 
 async def _read_image(request: Request, limits: ImageLimits) -> bytes:

@@ -11,7 +11,9 @@ from starlette.responses import PlainTextResponse
 from mask_ray.config import ServeSettings
 from mask_ray.images import ImageError, ImageFormatError, ImageTooLargeError
 from mask_ray.serving import (
+    Answer,
     ApplicationError,
+    Health,
     ModelInfo,
     ProblemsForServeErrors,
     build_app,
@@ -19,23 +21,24 @@ from mask_ray.serving import (
 )
 
 PROBABILITIES = {"with_mask": 0.25, "without_mask": 0.75}
+MODEL = ModelInfo(name="stub", version="3")
 
 
 class StubClassifier:
     def __init__(self, outcome: Any = None, **settings: Any) -> None:
         self.settings = ServeSettings(**settings)
-        self.model = ModelInfo(name="stub", version="3")
+        self.health = Health(model=MODEL)
         self.is_ready = True
         self.received: list[bytes] = []
         self.outcome = outcome
 
-    async def classify(self, encoded: bytes) -> dict[str, float]:
+    async def classify(self, encoded: bytes) -> Answer:
         self.received.append(encoded)
         if isinstance(self.outcome, Exception):
             raise self.outcome
         if self.outcome is not None:
             await self.outcome()
-        return PROBABILITIES
+        return Answer(PROBABILITIES, MODEL)
 
 
 async def never() -> None:
