@@ -69,14 +69,14 @@ class RegistryWatch:
             MaskRayError: the actor does not answer; it is made anew the next time.
         """
         if self._actor is None:
-            actor_class = ray.remote(
+            actor_class: Any = ray.remote(_Watch)
+            self._actor = actor_class.options(
                 name=self._name,
                 namespace=_NAMESPACE,
                 lifetime="detached",
                 get_if_exists=True,
                 num_cpus=0,
-            )(_Watch)
-            self._actor = actor_class.remote(self._followed)
+            ).remote(self._followed)
         try:
             # Not ray.get, which warns in the async actor that a replica is.
             wanted: Wanted = self._actor.wanted.remote(serving).future().result(_ASK_TIMEOUT_S)
