@@ -233,6 +233,11 @@ class TrainSettings(DataSettings, TrackingSettings):
         gt=0,
         description="Horovod's pause between looking for gradients, in ms (default: Horovod's, 1).",
     )
+    quantize: bool = Field(
+        False,
+        description="Register the model in 8-bit integers, if that costs at most 0.2 points of "
+        "test accuracy and is faster on this machine.",
+    )
     timeline: bool = Field(
         False, description="Keep Horovod's timeline as an artifact of the run; it slows steps."
     )

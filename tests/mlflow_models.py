@@ -18,10 +18,11 @@ def register(run: Run, folder: Path, onnx_path: Path | None = None, **given: Any
     onnx_path = onnx_path or write_classifier(folder / "model.onnx")
     keras_path = folder / "model.keras"
     keras_path.write_bytes(b"the same model for Keras")
+    example = given.get("example", EXAMPLE)
     options = {
         "name": NAME,
-        "example": EXAMPLE,
-        "probabilities": Predictor(onnx_path).predict(EXAMPLE),
+        "example": example,
+        "probabilities": Predictor(onnx_path).predict(example),
         "metadata": METADATA,
         "keras_path": keras_path,
     }

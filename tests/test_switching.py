@@ -63,9 +63,7 @@ def client(
         for version, path in files.items():
             size = Predictor(path).image_size
             example = np.zeros((1, size, size, 3), np.uint8)
-            answer = Predictor(path).predict(example)
-            given = {"example": example, "probabilities": answer}
-            assert register(run, folder, path, **given) == version
+            assert register(run, folder, path, example=example) == version
     port = free_port()
     serve.start(http_options={"host": "127.0.0.1", "port": port})
     with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=30) as client:
