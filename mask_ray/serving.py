@@ -47,7 +47,7 @@ from mask_ray.versions import (
     VersionFollower,
     alias_of,
 )
-from mask_ray.vetting import admit, check_answers
+from mask_ray.vetting import ModelRefusedError, admit, check_answers
 
 PROBLEM_TYPE = "application/problem+json"
 RETRY_AFTER_S = 1
@@ -286,6 +286,8 @@ def _pinned(settings: ServeSettings) -> tuple[str, Followed | None]:
         resolved = tracking.resolve_model(uri)
         predictor = Predictor(resolved.path)
         check_answers(predictor)
+    except ModelRefusedError as error:
+        raise ApplicationError(f"{uri} is refused: {error}") from None
     except MaskRayError as error:
         raise ApplicationError(str(error)) from None
     if ":/" not in uri:

@@ -2,10 +2,12 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
+from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
+from onnx_files import write_classifier
 from starlette.responses import PlainTextResponse
 
 from mask_ray.config import ServeSettings
@@ -226,6 +228,13 @@ def test_a_wrong_setting_is_named_in_one_line() -> None:
 def test_a_missing_model_file_is_named() -> None:
     with pytest.raises(ApplicationError, match=r"there is no file .*missing\.onnx"):
         build_app({"model_uri": "missing.onnx"})
+
+
+def test_a_model_that_answers_nonsense_is_not_served(tmp_path: Path) -> None:
+    path = write_classifier(tmp_path / "nan.onnx", scale=float("nan"))
+
+    with pytest.raises(ApplicationError, match=r"nan\.onnx is refused: .* must be finite"):
+        build_app({"model_uri": str(path)})
 
 
 def test_a_model_that_was_never_registered_says_how_to_make_one(store: None) -> None:

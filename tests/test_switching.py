@@ -1,5 +1,6 @@
 """An alias moves while a real Ray Serve answers over real HTTP."""
 
+import gc
 import sys
 import threading
 import time
@@ -87,12 +88,28 @@ def wait_until(is_so: Callable[[], bool], timeout_s: float = 60) -> None:
         time.sleep(0.05)
 
 
-def in_replica(function: Callable[[Any], Any]) -> Any:
-    """What a function makes of the only replica's classifier, in its process."""
-    (actor,) = replicas()
-    return ray.get(
-        actor.__ray_call__.remote(lambda _: function(serve.get_replica_context().servable_object))
-    )
+def in_replicas(function: Callable[[Any], Any]) -> list[Any]:
+    """What a function makes of each replica's classifier, in its process."""
+
+    def call(_: Any) -> Any:
+        return function(serve.get_replica_context().servable_object)
+
+    return ray.get([actor.__ray_call__.remote(call) for actor in replicas()])
+
+
+def nums_of_models() -> list[int]:
+    """How many models each replica has in memory."""
+
+    def count(_: Any) -> int:
+        gc.collect()
+        return sum(isinstance(known, Predictor) for known in gc.get_objects())
+
+    return in_replicas(count)
+
+
+def watches() -> list[dict[str, str]]:
+    named = ray.util.list_named_actors(all_namespaces=True)
+    return [actor for actor in named if actor["namespace"] == "mask_ray"]
 
 
 def replicas() -> list[Any]:
@@ -203,6 +220,9 @@ def test_under_load_every_answer_is_of_a_champion_and_none_is_lost(
         assert probabilities == pytest.approx(expected[asked.version, asked.image], abs=1e-5)
         assert asked.version in champions(moves, asked)
     wait_until(lambda: refused(client) == {})
+    # One may be remembered by the last batch it was in.
+    assert max(nums_of_models()) <= 2
+    print(len(load.asked), "requests; slowest", max(a.answered_s - a.sent_s for a in load.asked))
 
 
 def champions(moves: list[tuple[str, float, float]], asked: Asked) -> set[str]:
@@ -230,7 +250,7 @@ def test_a_replica_that_starts_late_serves_what_the_others_have(client: httpx.Cl
     wait_until(lambda: client.get("/healthz").status_code == 200)
 
     assert ask(client)["model"]["version"] == "2"
-    assert "mlflow" not in in_replica(lambda _: set(sys.modules))
+    assert "mlflow" not in in_replicas(lambda _: set(sys.modules))[0]
 
 
 def ask(client: httpx.Client, encoded: bytes = IMAGES[0]) -> Any:
@@ -254,8 +274,8 @@ def test_a_share_of_images_goes_to_the_challenger(
         assert answer["model"]["version"] == version
         assert answer["probabilities"] == pytest.approx(expected[version, index], abs=1e-5)
 
-    wait_until(lambda: in_replica(lambda c: dict(c.events.counts())).get("compared") == sum(chosen))
-    difference = in_replica(lambda classifier: classifier.events.mean_difference())
+    wait_until(lambda: in_replicas(lambda c: c.events.counts())[0].get("compared") == sum(chosen))
+    (difference,) = in_replicas(lambda classifier: classifier.events.mean_difference())
     assert difference == pytest.approx(
         np.mean(
             [
@@ -266,3 +286,23 @@ def test_a_share_of_images_goes_to_the_challenger(
         ),
         abs=1e-4,
     )
+
+
+def test_the_actor_that_reads_the_registry_is_made_again_and_ends_when_nobody_asks(
+    client: httpx.Client,
+) -> None:
+    move("1")
+    run_app(max_replicas=1)
+    for watch in watches():
+        ray.kill(ray.get_actor(**watch))
+    move("2")
+    wait_until(lambda: ask(client)["model"]["version"] == "2")
+
+    serve.delete("faces")
+    for watch in watches():
+        # As if minutes had passed.
+        make_idle = ray.get_actor(**watch).__ray_call__.remote(
+            lambda actor: setattr(actor, "_asked_at", float("-inf"))
+        )
+        ray.wait([make_idle])
+    wait_until(lambda: watches() == [])
