@@ -2,9 +2,10 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
-from typing import Annotated, ParamSpec, Protocol, TypeVar
+from typing import Annotated, Literal, ParamSpec, Protocol, TypeVar
 
 from fastapi import Depends, Request
+from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 
 from mask_ray.config import ServeSettings
@@ -14,6 +15,23 @@ from mask_ray.problems import not_ready
 
 P = ParamSpec("P")
 T = TypeVar("T")
+
+
+class RefusedVersion(BaseModel):
+    """A version that an alias names and that does not answer, and why."""
+
+    alias: str
+    version: str
+    reason: str
+
+
+class Health(BaseModel):
+    """The replica has a model and can classify."""
+
+    status: Literal["ready"] = "ready"
+    model: ModelInfo
+    challenger: ModelInfo | None = None
+    refused: list[RefusedVersion] = []
 
 
 class Backend(Protocol):
@@ -30,6 +48,10 @@ class Backend(Protocol):
     @property
     def model(self) -> ModelInfo:
         """The model that answers now."""
+
+    @property
+    def health(self) -> Health:
+        """What is served, and what is not."""
 
     @property
     def class_names(self) -> tuple[str, ...]:

@@ -15,12 +15,11 @@ from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
 
 from mask_ray import predict_routes, v2_routes, web
-from mask_ray.backend import Backend, ReadyBackend
+from mask_ray.backend import Backend, Health, ReadyBackend
 from mask_ray.config import ServeSettings
 from mask_ray.exchanges import Exchange, Exchanges
 from mask_ray.guard import build_guard, require_token
 from mask_ray.open_inference import HEADER_LENGTH
-from mask_ray.predictions import ModelInfo
 from mask_ray.problems import EXCEPTION_HANDLERS, NoSniffing, problem_responses
 from mask_ray.remote_images import RemoteImages
 from mask_ray.request_ids import RequestIds
@@ -33,13 +32,6 @@ class Live(BaseModel):
     """The process answers. It may still lack a model."""
 
     status: Literal["live"] = "live"
-
-
-class Health(BaseModel):
-    """The replica has a model and can classify."""
-
-    status: Literal["ready"] = "ready"
-    model: ModelInfo
 
 
 def http_app(
@@ -117,4 +109,4 @@ async def livez() -> Live:
 @_health_router.get("/healthz", responses=problem_responses(503))
 async def readyz(backend: ReadyBackend) -> Health:
     """Say whether this replica can classify, and with which model: whether to send it requests."""
-    return Health(model=backend.model)
+    return backend.health

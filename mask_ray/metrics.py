@@ -11,6 +11,8 @@ from http import HTTPMethod
 from ray.util.metrics import Counter, Gauge, Histogram
 
 from mask_ray.exchanges import Exchange
+from mask_ray.model_events import Comparison, NotComparedReason, Refusal
+from mask_ray.versions import CHALLENGER
 
 # fmt: off
 _SECONDS = (
@@ -80,9 +82,21 @@ class Metrics:
             "Images that champion and challenger both classified, by whether their classes agree.",
             ("agrees", "champion_version", "challenger_version"),
         )
-        self._shadow_dropped = self._counter(
+        self._difference = self._histogram(
+            "mask_ray_challenger_difference",
+            "Largest difference between champion's and challenger's probabilities of a class.",
+            _CONFIDENCES,
+        )
+        self._not_compared = self._counter(
             "mask_ray_challenger_dropped_total",
-            "Images that the challenger should have seen, but had no time for.",
+            "Images that champion and challenger should both have seen, by why they did not.",
+            ("reason",),
+        )
+        self._switches = self._counter(
+            "mask_ray_model_switches_total", "New versions that took over, by alias.", ("alias",)
+        )
+        self._refusals = self._counter(
+            "mask_ray_model_refusals_total", "Versions that were not served, by alias.", ("alias",)
         )
 
     def observe(self, exchange: Exchange) -> None:
@@ -122,18 +136,29 @@ class Metrics:
         self._model = (model, _version_text(version))
         self._model_info.set(1, _model_labels(*self._model))
 
-    def compared(self, *, agrees: bool, champion: str | None, challenger: str | None) -> None:
-        """Versions of champion and challenger both classified one image."""
+    def switched(self, alias: str, version: str | None) -> None:
+        """An alias means another version from now on; None: none."""
+        self._switches.inc(tags={"alias": alias})
+        if alias != CHALLENGER and version is not None and self._model[0]:
+            self.serves(self._model[0], version)
+
+    def refused(self, refusal: Refusal) -> None:
+        """A version that an alias names is not served."""
+        self._refusals.inc(tags={"alias": refusal.alias})
+
+    def compared(self, comparison: Comparison) -> None:
+        """Champion and challenger both classified one image."""
         labels = {
-            "agrees": str(agrees).lower(),
-            "champion_version": _version_text(champion),
-            "challenger_version": _version_text(challenger),
+            "agrees": str(comparison.agrees).lower(),
+            "champion_version": _version_text(comparison.champion),
+            "challenger_version": _version_text(comparison.challenger),
         }
         self._comparisons.inc(tags=labels)
+        self._difference.observe(comparison.difference)
 
-    def shadow_dropped(self) -> None:
-        """The challenger was too busy for one image."""
-        self._shadow_dropped.inc()
+    def not_compared(self, reason: NotComparedReason) -> None:
+        """The challenger was too busy for one image, or failed on it."""
+        self._not_compared.inc(tags={"reason": reason})
 
     def sample_dropped(self) -> None:
         """One sampled image was not kept."""

@@ -5,6 +5,8 @@ alike. Reads no images and knows neither Ray nor MLflow.
 """
 
 import json
+from collections import defaultdict
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -70,6 +72,37 @@ class Predictor:
     def warm_up(self, batch_size: int = 1) -> None:
         """Run one batch of black images, so that no request pays for the first allocations."""
         self.predict(np.zeros((batch_size, self.image_size, self.image_size, 3), np.uint8))
+
+
+def predict_together(
+    requests: Sequence[tuple[Predictor, Images]],
+) -> list[Probabilities | Exception]:
+    """Classify single images, those that are for the same predictor in one batch.
+
+    Args:
+        requests: A predictor each, and pixels of shape (image_size, image_size, 3) for it.
+
+    Returns:
+        In the same order: shape (classes,), or what the request's predictor raised, which
+        harms no other's.
+    """
+    outcomes: list[Probabilities | Exception] = [np.empty(0, np.float32)] * len(requests)
+    places = defaultdict(list)
+    for place, (predictor, _) in enumerate(requests):
+        places[id(predictor)].append(place)
+    for together in places.values():
+        predictor = requests[together[0]][0]
+        rows = _rows_or_error(predictor, np.stack([requests[place][1] for place in together]))
+        for place, row in zip(together, rows, strict=True):
+            outcomes[place] = row
+    return outcomes
+
+
+def _rows_or_error(predictor: Predictor, images: Images) -> list[Probabilities | Exception]:
+    try:
+        return list(predictor.predict(images))
+    except Exception as error:
+        return [error] * len(images)
 
 
 class FeatureExtractor:

@@ -6,30 +6,52 @@ refused before it meets a batch. Training code, TensorFlow and Keras are never i
 """
 
 import asyncio
+import logging
+import threading
+import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
 import numpy as np
-import ray
 from fastapi import FastAPI
 from pydantic import ValidationError
 from ray import serve
 from ray.serve.exceptions import RayServeException
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from starlette.middleware import Middleware
 
-from mask_ray.config import ServeSettings, explain
+from mask_ray.access_log import AccessLog
+from mask_ray.backend import Health, RefusedVersion
+from mask_ray.challenger import Comparer, compare, takes_part
+from mask_ray.config import MaskRayError, ServeSettings, explain
+from mask_ray.exchanges import Exchange
 from mask_ray.guard import Guard, TokenError
 from mask_ray.http_app import http_app
 from mask_ray.images import ImageError, RGBArray, decode_resized, resize
+from mask_ray.metrics import Metrics
+from mask_ray.model_events import ModelEvents
 from mask_ray.predictions import Classified, ModelInfo
-from mask_ray.predictor import ModelFileError, Predictor, Probabilities
+from mask_ray.predictor import Predictor, Probabilities, predict_together
 from mask_ray.problems import RETRY_AFTER_S, ProblemsForServeErrors
+from mask_ray.registry_watch import Followed, RegistryWatch, resolve_here
+from mask_ray.request_ids import RequestIds
+from mask_ray.samples import SampleLog
+from mask_ray.versions import (
+    FixedModels,
+    LoadedModel,
+    Models,
+    Serving,
+    VersionFollower,
+    alias_of,
+)
+from mask_ray.vetting import ModelRefusedError, admit, check_answers
 
 P = ParamSpec("P")
 T = TypeVar("T")
+
+logger = logging.getLogger(__name__)
 
 
 class ApplicationError(RayServeException):
@@ -39,18 +61,28 @@ class ApplicationError(RayServeException):
     """
 
 
+class ModelFailedError(Exception):
+    """Inference raised an error on a batch."""
+
+
 class Classifier:
-    """One replica: a model, the threads that feed it, and the HTTP app before it.
+    """One replica: its models, the threads that feed them, and the HTTP app before it.
+
+    Args:
+        settings: With a `model_uri` that always means the same model.
+        followed: The alias whose versions take that model's place as it moves, if any.
 
     Raises:
         tracking.ModelNotFoundError: `settings.model_uri` names no model.
-        ModelFileError: it names a file that is not a classifier.
+        ModelRefusedError: it names a file that is not a classifier.
     """
 
-    def __init__(self, settings: ServeSettings) -> None:
-        path, self.model = _resolve_here(settings.model_uri)
+    def __init__(self, settings: ServeSettings, followed: Followed | None = None) -> None:
         self.settings = settings
-        self._predictor = Predictor(path, settings.num_threads)
+        self.metrics = _metrics_of_replica()
+        self._models = _models(settings, followed, self.metrics)
+        self.metrics.serves(self.model.name, self.model.version)
+        self._comparer = Comparer(self.metrics)
         # As many decoders as CPUs: the pool is also what bounds the memory of large images.
         self._decoding = ThreadPoolExecutor(settings.num_threads, "decode")
         self._inference = ThreadPoolExecutor(settings.max_concurrent_batches, "inference")
@@ -59,38 +91,117 @@ class Classifier:
             batch_wait_timeout_s=settings.batch_wait_timeout_s,
             max_concurrent_batches=settings.max_concurrent_batches,
         )(self._infer)
-        self._predictor.warm_up(settings.max_batch_size)
         self.is_ready = True
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         """Called by Serve once the replica is constructed."""
-        return http_app(self)
+        observers: list[Callable[[Exchange], None]] = [self.metrics.observe]
+        if self.settings.access_log:
+            observers.append(AccessLog())
+        samples = None
+        if self.settings.sample_path is not None and self.settings.sample_share:
+            samples = SampleLog(
+                Path(self.settings.sample_path),
+                self.settings.sample_share,
+                on_drop=self.metrics.sample_dropped,
+            )
+        return http_app(self, *observers, samples=samples)
+
+    @property
+    def serving(self) -> Serving:
+        """The models of this moment. A request takes them once, and keeps to them."""
+        return self._models.serving
+
+    @property
+    def model(self) -> ModelInfo:
+        """The champion."""
+        return _info(self.serving.champion)
 
     @property
     def class_names(self) -> tuple[str, ...]:
-        """The model's classes."""
-        return self._predictor.class_names
+        """The champion's classes."""
+        return self.serving.champion.predictor.class_names
+
+    @property
+    def health(self) -> Health:
+        """What is served, and what is not."""
+        serving = self.serving
+        return Health(
+            model=_info(serving.champion),
+            challenger=serving.challenger and _info(serving.challenger),
+            refused=[RefusedVersion(**vars(refusal)) for refusal in serving.refusals],
+        )
 
     async def classify(self, images: Sequence[bytes | RGBArray]) -> Classified:
-        """Classify encoded or decoded images. Each of them joins a batch by itself.
+        """Classify encoded or decoded images by one model: the champion, or the challenger.
+
+        Each of them joins a batch by itself. Whose turn it is the first image decides.
 
         Raises:
             ImageError: as `images.decode`. Of several images the message names the first that is
                 bad, as `images[3]: ...`.
         """
-        decoded = await self._decode(images)
-        rows: list[Probabilities] = await asyncio.gather(*map(self._batched, decoded))
-        return Classified(self.model, self.class_names, np.stack(rows))
+        serving = self.serving
+        champion, challenger = serving.champion, serving.challenger
+        share = self.settings.challenger_share
+        if challenger is None or not takes_part(_bytes_of(images[0]), share):
+            return await self._ask(champion, images)
+        answered, classified = champion, None
+        if self.settings.challenger_mode == "canary":
+            answered, classified = challenger, await self._ask_challenger(challenger, images)
+        if classified is None:
+            answered, classified = champion, await self._ask(champion, images)
+        self._offer_comparisons(serving, answered, images, classified)
+        return classified
+
+    async def _ask_challenger(
+        self, challenger: LoadedModel, images: Sequence[bytes | RGBArray]
+    ) -> Classified | None:
+        """None: it fails, and the champion is to answer in its place."""
+        try:
+            return await self._ask(challenger, images)
+        except ModelFailedError as error:
+            logger.warning("the challenger failed on an image: %s", error)
+            return None
+
+    def _offer_comparisons(
+        self,
+        serving: Serving,
+        answered: LoadedModel,
+        images: Sequence[bytes | RGBArray],
+        classified: Classified,
+    ) -> None:
+        """Of encoded images: pixels come from clients that compare by themselves."""
+        for image, row in zip(images, classified.probabilities, strict=True):
+            if isinstance(image, bytes):
+                named = dict(zip(classified.class_names, row.tolist(), strict=True))
+                self._comparer.offer(
+                    partial(compare, serving, answered, named, image, self.settings)
+                )
+
+    async def _ask(self, model: LoadedModel, images: Sequence[bytes | RGBArray]) -> Classified:
+        predictor = model.predictor
+        decoded = await self._decode(images, predictor.image_size)
+        outcomes: list[Probabilities | Exception] = await asyncio.gather(
+            *(self._batched((predictor, image)) for image in decoded)
+        )
+        rows = [_row(outcome, model) for outcome in outcomes]
+        for row in rows:
+            best = int(row.argmax())
+            self.metrics.answered(
+                predictor.class_names[best], float(row[best]), model.name, model.version
+            )
+        return Classified(_info(model), predictor.class_names, np.stack(rows))
 
     async def in_thread(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Call a function in one of the threads that decode."""
         call = partial(function, *args, **kwargs)
         return await asyncio.get_running_loop().run_in_executor(self._decoding, call)
 
-    async def _decode(self, images: Sequence[bytes | RGBArray]) -> list[RGBArray]:
+    async def _decode(self, images: Sequence[bytes | RGBArray], image_size: int) -> list[RGBArray]:
         if len(images) == 1:
-            return [await self.in_thread(self._decode_one, images[0])]
-        coming = (self.in_thread(self._decode_one, image) for image in images)
+            return [await self.in_thread(self._decode_one, images[0], image_size)]
+        coming = (self.in_thread(self._decode_one, image, image_size) for image in images)
         decoded: list[RGBArray] = []
         # All of them, so that it is always the first bad one that is named.
         for index, result in enumerate(await asyncio.gather(*coming, return_exceptions=True)):
@@ -101,15 +212,28 @@ class Classifier:
             decoded.append(result)
         return decoded
 
-    def _decode_one(self, image: bytes | RGBArray) -> RGBArray:
-        if isinstance(image, bytes):
-            return decode_resized(image, self._predictor.image_size, self.settings)
-        return resize(image, self._predictor.image_size)
+    def _decode_one(self, image: bytes | RGBArray, image_size: int) -> RGBArray:
+        started_s = time.perf_counter()
+        try:
+            if isinstance(image, bytes):
+                return decode_resized(image, image_size, self.settings)
+            return resize(image, image_size)
+        finally:
+            self.metrics.decoded(time.perf_counter() - started_s)
 
-    async def _infer(self, images: list[RGBArray]) -> list[Probabilities]:
+    async def _infer(
+        self, requests: list[tuple[Predictor, RGBArray]]
+    ) -> list[Probabilities | Exception]:
         loop = asyncio.get_running_loop()
-        batch = np.stack(images)
-        return list(await loop.run_in_executor(self._inference, self._predictor.predict, batch))
+        return await loop.run_in_executor(self._inference, self._predict, requests)
+
+    def _predict(
+        self, requests: list[tuple[Predictor, RGBArray]]
+    ) -> list[Probabilities | Exception]:
+        started_s = time.perf_counter()
+        outcomes = predict_together(requests)
+        self.metrics.inferred(len(requests), time.perf_counter() - started_s)
+        return outcomes
 
     async def check_health(self) -> None:
         """Classify one black image: a replica that is blocked still answers mere pings.
@@ -118,43 +242,75 @@ class Classifier:
             Exception: whatever inference raised. Serve restarts a replica that keeps failing.
         """
         loop = asyncio.get_running_loop()
+        predictor = self.serving.champion.predictor
         try:
-            await loop.run_in_executor(self._inference, self._predictor.warm_up)
+            await loop.run_in_executor(self._inference, predictor.warm_up)
         except Exception:
             self.is_ready = False
             raise
         self.is_ready = True
 
 
-def _resolve_here(uri: str) -> tuple[str, ModelInfo]:
-    """Path on the replica's node and name of the model, found in a process that ends with it.
-
-    MLflow would stay in the replica's memory, over 100 MB.
-
-    Raises:
-        tracking.ModelNotFoundError: there is none.
-    """
-    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    resolved = _resolve.options(scheduling_strategy=here).remote(uri)
-    # Not ray.get, which warns in the async actor that a replica is, though nobody waits yet.
-    path, name, version = resolved.future().result()
-    return path, ModelInfo(name=name, version=version)
+def _metrics_of_replica() -> Metrics:
+    replica = serve.get_replica_context()
+    return Metrics(
+        {
+            "application": replica.app_name,
+            "deployment": replica.deployment,
+            "replica": replica.replica_id.unique_id,
+        }
+    )
 
 
-@ray.remote(num_cpus=0, max_calls=1)
-def _resolve(uri: str) -> tuple[str, str, str | None]:
-    from mask_ray import tracking
+def _info(model: LoadedModel) -> ModelInfo:
+    return ModelInfo(name=model.name, version=model.version)
 
-    resolved = tracking.resolve_model(uri)
-    # Plain values: to unpickle a ResolvedModel, the replica would import MLflow after all.
-    return str(resolved.path), resolved.name, resolved.version
+
+def _bytes_of(image: bytes | RGBArray) -> bytes:
+    return image if isinstance(image, bytes) else image.tobytes()
+
+
+def _row(outcome: Probabilities | Exception, model: LoadedModel) -> Probabilities:
+    if isinstance(outcome, Exception):
+        raise ModelFailedError(f"version {model.version} failed") from outcome
+    return outcome
+
+
+def _models(settings: ServeSettings, followed: Followed | None, events: ModelEvents) -> Models:
+    """The replica's models: those of an alias, from now on, or the one of the settings."""
+    if followed is None:
+        return FixedModels(Serving(_load(settings.model_uri, settings, None)))
+    follower = VersionFollower(
+        followed.alias,
+        fallback=followed.pinned,
+        ask=RegistryWatch(serve.get_replica_context().app_name, followed).wanted,
+        load=lambda version: _load(
+            f"models:/{followed.name}/{version}", settings, followed.class_names
+        ),
+        events=events,
+    )
+    # A daemon: the following ends with the replica's process.
+    threading.Thread(
+        target=follower.follow_every,
+        args=(followed.period_s, threading.Event()),
+        name="follow",
+        daemon=True,
+    ).start()
+    return follower
+
+
+def _load(uri: str, settings: ServeSettings, class_names: tuple[str, ...] | None) -> LoadedModel:
+    path, name, version = resolve_here(uri)
+    predictor = admit(path, settings.num_threads, class_names)
+    predictor.warm_up(settings.max_batch_size)
+    return LoadedModel(name, version, predictor)
 
 
 def build_app(args: dict[str, Any]) -> serve.Application:
     """Build the Serve application from the `args` of serve_config.yaml, see `ServeSettings`.
 
-    An alias such as `@champion` is resolved to its version here, once, so that all replicas
-    answer with the same model however late they start.
+    An alias such as `@champion` is resolved to its version here, which all replicas begin with.
+    As the alias moves they follow, unless `model_poll_s` is 0; see `versions`.
 
     Raises:
         ApplicationError: a setting is wrong, or there is no such model.
@@ -164,9 +320,10 @@ def build_app(args: dict[str, Any]) -> serve.Application:
     except ValidationError as error:
         raise ApplicationError(explain(error)) from None
     _check_tokens(settings)
-    settings = settings.model_copy(update={"model_uri": _pinned(settings.model_uri)})
+    pinned, followed = _pinned(settings)
+    settings = settings.model_copy(update={"model_uri": pinned})
     deployment: serve.Deployment = _deploy(settings)(serve.ingress()(Classifier))
-    return deployment.bind(settings)
+    return deployment.bind(settings, followed)
 
 
 def _check_tokens(settings: ServeSettings) -> None:
@@ -177,21 +334,43 @@ def _check_tokens(settings: ServeSettings) -> None:
         raise ApplicationError(str(error)) from None
 
 
-def _pinned(uri: str) -> str:
-    """A URI of the same model that means the same to every replica, now and later."""
+def _pinned(settings: ServeSettings) -> tuple[str, Followed | None]:
+    """A URI that means the same to every replica, now and later, and what moves it, if anything."""
     # Not imported above: with it comes MLflow, which a replica can do without.
     from mask_ray import tracking
 
+    uri = settings.model_uri
     try:
         resolved = tracking.resolve_model(uri)
-        Predictor(resolved.path)
-    except (tracking.ModelNotFoundError, tracking.TrackingError, ModelFileError) as error:
+        predictor = Predictor(resolved.path)
+        check_answers(predictor)
+    except ModelRefusedError as error:
+        raise ApplicationError(f"{uri} is refused: {error}") from None
+    except MaskRayError as error:
         raise ApplicationError(str(error)) from None
     if ":/" not in uri:
-        return str(resolved.path)
-    if uri.startswith("models:/") and resolved.version is not None:
-        return f"models:/{resolved.name}/{resolved.version}"
-    return uri
+        return str(resolved.path), None
+    if not uri.startswith("models:/") or resolved.version is None:
+        return uri, None
+    followed = _followed(settings, resolved.version, predictor.class_names)
+    return f"models:/{resolved.name}/{resolved.version}", followed
+
+
+def _followed(
+    settings: ServeSettings, version: str, class_names: tuple[str, ...]
+) -> Followed | None:
+    moving = alias_of(settings.model_uri)
+    if moving is None or settings.model_poll_s == 0:
+        return None
+    name, alias = moving
+    return Followed(
+        name=name,
+        alias=alias,
+        pinned=version,
+        class_names=None if settings.allow_other_classes else class_names,
+        has_challenger=settings.challenger_share > 0,
+        period_s=settings.model_poll_s,
+    )
 
 
 def _deploy(settings: ServeSettings) -> Callable[[type], serve.Deployment]:

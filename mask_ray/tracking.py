@@ -338,6 +338,23 @@ def resolve_model(uri: str) -> ResolvedModel:
     return ResolvedModel(folder / _ONNX_FILE, name, version)
 
 
+def aliases(name: str) -> dict[str, str]:
+    """The version that each alias of a registered model names; none where there is no model.
+
+    Raises:
+        TrackingError: the tracking store does not answer.
+    """
+    with _clear_errors():
+        _connect()
+        try:
+            found = MlflowClient().get_registered_model(name).aliases
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+                raise
+            return {}
+    return {alias: str(version) for alias, version in found.items()}
+
+
 def _model_file(path: Path) -> ResolvedModel:
     path = path.expanduser().absolute()
     if not path.is_file():

@@ -10,8 +10,9 @@ import shutil
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import ray
@@ -26,12 +27,13 @@ from mask_ray import (
     features,
     launch,
     mobilenet,
+    quantization,
     tracking,
     weights,
 )
 from mask_ray.cluster import ClusterError, Plan, plan_workers, ray_job_id
 from mask_ray.config import MaskRayError, SplitName, TrainSettings, home, tracking_uri
-from mask_ray.predictor import Predictor
+from mask_ray.predictor import Images, Predictor
 from mask_ray.progress import say
 
 _SETTINGS_FILE = "settings.json"
@@ -49,6 +51,7 @@ _MAY_CHANGE = {
     "timeline",
     "feature_cache",
     "max_failures",
+    "quantize",
     "register_as",
     "resume",
 }
@@ -85,6 +88,21 @@ class Job:
     pretrained: Pretrained | None
 
 
+@dataclass(frozen=True)
+class Served:
+    """The model file that is registered.
+
+    Args:
+        onnx: The file.
+        predictions: What it says of the test split.
+        metadata: What its version is to tell of how it was chosen.
+    """
+
+    onnx: Path
+    predictions: evaluation.Predictions
+    metadata: dict[str, Any] = field(default_factory=dict)
+
+
 def run(settings: TrainSettings) -> dict[str, Any]:
     """Train, evaluate and register a model. Ray must be running.
 
@@ -100,11 +118,13 @@ def run(settings: TrainSettings) -> dict[str, Any]:
     with opened(settings, clock) as job:
         with clock.stage("train"):
             result = _train(settings, job, clock)
-        with result.as_directory() as folder:
-            files = Path(folder)
+        # The checkpoint's own folder is left as it is.
+        with result.as_directory() as folder, TemporaryDirectory() as scratch:
+            files, int8 = Path(folder), Path(scratch) / checkpoints.ONNX_FILE
             with clock.stage("evaluate"):
-                test = _evaluate(job.tracked, job.splits["test"], files / checkpoints.ONNX_FILE)
-            version = _register(settings, job, files)
+                served = _choose_served(settings, job, files / checkpoints.ONNX_FILE, int8)
+                test = _report(job.tracked, served.predictions)
+            version = _register(settings, job, served, files / checkpoints.KERAS_FILE)
         seconds = {f"seconds_{name}": value for name, value in clock.seconds().items()}
         job.tracked.log_metrics(seconds)
     return {
@@ -312,9 +332,39 @@ def _explained(error: Exception, settings: TrainSettings, tracked: tracking.Run)
     )
 
 
-def _evaluate(tracked: tracking.Run, test_images: Dataset, onnx: Path) -> dict[str, Any]:
-    predictor = Predictor(onnx, num_threads=os.cpu_count() or 1)
-    predictions = evaluation.predict(test_images, predictor)
+def _choose_served(settings: TrainSettings, job: Job, onnx: Path, int8_onnx: Path) -> Served:
+    """The trained model, or its int8 version where that is asked for, as good, and faster."""
+    float32 = Served(onnx, _predict(job, onnx))
+    if not settings.quantize:
+        return float32
+    calibration = job.splits["train"].take_batch(quantization.NUM_CALIBRATION_IMAGES)["image"]
+    quantization.quantize(onnx, int8_onnx, calibration)
+    int8 = Served(int8_onnx, _predict(job, int8_onnx))
+    figures = _figures([float32, int8], calibration)
+    against = quantization.reason_against(*figures)
+    by_name = {name: asdict(own) for name, own in zip(("float32", "int8"), figures, strict=True)}
+    job.tracked.log_metrics(evaluation.flatten(by_name))
+    say(f"int8 is not served: {against}" if against else f"int8 is served: {by_name}")
+    metadata = {"quantization": by_name | {"served": "float32" if against else "int8"}}
+    return replace(float32 if against else int8, metadata=metadata)
+
+
+def _predict(job: Job, onnx: Path) -> evaluation.Predictions:
+    return evaluation.predict(job.splits["test"], Predictor(onnx, num_threads=os.cpu_count() or 1))
+
+
+def _figures(models: list[Served], images: Images) -> list[quantization.Figures]:
+    rates = quantization.images_per_second([Predictor(model.onnx) for model in models], images)
+    return [
+        quantization.Figures(
+            accuracy=evaluation.metrics(model.predictions)["accuracy"],
+            images_per_second=round(rate, 1),
+        )
+        for model, rate in zip(models, rates, strict=True)
+    ]
+
+
+def _report(tracked: tracking.Run, predictions: evaluation.Predictions) -> dict[str, Any]:
     metrics = evaluation.metrics(predictions)
     tracked.log_metrics(evaluation.flatten(metrics, "test_"))
     tracked.log_figure(evaluation.confusion_matrix_figure(predictions), "confusion_matrix.png")
@@ -322,18 +372,19 @@ def _evaluate(tracked: tracking.Run, test_images: Dataset, onnx: Path) -> dict[s
     return metrics
 
 
-def _register(settings: TrainSettings, job: Job, files: Path) -> str:
+def _register(settings: TrainSettings, job: Job, served: Served, keras_path: Path) -> str:
     example = job.splits["test"].take_batch(1)["image"]
     return job.tracked.register_model(
-        files / checkpoints.ONNX_FILE,
+        served.onnx,
         name=settings.register_as,
         example=example,
-        probabilities=Predictor(files / checkpoints.ONNX_FILE).predict(example),
+        probabilities=Predictor(served.onnx).predict(example),
         metadata={
             "class_names": job.images.class_names,
             "image_size": settings.image_size,
             "data_digest": job.images.summary.digest,
         }
+        | served.metadata
         | _tags(),
-        keras_path=files / checkpoints.KERAS_FILE,
+        keras_path=keras_path,
     )

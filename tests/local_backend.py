@@ -9,6 +9,7 @@ import httpx
 import numpy as np
 from starlette.types import ASGIApp
 
+from mask_ray.backend import Health
 from mask_ray.config import ServeSettings
 from mask_ray.images import ImageError, RGBArray, decode_resized, resize
 from mask_ray.predictions import Classified, ModelInfo
@@ -22,6 +23,7 @@ class LocalBackend:
         self.model = ModelInfo(name=path.stem, version=None)
         self.class_names = self.predictor.class_names
         self.is_ready = True
+        self.health = Health(model=self.model)
 
     async def classify(self, images: Sequence[bytes | RGBArray]) -> Classified:
         pixels = [self.decode(index, image) for index, image in enumerate(images)]

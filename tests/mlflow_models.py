@@ -14,14 +14,15 @@ METADATA = {"class_names": list(CLASS_NAMES), "image_size": IMAGE_SIZE, "git_com
 EXAMPLE = np.random.default_rng(2).integers(0, 256, (1, IMAGE_SIZE, IMAGE_SIZE, 3), dtype=np.uint8)
 
 
-def register(run: Run, folder: Path, **given: Any) -> str:
-    onnx_path = write_classifier(folder / "model.onnx")
+def register(run: Run, folder: Path, onnx_path: Path | None = None, **given: Any) -> str:
+    onnx_path = onnx_path or write_classifier(folder / "model.onnx")
     keras_path = folder / "model.keras"
     keras_path.write_bytes(b"the same model for Keras")
+    example = given.get("example", EXAMPLE)
     options = {
         "name": NAME,
-        "example": EXAMPLE,
-        "probabilities": Predictor(onnx_path).predict(EXAMPLE),
+        "example": example,
+        "probabilities": Predictor(onnx_path).predict(example),
         "metadata": METADATA,
         "keras_path": keras_path,
     }

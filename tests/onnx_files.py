@@ -17,10 +17,15 @@ def write_classifier(
     image_size: int = IMAGE_SIZE,
     input_type: int = TensorProto.UINT8,
     metadata: dict[str, str] | None = None,
+    seed: int = 0,
+    scale: float = 1 / 5000,
 ) -> Path:
-    """Softmax over random weights of all pixels, in the form that `model.export_onnx` gives."""
+    """Softmax over random weights of all pixels, in the form that `model.export_onnx` gives.
+
+    With a `scale` of NaN, so are its answers.
+    """
     num_pixels = image_size * image_size * 3
-    weights = np.random.default_rng(0).normal(size=(num_pixels, len(class_names)))
+    weights = np.random.default_rng(seed).normal(size=(num_pixels, len(class_names)))
     graph = helper.make_graph(
         [
             helper.make_node("Cast", ["image"], ["floats"], to=TensorProto.FLOAT),
@@ -35,7 +40,7 @@ def write_classifier(
                 "probabilities", TensorProto.FLOAT, ["N", len(class_names)]
             )
         ],
-        [numpy_helper.from_array((weights / 5000).astype(np.float32), "weights")],
+        [numpy_helper.from_array((weights * scale).astype(np.float32), "weights")],
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=10)
     if metadata is None:

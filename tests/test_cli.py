@@ -28,6 +28,7 @@ TRAIN_FLAGS = {
     "--gradient-compression",
     "--patience",
     "--precision",
+    "--quantize",
     "--resume",
     "--scale-learning-rate",
     "--timeline",

@@ -120,6 +120,7 @@ TRAIN_BOUNDS = [
     ("patience", 0, "greater than or equal to 1"),
     ("fusion_threshold_mb", -1, "greater than or equal to 0"),
     ("cycle_time_ms", 0, "greater than 0"),
+    ("quantize", "maybe", "a valid boolean"),
     ("timeline", "maybe", "a valid boolean"),
     ("max_failures", -2, "greater than or equal to -1"),
     ("image_size", 100, "one of 96, 128, 160, 192, 224"),
@@ -127,6 +128,10 @@ TRAIN_BOUNDS = [
 ]
 SERVE_BOUNDS = [
     *LIMIT_BOUNDS,
+    ("model_poll_s", -1, "greater than or equal to 0"),
+    ("allow_other_classes", "maybe", "a valid boolean"),
+    ("challenger_share", -0.1, "greater than or equal to 0"),
+    ("challenger_share", 1.1, "less than or equal to 1"),
     ("max_batch_size", 0, "greater than or equal to 1"),
     ("max_batch_size", 257, "less than or equal to 256"),
     ("batch_wait_timeout_s", -0.1, "greater than or equal to 0"),
@@ -264,6 +269,19 @@ def test_a_run_to_resume_is_named_by_its_id(run_id: str) -> None:
             {"min_replicas": 3, "max_replicas": 2},
             "min_replicas must be at most max_replicas (2); got 3",
         ),
+        *(
+            (
+                ServeSettings,
+                {"challenger_share": 0.1} | given,
+                "challenger_share must be 0 unless model_uri has an alias (models:/name@alias) "
+                "and model_poll_s is above 0; got 0.1",
+            )
+            for given in (
+                {"model_uri": "models:/mask-detector/3"},
+                {"model_uri": "tiny.onnx"},
+                {"model_poll_s": 0},
+            )
+        ),
     ],
 )
 def test_values_that_disagree_are_told_why(
@@ -285,6 +303,8 @@ def test_values_that_disagree_are_told_why(
         (TrainSettings, {"resume": "0123456789abcdef" * 2}),
         (ServeSettings, {"max_batch_size": 16, "max_ongoing_requests": 16}),
         (ServeSettings, {"min_replicas": 2, "max_replicas": 2, "max_queued_requests": -1}),
+        (ServeSettings, {"challenger_share": 1, "challenger_mode": "canary"}),
+        (ServeSettings, {"challenger_share": 0, "model_poll_s": 0}),
         *((TrainSettings, {"image_size": image_size}) for image_size in IMAGE_SIZES),
         *((TrainSettings, {"alpha": alpha}) for alpha in ALPHAS),
         *((TrainSettings, {"finetune_from": block}) for block in BLOCKS),

@@ -10,6 +10,7 @@ import pytest
 from local_backend import request
 from starlette.responses import PlainTextResponse
 
+from mask_ray.backend import Health
 from mask_ray.config import ServeSettings
 from mask_ray.http_app import http_app
 from mask_ray.images import ImageError, ImageFormatError, ImageTooLargeError, RGBArray
@@ -26,6 +27,7 @@ class StubClassifier:
         self.settings = ServeSettings(**settings)
         self.model = ModelInfo(name="stub", version="3")
         self.is_ready = True
+        self.health = Health(model=self.model)
         self.class_names = tuple(PROBABILITIES)
         self.received: list[bytes | RGBArray] = []
         self.outcome = outcome

@@ -9,6 +9,7 @@ import pytest
 
 from mask_ray import metrics
 from mask_ray.exchanges import Exchange
+from mask_ray.model_events import Comparison, Refusal
 
 REPLICA = {"application": "app", "deployment": "Classifier", "replica": "r1"}
 DASHBOARD = json.loads(files("mask_ray").joinpath("grafana/mask_ray.json").read_text())
@@ -111,13 +112,33 @@ def test_one_model_at_a_time_serves(replica: metrics.Metrics, made: dict[str, Re
 
 
 def test_the_challenger_is_compared(replica: metrics.Metrics, made: dict[str, Recorder]) -> None:
-    replica.compared(agrees=False, champion="3", challenger="4")
-    replica.shadow_dropped()
+    replica.compared(Comparison("3", "4", agrees=False, difference=0.25))
+    replica.not_compared("busy")
 
     assert made["mask_ray_challenger_comparisons_total"].records == [
         (1, {"agrees": "false", "champion_version": "3", "challenger_version": "4"})
     ]
-    assert made["mask_ray_challenger_dropped_total"].records == [(1, {})]
+    assert made["mask_ray_challenger_difference"].records == [(0.25, {})]
+    assert made["mask_ray_challenger_dropped_total"].records == [(1, {"reason": "busy"})]
+
+
+def test_versions_that_take_over_or_are_refused_are_counted(
+    replica: metrics.Metrics, made: dict[str, Recorder]
+) -> None:
+    replica.serves("mask-detector", "3")
+    replica.switched("champion", "4")
+    replica.switched("challenger", "5")
+    replica.refused(Refusal("champion", "6", "its probabilities must be finite"))
+
+    served = [
+        (value, labels["model_version"]) for value, labels in made["mask_ray_model_info"].records
+    ]
+    assert served == [(1, "3"), (0, "3"), (1, "4")]
+    assert made["mask_ray_model_switches_total"].records == [
+        (1, {"alias": "champion"}),
+        (1, {"alias": "challenger"}),
+    ]
+    assert made["mask_ray_model_refusals_total"].records == [(1, {"alias": "champion"})]
 
 
 def test_stages_are_timed(replica: metrics.Metrics, made: dict[str, Recorder]) -> None:
@@ -138,8 +159,10 @@ def test_rays_own_classes_take_what_is_recorded() -> None:
     replica.inferred(8, 0.04)
     replica.answered("with_mask", 0.9, "mask-detector", "3")
     replica.serves("mask-detector", "3")
-    replica.compared(agrees=True, champion="3", challenger=None)
-    replica.shadow_dropped()
+    replica.compared(Comparison("3", "4", agrees=True, difference=0.0))
+    replica.not_compared("failed")
+    replica.switched("champion", "4")
+    replica.refused(Refusal("champion", "5", "why"))
     replica.sample_dropped()
 
 

@@ -9,7 +9,7 @@ import pytest
 from onnx import TensorProto
 from onnx_files import CLASS_NAMES, IMAGE_SIZE, write_classifier
 
-from mask_ray.predictor import ModelFileError, Predictor
+from mask_ray.predictor import ModelFileError, Predictor, predict_together
 
 
 @pytest.fixture
@@ -129,3 +129,40 @@ def test_loads_neither_ray_nor_training_code() -> None:
     ).stdout
 
     assert not {"ray", "mlflow", "tensorflow", "keras", "horovod"} & set(json.loads(printed))
+
+
+def test_a_mixed_batch_is_answered_by_the_model_of_each_image(tmp_path: Path) -> None:
+    small = Predictor(write_classifier(tmp_path / "small.onnx", seed=1))
+    large = Predictor(write_classifier(tmp_path / "large.onnx", image_size=48, seed=2))
+    of_small = random_images(3)
+    of_large = np.random.default_rng(2).integers(0, 256, (2, 48, 48, 3), dtype=np.uint8)
+    order = [(small, 0), (large, 0), (large, 1), (small, 1), (small, 2)]
+    images = {small: of_small, large: of_large}
+
+    answers = predict_together([(model, images[model][index]) for model, index in order])
+
+    for (model, index), answer in zip(order, answers, strict=True):
+        np.testing.assert_allclose(answer, model.predict(images[model])[index], atol=1e-6)
+
+
+def test_a_model_that_fails_harms_no_other_of_the_batch(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(images: np.ndarray) -> np.ndarray:
+        raise RuntimeError("no inference")
+
+    sound = Predictor(write_classifier(tmp_path / "sound.onnx"))
+    failing = Predictor(write_classifier(tmp_path / "failing.onnx"))
+    monkeypatch.setattr(failing, "predict", fail)
+    images = random_images(3)
+
+    first, second, third = predict_together(
+        [(sound, images[0]), (failing, images[1]), (sound, images[2])]
+    )
+
+    assert isinstance(second, RuntimeError)
+    np.testing.assert_allclose([first, third], sound.predict(images[[0, 2]]), atol=1e-6)
+
+
+def test_no_requests_have_no_answers() -> None:
+    assert predict_together([]) == []

@@ -53,6 +53,11 @@ def test_the_last_registered_version_is_the_champion(in_registry: Registry) -> N
     assert client.get_model_version(NAME, "2").run_id == in_registry.run_id
 
 
+def test_aliases_name_versions(in_registry: Registry) -> None:
+    assert tracking.aliases(NAME) == {"champion": "2"}
+    assert tracking.aliases("cats") == {}
+
+
 def test_a_registered_model_explains_itself(in_registry: Registry) -> None:
     info = mlflow.models.get_model_info(f"models:/{NAME}@champion")
 

@@ -163,14 +163,15 @@ def test_concurrent_images_are_batched_and_each_gets_its_own_answer(
 
     def record_batches(_: Any) -> None:
         classifier = serve.get_replica_context().servable_object
-        predict = classifier._predictor.predict
+        predictor = classifier.serving.champion.predictor
+        predict = predictor.predict
         classifier.batch_sizes = []
 
         def recording(images: np.ndarray) -> np.ndarray:
             classifier.batch_sizes.append(len(images))
             return predict(images)
 
-        classifier._predictor.predict = recording
+        predictor.predict = recording
 
     in_replica(record_batches)
     answers = [r.json()["probabilities"] for r in post_concurrently(base_url, bodies)]
@@ -352,7 +353,12 @@ def test_readiness_names_the_model(client: httpx.Client, path: str) -> None:
     response = client.get(path)
 
     assert response.status_code == 200
-    assert response.json() == {"status": "ready", "model": {"name": "tiny", "version": None}}
+    assert response.json() == {
+        "status": "ready",
+        "model": {"name": "tiny", "version": None},
+        "challenger": None,
+        "refused": [],
+    }
 
 
 def test_a_replica_whose_inference_fails_is_not_ready_until_it_works(client: httpx.Client) -> None:
@@ -360,10 +366,11 @@ def test_a_replica_whose_inference_fails_is_not_ready_until_it_works(client: htt
         def fail(images: np.ndarray) -> np.ndarray:
             raise RuntimeError("no inference")
 
-        serve.get_replica_context().servable_object._predictor.predict = fail
+        classifier = serve.get_replica_context().servable_object
+        classifier.serving.champion.predictor.predict = fail
 
     def mend_inference(_: Any) -> None:
-        del serve.get_replica_context().servable_object._predictor.predict
+        del serve.get_replica_context().servable_object.serving.champion.predictor.predict
 
     in_replica(break_inference, "tight")
     with pytest.raises(RuntimeError, match="no inference"):

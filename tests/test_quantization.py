@@ -1,0 +1,138 @@
+"""int8 versions of models: what they keep, and when they are chosen."""
+
+import json
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from sklearn.linear_model import LogisticRegression
+
+from mask_ray import mobilenet
+from mask_ray.config import ImageLimits
+from mask_ray.images import decode_resized
+from mask_ray.predictor import FeatureExtractor, Predictor
+from mask_ray.quantization import Figures, images_per_second, quantize, reason_against
+
+NAMES = ["with_mask", "without_mask"]
+
+
+def random_weights(alpha: float) -> list[np.ndarray]:
+    """Of every layer, such that activations neither vanish nor explode."""
+    rng = np.random.default_rng(0)
+    weights = []
+    for convolution in mobilenet.convolutions(alpha):
+        shape, channels = convolution.kernel_shape, convolution.num_channels
+        fan_in = shape[0] * shape[1] * (1 if convolution.is_depthwise else shape[2])
+        weights.append(rng.normal(size=shape) * np.sqrt(2 / fan_in))
+        weights += [np.ones(channels), np.zeros(channels), np.zeros(channels), np.ones(channels)]
+    return [weight.astype(np.float32) for weight in weights]
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, np.ndarray]:
+    """The narrowest network, its int8 version, and images of noise."""
+    folder = tmp_path_factory.mktemp("small")
+    weights = random_weights(0.35)
+    backbone = mobilenet.backbone_onnx(weights, image_size=96, alpha=0.35)
+    rng = np.random.default_rng(1)
+    kernel = rng.normal(size=(len(weights[-1]), 2)).astype(np.float32) / 20
+    float32, int8 = folder / "float32.onnx", folder / "int8.onnx"
+    float32.write_bytes(mobilenet.classifier_onnx(backbone, kernel, np.zeros(2, "f4"), NAMES))
+    images = rng.integers(0, 256, (20, 96, 96, 3), dtype=np.uint8)
+    quantize(float32, int8, images)
+    return float32, int8, images
+
+
+def test_an_int8_model_is_used_as_the_float32_one_is(small: tuple[Path, Path, np.ndarray]) -> None:
+    float32, int8, images = small
+    before, after = Predictor(float32), Predictor(int8)
+
+    assert (after.class_names, after.image_size) == (before.class_names, before.image_size)
+    answers = after.predict(images)
+    np.testing.assert_allclose(answers.sum(axis=1), 1, atol=1e-5)
+    # Noise, through random weights, is where int8 is at its worst.
+    assert np.abs(answers - before.predict(images)).mean() < 0.1
+
+
+def test_its_weights_are_bytes_with_a_scale_per_channel(
+    small: tuple[Path, Path, np.ndarray],
+) -> None:
+    float32, int8, _ = small
+    assert int8.stat().st_size < 0.5 * float32.stat().st_size
+
+    tensors = {t.name: t for t in onnx.load(int8).graph.initializer}
+    kernels = [t for t in tensors.values() if t.data_type == onnx.TensorProto.INT8]
+    assert len(kernels) >= 52
+    scales = [tensors[t.name.replace("_quantized", "_scale")] for t in kernels if len(t.dims) == 4]
+    assert [list(s.dims) for s in scales] == [[t.dims[0]] for t in kernels if len(t.dims) == 4]
+
+
+def test_models_are_timed_in_turns(small: tuple[Path, Path, np.ndarray]) -> None:
+    float32, int8, images = small
+
+    rates = images_per_second([Predictor(float32), Predictor(int8)], images)
+
+    assert len(rates) == 2
+    assert min(rates) > 0
+
+
+@pytest.mark.parametrize(
+    ("int8", "reason"),
+    [
+        (Figures(0.990, 200), None),
+        (Figures(0.988, 101), None),
+        (Figures(0.995, 200), None),
+        (Figures(0.9879, 500), "its test accuracy is 0.9879 in place of 0.9900"),
+        (Figures(0.990, 100), "it is not faster here: 100 images/s in place of 100"),
+        (Figures(0.995, 90), "it is not faster here"),
+    ],
+)
+def test_int8_is_served_if_it_is_as_good_and_faster(int8: Figures, reason: str | None) -> None:
+    against = reason_against(Figures(0.990, 100), int8)
+
+    assert (against is None) if reason is None else (against or "").startswith(reason)
+
+
+def photos(shared: Path, num: int, image_size: int) -> tuple[np.ndarray, np.ndarray]:
+    """Photos of both classes, in random order, and their labels."""
+    folder = shared / "data" / "observations"
+    files = [path for name in NAMES for path in sorted((folder / name).iterdir())]
+    if not files:
+        pytest.skip(f"needs the photos in {folder}")
+    chosen = [files[i] for i in np.random.default_rng(0).permutation(len(files))[:num]]
+    with ThreadPoolExecutor(2) as pool:
+        images = pool.map(
+            lambda path: decode_resized(path.read_bytes(), image_size, ImageLimits()), chosen
+        )
+        stacked = np.stack(list(images))
+    return stacked, np.array([NAMES.index(path.parent.name) for path in chosen])
+
+
+@pytest.mark.slow
+def test_int8_is_as_good_on_photos_with_real_weights(shared: Path, tmp_path: Path) -> None:
+    found = list((shared / "weights").glob("mobilenet_v2*.h5"))
+    if not found:
+        pytest.skip(f"needs the ImageNet weights in {shared / 'weights'}")
+    images, labels = photos(shared, num=1000, image_size=128)
+    weights = mobilenet.read_h5(found[0].read_bytes(), alpha=1.0)
+    backbone = mobilenet.backbone_onnx(weights, image_size=128, alpha=1.0)
+    features = FeatureExtractor(backbone, num_threads=2).extract(images)
+    head = LogisticRegression(max_iter=300).fit(features[:500], labels[:500])
+    kernel = np.stack([np.zeros_like(head.coef_[0]), head.coef_[0]], axis=1).astype(np.float32)
+    bias = np.array([0, head.intercept_[0]], np.float32)
+    float32, int8 = tmp_path / "float32.onnx", tmp_path / "int8.onnx"
+    float32.write_bytes(mobilenet.classifier_onnx(backbone, kernel, bias, NAMES))
+
+    quantize(float32, int8, images[:256])
+
+    found_labels = [
+        Predictor(path).predict(images[500:]).argmax(axis=1) for path in (float32, int8)
+    ]
+    accuracies = [float((found == labels[500:]).mean()) for found in found_labels]
+    rates = images_per_second([Predictor(float32), Predictor(int8)], images[500:])
+    print(json.dumps({"accuracies": accuracies, "images_per_second": rates}))
+    assert accuracies[0] > 0.97
+    assert accuracies[1] > accuracies[0] - 0.01
+    assert (found_labels[0] == found_labels[1]).mean() > 0.98
