@@ -64,21 +64,21 @@ def test_fewer_images_than_workers_are_refused() -> None:
         training._check_enough(settings, data_set(num_train=8))
 
 
-def train_short_on_rank_1(config: dict[str, Any]) -> None:
-    """The loop, in which the images of one worker end after a step."""
-    from itertools import islice
-
-    from mask_ray import worker
-
-    if ray.train.get_context().get_world_rank() == 1:
-        whole = worker.ImageBatches.train
-        worker.ImageBatches.train = lambda *given: islice(whole(*given), 1)
-    worker.train(config)
-
-
 @pytest.mark.usefixtures("ray_local", "store")
 def test_workers_that_differ_in_steps_end_in_one_error(home: Path) -> None:
     """Rank 0 would wait for the other for ever."""
+
+    # Defined here, it travels by value: workers cannot import this module.
+    def train_short_on_rank_1(config: dict[str, Any]) -> None:
+        from itertools import islice
+
+        from mask_ray import worker
+
+        if ray.train.get_context().get_world_rank() == 1:
+            whole = worker.ImageBatches.train
+            worker.ImageBatches.train = lambda *given: islice(whole(*given), 1)
+        worker.train(config)
+
     settings = TrainSettings(
         data="synthetic:80",
         image_size=96,
@@ -95,7 +95,5 @@ def test_workers_that_differ_in_steps_end_in_one_error(home: Path) -> None:
         job = training.Job(run, plan, images, splits, None)
         config = training.worker_config(settings, job, home / "train")
         trainer = launch.trainer(settings, plan, config, splits, loop=train_short_on_rank_1)
-        with pytest.raises(
-            worker.ShardError, match=r"of worker 1 ended after 1 of \d steps"
-        ):
+        with pytest.raises(worker.ShardError, match=r"of worker 1 ended after 1 of \d steps"):
             trainer.fit()
