@@ -13,7 +13,6 @@ from pathlib import Path
 
 import psutil
 import ray
-from ray._private.internal_api import memory_summary
 
 from benchmarks import table
 from mask_ray import data
@@ -35,14 +34,12 @@ class Streamed:
     Args:
         num_images: That came.
         seconds: Of reading and decoding all of them twice: to check them, and to use them.
-        spilled_mb: What Ray moved from its object store to disk, in MiB.
         peak_mb: The highest memory of all processes at one moment, in MiB.
         store_mb: What of it was Ray's object store.
     """
 
     num_images: int
     seconds: float
-    spilled_mb: int
     peak_mb: float
     store_mb: float
 
@@ -51,7 +48,7 @@ def compare(folders: Sequence[Path], object_store_mb: int) -> None:
     """Stream each folder, in a Ray of its own, and print the table."""
     runs = [_stream_and_watch(folder, object_store_mb) for folder in folders]
     header = ["images", "decoded, MiB", "peak, MiB", "in the object store", "others"]
-    header += ["spilled", "seconds", "of the first"]
+    header += ["seconds", "of the first"]
     rows = [
         [
             str(run.num_images),
@@ -59,7 +56,6 @@ def compare(folders: Sequence[Path], object_store_mb: int) -> None:
             f"{run.peak_mb:.0f}",
             f"{run.store_mb:.0f}",
             f"{run.peak_mb - run.store_mb:.0f}",
-            str(run.spilled_mb),
             f"{run.seconds:.0f}",
             f"{run.peak_mb / runs[0].peak_mb:.2f}",
         ]
@@ -118,9 +114,7 @@ def main() -> None:
     images = data.load(DataSettings(data=folder), IMAGE_SIZE, task_cpus=1).split(*data.SPLITS)
     num_images = sum(len(batch["image"]) for batch in images.iter_batches(batch_size=64))
     seconds = time.perf_counter() - began
-    spilled = re.search(r"Spilled (\d+) MiB", memory_summary(stats_only=True))
-    spilled_mb = int(spilled[1]) if spilled else 0
-    print(json.dumps({"num_images": num_images, "seconds": seconds, "spilled_mb": spilled_mb}))
+    print(json.dumps({"num_images": num_images, "seconds": seconds}))
 
 
 if __name__ == "__main__":

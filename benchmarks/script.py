@@ -1,6 +1,5 @@
 """How a benchmark begins and ends."""
 
-import os
 import signal
 import sys
 from collections.abc import Callable
@@ -15,7 +14,6 @@ S = TypeVar("S", bound=Settings)
 def main(settings_class: type[S], benchmark: Callable[[S], None]) -> None:
     """Parse the flags and run; a mistake is one line and exit code 1 or 2."""
     settings = cli.parse(settings_class, sys.argv[1:])
-    os.environ |= {"RAY_AUTH_MODE": "token", "TF_CPP_MIN_LOG_LEVEL": "3"}
     # However it is ended, what was started has to end too.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:

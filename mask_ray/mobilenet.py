@@ -163,8 +163,13 @@ def _read_new(file: h5py.File) -> list[list[Array]]:
         found[kind][int(number or 0)] = [variables[str(i)][()] for i in range(len(variables))]
     numbers: dict[str, Iterator[int]] = defaultdict(count)
     kinds = ["depthwise_conv2d" if c.is_depthwise else "conv2d" for c in convolutions(1.0)]
-    ordered = [kind for conv in kinds for kind in (conv, "batch_normalization")]
-    return [found[kind][next(numbers[kind])] for kind in ordered]
+    layers = []
+    for kind in (kind for conv in kinds for kind in (conv, "batch_normalization")):
+        number = next(numbers[kind])
+        if number not in found[kind]:
+            raise ValueError(f"it has {number} layers of the kind {kind}, which are too few")
+        layers.append(found[kind][number])
+    return layers
 
 
 def _check(layers: list[list[Array]], alpha: float) -> None:

@@ -147,6 +147,17 @@ class TestRefusals:
         with pytest.raises(data.DataError, match=r"(val|test|train) has none of with_mask"):
             load(photos)
 
+    def test_a_class_that_only_the_test_split_has(self, photos: Path) -> None:
+        settings = DataSettings(data=str(photos))
+        for path in (photos / "with_mask").iterdir():
+            if data.split_of(data.digest_of(path.read_bytes()), settings) != "test":
+                path.unlink()
+        assert any((photos / "with_mask").iterdir())
+        with pytest.raises(
+            data.DataError, match=r"every class needs images in every split; train has none of with"
+        ):
+            load(photos)
+
     def test_empty_class_folders(self, tmp_path: Path) -> None:
         for name in ("a", "b"):
             (tmp_path / name).mkdir()

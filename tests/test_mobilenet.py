@@ -1,6 +1,5 @@
 """The ONNX graph and the reader of .h5 files agree with Keras, which makes the same of them."""
 
-from itertools import pairwise
 from pathlib import Path
 
 import keras
@@ -78,9 +77,10 @@ FORMATS = ["backbone.weights.h5", "backbone.h5"]
 def test_weights_are_those_of_the_file(tmp_path: Path, name: str) -> None:
     """In the format of Keras 3, and in the older one that ImageNet weights come in."""
     made = backbone()
+    rng = np.random.default_rng(0)
+    expected = [rng.normal(size=weight.shape).astype(np.float32) for weight in made.get_weights()]
+    made.set_weights(expected)
     found = mobilenet.read_h5(saved(made, tmp_path / name), alpha=0.35)
-    expected = made.get_weights()
-    assert all((some.shape, some.std()) != (o.shape, o.std()) for some, o in pairwise(expected))
     for got, wanted in zip(found, expected, strict=True):
         np.testing.assert_array_equal(got, wanted)
 
@@ -106,7 +106,7 @@ def test_weights_of_another_width_are_refused(tmp_path: Path, name: str) -> None
 def test_weights_of_another_network_are_refused(tmp_path: Path, name: str) -> None:
     layers = [keras.layers.Input((4,)), keras.layers.Dense(3)]
     encoded = saved(keras.Sequential(layers), tmp_path / name)
-    with pytest.raises(ValueError, match=r"layers? .* in place of 104|conv2d"):
+    with pytest.raises(ValueError, match=r"in place of 104|0 layers of the kind conv2d"):
         mobilenet.read_h5(encoded, alpha=0.35)
 
 

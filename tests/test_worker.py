@@ -1,11 +1,14 @@
-"""What a worker derives from its settings before it trains."""
+"""What a worker derives from its settings, and what becomes of one whose images end early."""
 
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import pytest
+import ray.train
 
-from mask_ray import worker
+from mask_ray import data, launch, tracking, training, worker
+from mask_ray.cluster import plan_workers
 from mask_ray.config import TrainSettings
 
 pytestmark = pytest.mark.slow
@@ -45,3 +48,52 @@ def test_horovod_is_told_what_is_given_and_nothing_else(
 ) -> None:
     settings = TrainSettings(data="photos", **given)
     assert worker._horovod_environment(settings, Path("/tmp/timeline.json")) == environment
+
+
+def data_set(num_train: int) -> data.ImageData:
+    """A data set of which nothing but its size is looked at."""
+    counts: dict[Any, Counter[str]] = {"train": Counter(a=num_train)}
+    return data.ImageData(lambda splits: None, ["a", "b"], data.Summary(counts, "", {}), kept=True)
+
+
+def test_fewer_images_than_workers_are_refused() -> None:
+    """A worker would have an empty shard."""
+    settings = TrainSettings(data="photos", num_workers=9)
+    training._check_enough(settings, data_set(num_train=9))
+    with pytest.raises(data.DataError, match=r"at most the number of training images \(8\); got 9"):
+        training._check_enough(settings, data_set(num_train=8))
+
+
+@pytest.mark.usefixtures("ray_local", "store")
+def test_workers_that_differ_in_steps_end_in_one_error(home: Path) -> None:
+    """Rank 0 would wait for the other for ever."""
+
+    # Defined here, it travels by value: workers cannot import this module.
+    def train_short_on_rank_1(config: dict[str, Any]) -> None:
+        from itertools import islice
+
+        from mask_ray import worker
+
+        if ray.train.get_context().get_world_rank() == 1:
+            whole = worker.ImageBatches.train
+            worker.ImageBatches.train = lambda *given: islice(whole(*given), 1)
+        worker.train(config)
+
+    settings = TrainSettings(
+        data="synthetic:80",
+        image_size=96,
+        alpha=0.35,
+        backbone_weights="none",
+        batch_size=16,
+        finetune_epochs=1,
+        num_workers=2,
+    )
+    plan = plan_workers(settings)
+    images = data.load(settings, settings.image_size, task_cpus=plan.task_cpus)
+    splits = {name: images.split(name) for name in data.SPLITS}
+    with tracking.start_run("test", {}) as run:
+        job = training.Job(run, plan, images, splits, None)
+        config = training.worker_config(settings, job, home / "train")
+        trainer = launch.trainer(settings, plan, config, splits, loop=train_short_on_rank_1)
+        with pytest.raises(worker.ShardError, match=r"of worker 1 ended after 1 of \d steps"):
+            trainer.fit()
