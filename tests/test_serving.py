@@ -15,7 +15,7 @@ import image_files
 import numpy as np
 import pytest
 import ray
-from browser_page import check_classifies, chromium
+from browser_page import Page, check_classifies, chromium, wait_for
 from onnx_files import IMAGE_SIZE, write_classifier
 from ray import serve
 
@@ -219,7 +219,7 @@ def test_a_client_of_the_inference_protocol_is_answered(
         assert list(row) == pytest.approx(list(expected(photo).values()), abs=1e-5)
 
 
-def test_without_the_token_nothing_is_classified(client: httpx.Client) -> None:
+def test_without_the_token_nothing_is_classified(base_url: str, client: httpx.Client) -> None:
     photo = image_files.jpeg()
 
     refused = client.post("/tight/predict", content=photo, headers={"Authorization": ""})
@@ -227,7 +227,7 @@ def test_without_the_token_nothing_is_classified(client: httpx.Client) -> None:
     assert_problem(refused, 401)
     assert refused.headers["www-authenticate"] == "Bearer"
     assert client.post("/tight/predict", content=photo).status_code == 200
-    assert httpx.get(f"{client.base_url}tight/readyz").status_code == 200
+    assert httpx.get(f"{base_url}/tight/readyz").status_code == 200
 
 
 def test_headers_give_nothing_away(client: httpx.Client) -> None:
@@ -240,13 +240,34 @@ def test_headers_give_nothing_away(client: httpx.Client) -> None:
         assert response.headers.get("server", "uvicorn") == "uvicorn", "no version"
 
 
-def test_the_page_classifies(base_url: str, tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def page() -> Iterator[Page]:
+    with chromium() as page:
+        yield page
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> list[Path]:
     photos = [tmp_path / f"face {number}.jpg" for number in range(3)]
     for seed, photo in enumerate(photos):
         photo.write_bytes(image_files.jpeg(image_files.picture(seed=seed)))
+    return photos
 
-    with chromium() as page:
-        check_classifies(page, f"{base_url}/", photos, {"with_mask", "without_mask"})
+
+def test_the_page_classifies(page: Page, base_url: str, photos: list[Path]) -> None:
+    check_classifies(page, f"{base_url}/", photos, {"with_mask", "without_mask"})
+
+
+def test_the_page_asks_for_the_token(page: Page, base_url: str, photos: list[Path]) -> None:
+    page.open(f"{base_url}/tight/")
+
+    page.choose(photos[0])
+    wait_for(lambda: page.focused == "token", lambda: "the token's field")
+    page.press(TOKEN, "\ue007")  # Enter
+
+    (card,) = page.wait_for_states("done", timeout_s=30)
+    assert card.meta.endswith(" · tiny")
+    assert page.complaints == []
 
 
 BAD_REQUESTS: dict[str, tuple[bytes, str, int]] = {
