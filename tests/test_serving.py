@@ -15,7 +15,7 @@ import image_files
 import numpy as np
 import pytest
 import ray
-from browser_page import Page, check_classifies, chromium, wait_for
+from browser_page import check_classifies, chromium
 from onnx_files import IMAGE_SIZE, write_classifier
 from ray import serve
 
@@ -240,34 +240,13 @@ def test_headers_give_nothing_away(client: httpx.Client) -> None:
         assert response.headers.get("server", "uvicorn") == "uvicorn", "no version"
 
 
-@pytest.fixture(scope="module")
-def page() -> Iterator[Page]:
-    with chromium() as page:
-        yield page
-
-
-@pytest.fixture
-def photos(tmp_path: Path) -> list[Path]:
+def test_the_page_classifies(base_url: str, tmp_path: Path) -> None:
     photos = [tmp_path / f"face {number}.jpg" for number in range(3)]
     for seed, photo in enumerate(photos):
         photo.write_bytes(image_files.jpeg(image_files.picture(seed=seed)))
-    return photos
 
-
-def test_the_page_classifies(page: Page, base_url: str, photos: list[Path]) -> None:
-    check_classifies(page, f"{base_url}/", photos, {"with_mask", "without_mask"})
-
-
-def test_the_page_asks_for_the_token(page: Page, base_url: str, photos: list[Path]) -> None:
-    page.open(f"{base_url}/tight/")
-
-    page.choose(photos[0])
-    wait_for(lambda: page.focused == "token", lambda: "the token's field")
-    page.press(TOKEN, "\ue007")  # Enter
-
-    (card,) = page.wait_for_states("done", timeout_s=30)
-    assert card.meta.endswith(" · tiny")
-    assert page.complaints == []
+    with chromium() as page:
+        check_classifies(page, f"{base_url}/", photos, {"with_mask", "without_mask"})
 
 
 BAD_REQUESTS: dict[str, tuple[bytes, str, int]] = {
