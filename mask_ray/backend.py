@@ -97,7 +97,9 @@ async def arrive(coming: Awaitable[T], backend: Backend) -> T:
         async with asyncio.timeout(timeout_s):
             return await coming
     except TimeoutError:
-        raise HTTPException(408, f"The request did not arrive within {timeout_s:g} s.") from None
+        detail = f"The request did not arrive within {timeout_s:g} s."
+        # RFC 9110, section 15.5.9: what still comes is of no use.
+        raise HTTPException(408, detail, {"Connection": "close"}) from None
 
 
 async def answer(coming: Awaitable[T], backend: Backend) -> T:

@@ -42,6 +42,8 @@ HEADER_LENGTH = "Inference-Header-Content-Length"
 _INPUT = "image"
 _OUTPUTS = ("probabilities", "label")
 _MAX_ID_CHARACTERS = 1_024
+# Pixels of 13 images of 224 px.
+_MAX_JSON_VALUES = 2_000_000
 # More mistakes than this are not told at once.
 _MAX_MISTAKES = 3
 
@@ -169,7 +171,9 @@ def parse_infer_request(
         PayloadError: 413, over `limits`; 400, anything else that is wrong.
     """
     num_json_bytes = _num_json_bytes(header_length, len(body))
-    document = _document(body[:num_json_bytes])
+    text = body[:num_json_bytes]
+    _check_num_values(text)
+    document = _document(text)
     tensor = _only_input(document.inputs)
     binary = _binary_data(tensor, memoryview(body)[num_json_bytes:])
     outputs = _requested_outputs(document)
@@ -256,6 +260,16 @@ def _num_json_bytes(header_length: str | None, num_body_bytes: int) -> int:
             f"{num_body_bytes}; got {quoted(header_length)}",
         )
     return int(header_length)
+
+
+def _check_num_values(text: bytes) -> None:
+    """Values of any kind have a comma between them, and take up to 72 bytes once parsed."""
+    if text.count(b",") > _MAX_JSON_VALUES:
+        raise PayloadError(
+            413,
+            f"JSON must hold at most {_MAX_JSON_VALUES} values; larger tensors must come as binary "
+            "data",
+        )
 
 
 def _document(text: bytes) -> _Document:

@@ -27,6 +27,8 @@ _RAW_TYPES = ("", "application/octet-stream", "application/x-www-form-urlencoded
 _FORM_TYPE = "multipart/form-data"
 _JSON_TYPE = "application/json"
 
+# In JSON, beside those that are images: enough to say which keys are too many.
+_MAX_OTHER_VALUES = 64
 # What an error repeats of a request, at most.
 _MAX_QUOTED = 60
 
@@ -296,6 +298,7 @@ class _Form:
 async def _read_json(request: Request, limits: PayloadLimits, fetch: FetchImage | None) -> Payload:
     chunks = _chunks(request, limits.max_json_bytes, "JSON body")
     body = b"".join([chunk async for chunk in chunks])
+    _check_num_values(body, 2 * limits.max_images + _MAX_OTHER_VALUES)
     key, value = _only_entry(_parse_json(body), fetch)
     if key == "images":
         return Payload(_decode_list(value, limits), is_list=True)
@@ -303,6 +306,18 @@ async def _read_json(request: Request, limits: PayloadLimits, fetch: FetchImage 
     if key == "url" and fetch is not None:
         return Payload((await fetch(text),), is_list=False)
     return Payload((decode_base64(text, key, limits),), is_list=False)
+
+
+def _check_num_values(body: bytes, max_values: int) -> None:
+    """Refuse JSON that is made of very many small values, before it is parsed.
+
+    Those that fit into the limit in bytes would take a gigabyte. Between any two is a comma; an
+    image that is a data: URL has one of its own.
+    """
+    if body.count(b",") > max_values:
+        raise PayloadError(
+            413, f"JSON body must hold one image, or a list; got over {max_values} values"
+        )
 
 
 def _parse_json(body: bytes) -> Any:

@@ -5,6 +5,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
+from conftest import ROOT
 from pydantic import ValidationError
 
 from mask_ray.config import (
@@ -385,3 +387,15 @@ def test_home_is_in_the_users_folder_by_default(
 @pytest.mark.parametrize("source", ["", "synthetic:", "synthetic:0", "synthetic:abc"])
 def test_the_demo_takes_the_sources_that_training_takes(source: str) -> None:
     assert mistake(DemoSettings, {"data": source}) == mistake(TrainSettings, {"data": source})
+
+
+def test_serve_config_explains_every_setting_and_has_the_defaults() -> None:
+    text = (ROOT / "serve_config.yaml").read_text()
+    (application,) = yaml.safe_load(text)["applications"]
+    lines = text.split("    args:\n", 1)[1].splitlines()
+
+    given = ServeSettings.model_validate(application["args"])
+
+    assert given == ServeSettings.model_validate({})
+    assert application["args"].keys() == ServeSettings.model_fields.keys()
+    assert [line for line in lines if " # " not in line] == []

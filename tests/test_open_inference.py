@@ -458,3 +458,11 @@ def test_tritons_client_sends_pixels() -> None:
 
     np.testing.assert_array_equal(np.stack(request.images), PIXELS)  # type: ignore[arg-type]
     assert all(output.is_binary for output in request.outputs)
+
+
+def test_json_of_very_many_values_is_refused_before_it_is_parsed() -> None:
+    status, message = refusal(
+        parse_infer_request, b"0," * 2_000_001, None, PayloadLimits(max_total_bytes=10**8)
+    )
+
+    assert (status, "binary data" in message) == (413, True)

@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 from browser_page import Page, check_classifies, chromium, wait_for
 from image_files import jpeg, picture
+from local_backend import LocalBackend
+from onnx_files import write_classifier
 from prediction_server import (
     PREDICTION,
     PredictionServer,
@@ -14,7 +16,10 @@ from prediction_server import (
     prediction,
     prediction_server,
     problem,
+    running,
 )
+
+from mask_ray.http_app import http_app
 
 pytestmark = pytest.mark.slow
 
@@ -406,3 +411,21 @@ def test_the_stub_speaks_the_contract_of_serving() -> None:
     from mask_ray.predictions import Prediction
 
     assert Prediction.model_validate(PREDICTION).model_dump() == PREDICTION
+
+
+def test_a_real_endpoint_answers_once_it_has_the_token(
+    browser: Page, photos: list[Path], tmp_path: Path
+) -> None:
+    token_file = tmp_path / "tokens"
+    token_file.write_text("secret")
+    path = write_classifier(tmp_path / "tiny.onnx")
+
+    with running(http_app(LocalBackend(path, token_file=token_file))) as url:
+        browser.open(url)
+        browser.choose(photos[0])
+        wait_for(lambda: browser.focused == "token", lambda: "the token's field")
+        browser.press("secret", "\ue007")  # Enter
+        (card,) = browser.wait_for_states("done")
+
+    assert card.meta.endswith(" · tiny")
+    assert browser.complaints == []

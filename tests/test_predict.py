@@ -1,6 +1,7 @@
 """All ways to ask `POST /predict`, before a real model in one process."""
 
 import base64
+import socket
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import pytest
 from fastapi import FastAPI
 from local_backend import LocalBackend, request
 from onnx_files import CLASS_NAMES, write_classifier
+from prediction_server import running
 
 from mask_ray.http_app import http_app
 from mask_ray.predictions import Classified, ModelInfo, predictions
@@ -157,6 +159,20 @@ def test_a_wrong_parameter_says_what_is_allowed(
 
     assert response.status_code == 422
     assert response.json()["detail"] == detail
+
+
+def test_a_client_that_stalls_is_told_and_let_go(tmp_path: Path) -> None:
+    backend = LocalBackend(write_classifier(tmp_path / "m.onnx"), request_timeout_s=0.2)
+    head = b"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Length: 1000\r\n\r\n"
+
+    with running(http_app(backend)) as url:
+        port = httpx.URL(url).port or 80
+        with socket.create_connection(("127.0.0.1", port), timeout=10) as connection:
+            connection.sendall(head + bytes(10))
+            received = b"".join(iter(lambda: connection.recv(4096), b""))
+
+    assert received.startswith(b"HTTP/1.1 408 ")
+    assert b"did not arrive within 0.2 s" in received
 
 
 def test_equal_probabilities_keep_the_order_of_the_model() -> None:
