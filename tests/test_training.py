@@ -6,6 +6,7 @@ from typing import Any
 
 import httpx
 import mlflow
+import onnx
 import pytest
 from mlflow.entities import Run
 from ray import serve
@@ -16,6 +17,7 @@ from mask_ray.config import ImageLimits, tracking_uri
 from mask_ray.demo import free_port
 from mask_ray.images import decode_resized
 from mask_ray.predictor import Predictor
+from mask_ray.quantization import Figures, reason_against
 from mask_ray.serving import build_app
 
 pytestmark = pytest.mark.slow
@@ -159,6 +161,27 @@ def test_every_flag_of_horovod_at_once(
     assert "ALLREDUCE" in timeline
     assert sorted((home / "features").glob("*")) == before
     assert not (home / "train" / f"{job.run_id}.features").exists()
+
+
+def test_the_served_file_is_int8_where_that_is_as_good_and_faster(
+    pretrained: list[str], cluster: dict[str, str]
+) -> None:
+    flags = ["--finetune-epochs", "0", "--quantize", "--register-as", "int8"]
+    done = run_job("jobs.train", *pretrained, *flags, env=cluster)
+
+    mlflow.set_tracking_uri(tracking_uri())
+    told = mlflow.models.get_model_info(done.result["model_uri"]).metadata["quantization"]
+    against = reason_against(Figures(**told["float32"]), Figures(**told["int8"]))
+    assert told["served"] == ("int8" if against is None else "float32")
+    assert f"int8 is {'not ' if against else ''}served" in done.log
+    assert done.result["test"]["accuracy"] == told[told["served"]]["accuracy"]
+    metrics = mlflow.get_run(done.run_id).data.metrics
+    for name in ("float32", "int8"):
+        assert metrics[f"{name}_accuracy"] == told[name]["accuracy"]
+        assert metrics[f"{name}_images_per_second"] == told[name]["images_per_second"]
+    weights = onnx.load(tracking.resolve_model(done.result["model_uri"]).path).graph.initializer
+    has_bytes = any(tensor.data_type == onnx.TensorProto.INT8 for tensor in weights)
+    assert has_bytes == (against is None)
 
 
 def folder_of(tmp_path: Path, contents: dict[str, bytes]) -> str:
