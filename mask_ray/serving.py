@@ -302,7 +302,8 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     await asyncio.to_thread(app.state.classifier.samples.close)
 
 
-def _ready_classifier(request: Request) -> Classifier:
+# Not a plain function: FastAPI would call it in a thread, for every request.
+async def _ready_classifier(request: Request) -> Classifier:
     classifier: Classifier = request.app.state.classifier
     if not classifier.is_ready:
         raise HTTPException(503, "The model is not ready.", {"Retry-After": str(RETRY_AFTER_S)})
