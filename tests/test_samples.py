@@ -30,7 +30,7 @@ def rows_in(folder: Path) -> list[dict[str, Any]]:
 
 
 def files_in(folder: Path) -> list[Path]:
-    return sorted(folder.glob("*.parquet"))
+    return sorted(folder.glob("[!.]*.parquet"))
 
 
 def wait_until(condition: Any, timeout_s: float = 20) -> None:
