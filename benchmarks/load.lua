@@ -1,7 +1,29 @@
--- Posts the files of a list one after the other: wrk -s load.lua URL -- LIST CONTENT_TYPE
+-- Posts the files of a list one after the other: wrk -s load.lua URL -- LIST CONTENT_TYPE [RATE]
+-- With a RATE, as many a second while connections last, else as many as are answered.
+local ffi = require("ffi")
+ffi.cdef [[
+  typedef struct { long s; long ns; } timespec;
+  int clock_gettime(int clock, timespec *now);
+]]
+local CLOCK_MONOTONIC = 1
 local requests, last = {}, 0
+local time, due_s = ffi.new("timespec"), 0
+
+local function now_s()
+  ffi.C.clock_gettime(CLOCK_MONOTONIC, time)
+  return tonumber(time.s) + tonumber(time.ns) / 1e9
+end
 
 function init(args)
+  if args[3] then
+    local step_s = 1 / tonumber(args[3])
+    -- wrk looks for this name once, after init.
+    function delay()
+      local now = now_s()
+      due_s = math.max(due_s + step_s, now)
+      return math.floor((due_s - now) * 1000 + 0.5)
+    end
+  end
   for path in io.lines(args[1]) do
     local file = assert(io.open(path, "rb"))
     local body = file:read("*a")

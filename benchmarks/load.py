@@ -101,8 +101,16 @@ def write_bodies(paths: list[Path], form: Form, folder: Path) -> Path:
     return bodies
 
 
-def drive(url: str, bodies: Path, form: Form, *, num_connections: int, seconds: float) -> Load:
-    """Ask without a pause on each connection.
+def drive(
+    url: str,
+    bodies: Path,
+    form: Form,
+    *,
+    num_connections: int,
+    seconds: float,
+    per_second: float | None = None,
+) -> Load:
+    """Ask without a pause on each connection, or `per_second` times on all of them.
 
     Raises:
         MaskRayError: wrk failed.
@@ -110,6 +118,7 @@ def drive(url: str, bodies: Path, form: Form, *, num_connections: int, seconds: 
     command = ["wrk", "--threads=1", f"--connections={num_connections}"]
     command += [f"--duration={seconds:.0f}s", f"--timeout={_TIMEOUT_S}s", f"--script={_SCRIPT}"]
     command += [url, "--", str(bodies), form.content_type]
+    command += [str(per_second)] if per_second else []
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode or not done.stdout.splitlines():
         raise MaskRayError(f"wrk failed: {done.stderr or done.stdout}")

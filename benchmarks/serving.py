@@ -98,7 +98,7 @@ def _measure(
 ) -> dict[int, Load]:
     """Load by number of connections."""
     folder.mkdir()
-    models = _write_models(settings, image_size, folder)
+    models = write_models(settings, image_size, folder)
     bodies = load.write_bodies(photos, server.form, folder / "bodies")
     measured = {}
     with server.run(models) as url:
@@ -119,7 +119,8 @@ def _plan(settings: ServingSettings) -> Iterator[tuple[int, int]]:
         yield num_connections, settings.seconds
 
 
-def _write_models(settings: ServingSettings, image_size: int, folder: Path) -> Models:
+def write_models(settings: ServingSettings, image_size: int, folder: Path) -> Models:
+    """The ONNX file, and for keras.predict the Keras file too."""
     onnx, keras = folder / "model.onnx", folder / "model.keras"
     backbone_weights = str(settings.backbone_weights.resolve())
     served_models.write_onnx(onnx, backbone_weights, image_size)
