@@ -5,12 +5,13 @@ from pathlib import Path
 
 import image_files
 import pytest
+from event_counts import ModelEventCounts
 from onnx_files import write_classifier
 
 from mask_ray.challenger import Comparer, compare, takes_part
 from mask_ray.config import ImageLimits
 from mask_ray.images import decode_resized
-from mask_ray.model_events import Comparison, ModelEventCounts
+from mask_ray.model_events import Comparison
 from mask_ray.predictor import Predictor
 from mask_ray.versions import LoadedModel, Serving
 

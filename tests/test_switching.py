@@ -97,6 +97,22 @@ def in_replicas(function: Callable[[Any], Any]) -> list[Any]:
     return ray.get([actor.__ray_call__.remote(call) for actor in replicas()])
 
 
+def recording_differences() -> Callable[[Any], None]:
+    """For `in_replicas`: keep the difference of each comparison that the metrics are told of."""
+
+    def record(classifier: Any) -> None:
+        classifier.differences = []
+        tell = classifier.metrics.compared
+
+        def compared(comparison: Any) -> None:
+            classifier.differences.append(comparison.difference)
+            tell(comparison)
+
+        classifier.metrics.compared = compared
+
+    return record
+
+
 def nums_of_models() -> list[int]:
     """How many models each replica has in memory."""
 
@@ -265,6 +281,7 @@ def test_a_share_of_images_goes_to_the_challenger(
     move("2", alias="challenger")
     run_app(max_replicas=1, challenger_share=0.5, challenger_mode=mode)
     wait_until(lambda: client.get("/healthz").json()["challenger"] is not None)
+    in_replicas(recording_differences())
     chosen = [takes_part(encoded, 0.5) for encoded in IMAGES]
     assert 0 < sum(chosen) < len(IMAGES)
 
@@ -274,8 +291,8 @@ def test_a_share_of_images_goes_to_the_challenger(
         assert answer["model"]["version"] == version
         assert answer["probabilities"] == pytest.approx(expected[version, index], abs=1e-5)
 
-    wait_until(lambda: in_replicas(lambda c: c.events.counts())[0].get("compared") == sum(chosen))
-    (difference,) = in_replicas(lambda classifier: classifier.events.mean_difference())
+    wait_until(lambda: len(in_replicas(lambda c: c.differences)[0]) == sum(chosen))
+    difference = np.mean(in_replicas(lambda classifier: classifier.differences)[0])
     assert difference == pytest.approx(
         np.mean(
             [

@@ -4,9 +4,10 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+from event_counts import ModelEventCounts
 
 from mask_ray.config import MaskRayError
-from mask_ray.model_events import ModelEventCounts, Refusal
+from mask_ray.model_events import Refusal
 from mask_ray.versions import (
     CHALLENGER,
     AliasWatch,
