@@ -146,7 +146,7 @@ class SampleLog:
 
         rows = [asdict(s) | {"probabilities": list(s.probabilities.items())} for s in samples]
         name = f"{samples[0].time:%Y%m%dT%H%M%S}-{uuid.uuid4().hex[:12]}.parquet"
-        unfinished = self._folder / f".{name}"
+        unfinished = self._folder / f"{name}.part"
         try:
             # Images are compressed already.
             table = pa.Table.from_pylist(rows, _schema())
