@@ -4,19 +4,15 @@
 """
 
 import os
-import signal
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-import psutil
-
-from mask_ray.config import MaskRayError
+from benchmarks import processes
 from mask_ray.demo import free_port
 
 _START_TIMEOUT_S = 120
@@ -54,21 +50,16 @@ def running(num_cpus: int, home: Path) -> Iterator[Cluster]:
     with tempfile.TemporaryDirectory(prefix="ray-", ignore_cleanup_errors=True) as folder:
         environment = _environment(address, home)
         log = Path(folder, "head.log")
-        with log.open("wb") as output:
-            head = subprocess.Popen(
-                _head_command(address, dashboard_port, num_cpus, folder),
-                env=environment,
-                stdout=output,
-                stderr=output,
-                start_new_session=True,
-                # A shell without job control makes its background commands deaf to it.
-                preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-            )
-        try:
-            _wait(head, log, environment)
+        with processes.running(
+            _head_command(address, dashboard_port, num_cpus, folder),
+            environment,
+            log,
+            name="Ray",
+            is_ready=lambda: _answers(environment),
+            start_timeout_s=_START_TIMEOUT_S,
+            stop_timeout_s=_STOP_TIMEOUT_S,
+        ):
             yield Cluster(f"http://127.0.0.1:{dashboard_port}", environment)
-        finally:
-            _stop(head)
 
 
 def _environment(address: str, home: Path) -> dict[str, str]:
@@ -101,20 +92,5 @@ def _head_command(address: str, dashboard_port: int, num_cpus: int, folder: str)
     ]
 
 
-def _wait(head: subprocess.Popen[bytes], log: Path, environment: dict[str, str]) -> None:
-    deadline = time.monotonic() + _START_TIMEOUT_S
-    while subprocess.run(["ray", "status"], env=environment, capture_output=True).returncode:
-        if head.poll() is not None or time.monotonic() > deadline:
-            tail = "\n".join(log.read_text(errors="replace").splitlines()[-20:])
-            raise MaskRayError(f"Ray did not start; the end of its log:\n{tail}")
-        time.sleep(0.5)
-
-
-def _stop(head: subprocess.Popen[bytes]) -> None:
-    """As Ctrl-C would; what outlives that is ended one by one."""
-    started = psutil.Process(head.pid).children(recursive=True) if head.poll() is None else []
-    head.send_signal(signal.SIGINT)
-    _, alive = psutil.wait_procs([psutil.Process(head.pid), *started], timeout=_STOP_TIMEOUT_S)
-    for process in alive:
-        process.kill()
-    head.wait()
+def _answers(environment: dict[str, str]) -> bool:
+    return subprocess.run(["ray", "status"], env=environment, capture_output=True).returncode == 0

@@ -1,10 +1,8 @@
 """Each server of the comparison, as a process on this machine that is ended afterwards."""
 
 import os
-import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
@@ -12,10 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import httpx
-import psutil
 import yaml
 
-from benchmarks import cluster
+from benchmarks import cluster, processes
 from benchmarks.job import ROOT
 from benchmarks.load import JSON, MULTIPART, RAW, Form
 from mask_ray.config import MaskRayError
@@ -158,35 +155,19 @@ def _succeed(command: list[str]) -> None:
         raise MaskRayError(f"{' '.join(command)} failed: {done.stderr[-2000:]}")
 
 
-@contextmanager
 def _running(
     command: list[str], ready_url: str, models: Models, environment: Mapping[str, str]
-) -> Iterator[None]:
-    log = models.folder / "server.log"
-    with log.open("wb") as output:
-        process = subprocess.Popen(
-            command,
-            cwd=ROOT,
-            env=environment,
-            stdout=output,
-            stderr=output,
-            start_new_session=True,
-            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-        )
-    try:
-        _wait(process, ready_url, log)
-        yield
-    finally:
-        _stop(process)
-
-
-def _wait(process: subprocess.Popen[bytes], ready_url: str, log: Path) -> None:
-    deadline = time.monotonic() + _START_TIMEOUT_S
-    while not _is_ready(ready_url):
-        if process.poll() is not None or time.monotonic() > deadline:
-            tail = "\n".join(log.read_text(errors="replace").splitlines()[-20:])
-            raise MaskRayError(f"the server did not start; the end of its log:\n{tail}")
-        time.sleep(0.5)
+) -> AbstractContextManager[None]:
+    return processes.running(
+        command,
+        environment,
+        models.folder / "server.log",
+        name="the server",
+        is_ready=lambda: _is_ready(ready_url),
+        start_timeout_s=_START_TIMEOUT_S,
+        stop_timeout_s=_STOP_TIMEOUT_S,
+        cwd=ROOT,
+    )
 
 
 def _is_ready(url: str) -> bool:
@@ -194,14 +175,3 @@ def _is_ready(url: str) -> bool:
         return httpx.get(url, timeout=5).status_code == 200
     except httpx.TransportError:
         return False
-
-
-def _stop(process: subprocess.Popen[bytes]) -> None:
-    if process.poll() is not None:
-        return
-    started = psutil.Process(process.pid).children(recursive=True)
-    process.send_signal(signal.SIGINT)
-    _, alive = psutil.wait_procs([psutil.Process(process.pid), *started], timeout=_STOP_TIMEOUT_S)
-    for survivor in alive:
-        survivor.kill()
-    process.wait()
