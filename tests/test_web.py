@@ -93,7 +93,7 @@ def test_head_has_no_body() -> None:
 
 
 def test_nothing_else_is_served() -> None:
-    for path in ("/web/__init__.py", "/web/", "/web/index.html", "/web/../config.py"):
+    for path in ("/web/__init__.py", "/web/", "/web/index.html", "/web/../config/base.py"):
         assert get(path).status_code == 404
     assert request("POST", "/").status_code == 405
 

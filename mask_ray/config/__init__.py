@@ -1,0 +1,59 @@
+"""Settings of every stage: typed, frozen, and checked once, where they enter.
+
+Each job and the Serve application has one class here; its fields are the job's flags and the
+keys of its YAML file. Nothing here reads files, talks to Ray or imports more than pydantic.
+"""
+
+from mask_ray.config.base import (
+    DEFAULT_MODEL_NAME,
+    DEFAULT_MODEL_URI,
+    ImageLimits,
+    MaskRayError,
+    Settings,
+    explain,
+    home,
+    local_tracking_uri,
+    tracking_uri,
+)
+from mask_ray.config.data import DataSettings, EvaluateSettings, Source, SplitName
+from mask_ray.config.demo import DemoSettings
+from mask_ray.config.serving import (
+    DEFAULT_PORTS,
+    MAX_FORM_FIELDS,
+    AllowedHost,
+    PayloadLimits,
+    RemoteImageSettings,
+    ServeSettings,
+)
+from mask_ray.config.training import ALPHAS, BLOCKS, IMAGE_SIZES, TrainSettings
+from mask_ray.config.tuning import SEARCH_CHOICES, SEARCH_RANGES, TuneSettings
+
+__all__ = [
+    "ALPHAS",
+    "BLOCKS",
+    "DEFAULT_MODEL_NAME",
+    "DEFAULT_MODEL_URI",
+    "DEFAULT_PORTS",
+    "IMAGE_SIZES",
+    "MAX_FORM_FIELDS",
+    "SEARCH_CHOICES",
+    "SEARCH_RANGES",
+    "AllowedHost",
+    "DataSettings",
+    "DemoSettings",
+    "EvaluateSettings",
+    "ImageLimits",
+    "MaskRayError",
+    "PayloadLimits",
+    "RemoteImageSettings",
+    "ServeSettings",
+    "Settings",
+    "Source",
+    "SplitName",
+    "TrainSettings",
+    "TuneSettings",
+    "explain",
+    "home",
+    "local_tracking_uri",
+    "tracking_uri",
+]

@@ -1,0 +1,78 @@
+"""What all settings share: their base class, their errors, and where state lives."""
+
+import os
+import re
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+DEFAULT_MODEL_NAME = "mask-detector"
+DEFAULT_MODEL_URI = f"models:/{DEFAULT_MODEL_NAME}@champion"
+
+T = TypeVar("T")
+
+
+class MaskRayError(Exception):
+    """Something that the user can mend; the message is all they need to know."""
+
+
+def home() -> Path:
+    """The folder that holds all state: `MASK_RAY_HOME`, or `~/.mask_ray`. Not created here."""
+    return Path(os.environ.get("MASK_RAY_HOME") or "~/.mask_ray").expanduser().absolute()
+
+
+def tracking_uri() -> str:
+    """Where MLflow keeps runs: `MLFLOW_TRACKING_URI`, or an SQLite file under `home()`."""
+    return os.environ.get("MLFLOW_TRACKING_URI") or local_tracking_uri()
+
+
+def local_tracking_uri() -> str:
+    """The SQLite file under `home()`."""
+    return f"sqlite:///{home() / 'mlflow.db'}"
+
+
+class Settings(BaseModel):
+    """Base of all settings: immutable, and closed to unknown keys."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
+
+
+class ImageLimits(Settings):
+    """What the decoder accepts. Both bounds are checked before any pixel is decoded."""
+
+    max_image_bytes: int = Field(
+        10 * 1024 * 1024, ge=1, description="Largest encoded image, in bytes."
+    )
+    max_image_pixels: int = Field(
+        50_000_000, ge=1, description="Largest image, in pixels (width times height)."
+    )
+
+
+def none_for_auto(value: Any) -> Any:
+    """`auto` in a flag or file stands for no value of one's own."""
+    return None if value == "auto" else value
+
+
+def one_of(value: T, allowed: tuple[T, ...]) -> T:
+    """The value, where it is one of those allowed; otherwise ValueError."""
+    if value not in allowed:
+        raise ValueError(f"must be one of {', '.join(map(str, allowed))}; got {value}")
+    return value
+
+
+def explain(error: ValidationError) -> str:
+    """One clause per mistake: the field, what is allowed, what came."""
+    return "; ".join(_clause(detail) for detail in error.errors(include_url=False))
+
+
+def _clause(detail: Any) -> str:
+    field = ".".join(str(part) for part in detail["loc"])
+    message = detail["msg"].removeprefix("Value error, ")
+    if detail["type"] == "missing":
+        return f"{field} is required"
+    if detail["type"] == "extra_forbidden":
+        return f"{field} is not a setting"
+    if detail["type"] == "value_error":
+        return f"{field} {message}".strip()
+    return f"{field} {re.sub('^(Input|String) should', 'must', message)}; got {detail['input']!r}"

@@ -1,0 +1,60 @@
+"""Settings of where images come from, and of what is done with them but training."""
+
+import re
+from typing import Annotated, Literal, Self
+
+from pydantic import AfterValidator, Field, model_validator
+
+from mask_ray.config.base import DEFAULT_MODEL_URI, ImageLimits
+
+SplitName = Literal["train", "val", "test"]
+
+
+def _check_source(source: str) -> str:
+    if not source.strip():
+        raise ValueError("must be a folder or synthetic[:N]; got an empty string")
+    if source.partition(":")[0] == "synthetic" and not re.fullmatch(
+        r"synthetic(:[1-9]\d*)?", source
+    ):
+        raise ValueError(f"must be a folder, synthetic or synthetic:N with N >= 1; got {source}")
+    return source
+
+
+Source = Annotated[str, AfterValidator(_check_source)]
+
+
+class DataSettings(ImageLimits):
+    """Where images come from and how they are split."""
+
+    data: Source = Field(
+        description="Folder with one sub-folder of images per class, or synthetic[:N] "
+        "to draw N faces (default 2000)."
+    )
+    val_fraction: float = Field(
+        0.15, gt=0, lt=1, description="Share of images held out to choose the best epoch."
+    )
+    test_fraction: float = Field(
+        0.15, gt=0, lt=1, description="Share of images held out for the final figures."
+    )
+    seed: int = Field(0, ge=0, description="Seed of drawn images, initial weights and shuffling.")
+
+    @model_validator(mode="after")
+    def _fractions_leave_a_train_split(self) -> Self:
+        held_out = self.val_fraction + self.test_fraction
+        if held_out >= 1:
+            raise ValueError(
+                f"val_fraction + test_fraction must be below 1; got {held_out:g}, "
+                "which leaves no images to train on"
+            )
+        return self
+
+
+class EvaluateSettings(DataSettings):
+    """Evaluate a model file on labelled images and print its metrics."""
+
+    model_uri: str = Field(
+        DEFAULT_MODEL_URI, min_length=1, description="MLflow model URI or path of an ONNX file."
+    )
+    split: Literal["train", "val", "test", "all"] = Field(
+        "test", description="Which images of the data set to evaluate on."
+    )

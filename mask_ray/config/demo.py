@@ -1,0 +1,26 @@
+"""Settings of `make demo`."""
+
+from pydantic import Field
+
+from mask_ray.config.base import Settings
+from mask_ray.config.data import Source
+
+
+class DemoSettings(Settings):
+    """Train, register, serve and ask a model on this machine, then shut down what was started."""
+
+    data: Source = Field(
+        "synthetic:5000",
+        description="Folder with one sub-folder of images per class, or synthetic[:N].",
+    )
+    backbone_weights: str = Field(
+        "none", min_length=1, description="imagenet, none, or the path of an .h5 file."
+    )
+    epochs: int | None = Field(
+        None,
+        ge=1,
+        description="Epochs of the whole network (default: as many as it takes to see about "
+        "24,000 images without backbone weights, and 3 with them).",
+    )
+    num_workers: int = Field(2, ge=1, description="Horovod workers.")
+    keep: bool = Field(False, description="Leave Ray and the service running at the end.")

@@ -1,0 +1,218 @@
+"""Settings of the endpoint."""
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal, Self
+
+from pydantic import AfterValidator, Field, field_validator, model_validator
+
+from mask_ray.config.base import DEFAULT_MODEL_URI, ImageLimits
+
+DEFAULT_PORTS = {"http": 80, "https": 443}
+
+# Names, not numbers in the disguises of inet_aton. An underscore is no host's, but is used.
+_LABEL = r"[a-z0-9_](?:[a-z0-9_-]{0,61}[a-z0-9_])?"
+_HOST = re.compile(
+    rf"(?P<any>\*\.)?(?P<host>{_LABEL}(?:\.{_LABEL})*)(?::(?P<port>[1-9]\d{{0,4}}))?"
+)
+
+# A form's other fields are counted and left out: pages send tokens and choices along.
+MAX_FORM_FIELDS = 16
+# More than the headers of one part, or than the URL or data: prefix of one image in JSON.
+_OVERHEAD_BYTES = 8 * 1024
+
+
+@dataclass(frozen=True)
+class AllowedHost:
+    """One entry of the list. Without a port of its own it stands for that of the URL's scheme."""
+
+    host: str
+    port: int | None
+    is_suffix: bool
+
+    @classmethod
+    def parse(cls, entry: str) -> Self:
+        """Read `host`, `*.host`, `host:port` or `*.host:port`.
+
+        Raises:
+            ValueError: another form. Addresses are none: a name says whose they are.
+        """
+        match = _HOST.fullmatch(entry.lower())
+        if match is None or match["host"].rpartition(".")[2].isdecimal():
+            raise ValueError(
+                f"must be names such as photos.example.org, *.example.org or "
+                f"photos.example.org:8080, international ones in their xn-- form; got {entry!r}"
+            )
+        port = int(match["port"]) if match["port"] else None
+        return cls(match["host"], port, is_suffix=match["any"] is not None)
+
+    def matches(self, host: str, port: int, scheme: str) -> bool:
+        """Whether a URL of this host, in lower case, and port is allowed."""
+        if port != (self.port or DEFAULT_PORTS[scheme]):
+            return False
+        return host.endswith(f".{self.host}") if self.is_suffix else host == self.host
+
+
+class RemoteImageSettings(ImageLimits):
+    """Which URLs are fetched, and how long and how much."""
+
+    allowed_hosts: tuple[str, ...] = Field(
+        (),
+        description="Hosts that images are fetched from: photos.example.org, *.example.org (not "
+        "example.org itself), or either with a :port. None is, if empty.",
+    )
+    fetch_timeout_s: float = Field(
+        5, gt=0, description="Longest time for all of one fetch, in seconds."
+    )
+    max_redirects: int = Field(3, ge=0, le=10, description="Redirects followed in one fetch.")
+
+    @field_validator("allowed_hosts")
+    @classmethod
+    def _are_hosts(cls, entries: tuple[str, ...]) -> tuple[str, ...]:
+        for entry in entries:
+            AllowedHost.parse(entry)
+        return entries
+
+
+class PayloadLimits(ImageLimits):
+    """What one request may carry."""
+
+    max_images: int = Field(32, ge=1, description="Most images in one request.")
+    max_total_bytes: int = Field(
+        40 * 1024 * 1024, ge=1, description="All encoded images of one request together, in bytes."
+    )
+
+    @model_validator(mode="after")
+    def _total_holds_an_image(self) -> Self:
+        if self.max_total_bytes < self.max_image_bytes:
+            raise ValueError(
+                f"max_total_bytes must be at least max_image_bytes ({self.max_image_bytes}); "
+                f"got {self.max_total_bytes}"
+            )
+        return self
+
+    @property
+    def max_form_bytes(self) -> int:
+        """Longest multipart body: the images and the headers around them."""
+        return self.max_total_bytes + (self.max_images + MAX_FORM_FIELDS) * _OVERHEAD_BYTES
+
+    @property
+    def max_json_bytes(self) -> int:
+        """Longest JSON body: base64 spends four characters on three bytes."""
+        return -(-self.max_total_bytes // 3) * 4 + self.max_images * _OVERHEAD_BYTES
+
+
+def _check_origin(origin: str) -> str:
+    if origin != "*" and not re.fullmatch(r"https?://[^/?#\s,*@]+", origin):
+        raise ValueError(f"must be origins such as https://app.example.org, or *; got {origin!r}")
+    return origin
+
+
+def _check_absolute(path: Path) -> Path:
+    if not path.expanduser().is_absolute():
+        raise ValueError(f"must be an absolute path, since replicas run elsewhere; got {path}")
+    return path.expanduser()
+
+
+class ServeSettings(PayloadLimits, RemoteImageSettings):
+    """Arguments of the Serve application (`args` in serve_config.yaml)."""
+
+    model_uri: str = Field(
+        DEFAULT_MODEL_URI, min_length=1, description="MLflow model URI or path of an ONNX file."
+    )
+    max_batch_size: int = Field(
+        8, ge=1, le=256, description="Images per inference call; a replica's memory grows with it."
+    )
+    batch_wait_timeout_s: float = Field(
+        0.002, ge=0, le=1, description="How long a batch waits for more images, in seconds."
+    )
+    max_concurrent_batches: int = Field(1, ge=1, le=16, description="Batches in flight a replica.")
+    max_ongoing_requests: int = Field(
+        32, ge=1, description="Requests a replica holds at once, queued in batches or running."
+    )
+    max_queued_requests: int = Field(
+        128, ge=-1, description="Requests waiting for a replica before 429 is answered."
+    )
+    min_replicas: int = Field(1, ge=1, description="Replicas kept when idle.")
+    max_replicas: int = Field(2, ge=1, description="Replicas at full load.")
+    target_ongoing_requests: float = Field(
+        12, gt=0, description="Requests a replica should hold; more starts another replica."
+    )
+    num_threads: int = Field(1, ge=1, description="Inference threads and CPUs of a replica.")
+    request_timeout_s: float = Field(
+        10,
+        gt=0,
+        description="Longest time for a request to arrive before 408, and then for its answer "
+        "before 504, in seconds.",
+    )
+    token_file: Annotated[Path, AfterValidator(_check_absolute)] | None = Field(
+        None,
+        description="File of bearer tokens, one a line, which is read again when it changes; they "
+        "count beside those of MASK_RAY_TOKENS.",
+    )
+    cors_origins: tuple[Annotated[str, AfterValidator(_check_origin)], ...] = Field(
+        (),
+        description="Origins whose pages may ask from a browser: https://app.example.org, or * "
+        "for all. None but the endpoint's own page may, if empty.",
+    )
+    access_log: bool = Field(
+        True, description="Write a line of JSON for each request to the replica's output."
+    )
+    sample_share: float = Field(
+        0,
+        ge=0,
+        le=1,
+        description="Share of images kept with their answers for later labelling. They are photos "
+        "of people: see the privacy note in the README first.",
+    )
+    sample_path: str | None = Field(
+        None, min_length=1, description="Folder for them on each replica's node."
+    )
+    model_poll_s: float = Field(
+        10,
+        ge=0,
+        description="Seconds between looks at where the alias of model_uri points; 0: never. A "
+        "URI without an alias always means the same model.",
+    )
+    allow_other_classes: bool = Field(
+        False, description="Also switch to versions whose class names differ from those served."
+    )
+    challenger_share: float = Field(
+        0,
+        ge=0,
+        le=1,
+        description="Share of requests that the version with the alias challenger answers too.",
+    )
+    challenger_mode: Literal["shadow", "canary"] = Field(
+        "shadow",
+        description="Whose answer is sent for that share: shadow the champion's, canary the "
+        "challenger's. Both are compared.",
+    )
+
+    @model_validator(mode="after")
+    def _values_agree(self) -> Self:
+        needed = self.max_batch_size * self.max_concurrent_batches
+        if self.max_ongoing_requests < needed:
+            raise ValueError(
+                "max_ongoing_requests must be at least max_batch_size * max_concurrent_batches "
+                f"({needed}), or batches never fill; got {self.max_ongoing_requests}"
+            )
+        if self.max_queued_requests == 0:
+            raise ValueError("max_queued_requests must be at least 1, or -1 for no limit; got 0")
+        if self.min_replicas > self.max_replicas:
+            raise ValueError(
+                f"min_replicas must be at most max_replicas ({self.max_replicas}); "
+                f"got {self.min_replicas}"
+            )
+        if self.sample_share and self.sample_path is None:
+            raise ValueError(
+                f"sample_path must name a folder where sample_share is above 0; "
+                f"got sample_share {self.sample_share:g} and no sample_path"
+            )
+        if self.challenger_share and (self.model_poll_s == 0 or "@" not in self.model_uri):
+            raise ValueError(
+                "challenger_share must be 0 unless model_uri has an alias (models:/name@alias) "
+                f"and model_poll_s is above 0; got {self.challenger_share:g}"
+            )
+        return self

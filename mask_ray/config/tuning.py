@@ -1,0 +1,106 @@
+"""Settings of a search for good settings."""
+
+from typing import Annotated, Any, Self
+
+from pydantic import BeforeValidator, Field, model_validator
+
+from mask_ray.config.base import none_for_auto
+from mask_ray.config.training import TrainSettings
+
+# What a search draws from, evenly on a logarithmic scale.
+SEARCH_RANGES: dict[str, tuple[float, float]] = {
+    "learning_rate": (1e-4, 1e-2),
+    "finetune_learning_rate": (1e-5, 1e-3),
+}
+# What it chooses from. Factors, for the batch size.
+SEARCH_CHOICES: dict[str, tuple[Any, ...]] = {
+    "batch_size": (0.5, 1, 2),
+    "finetune_from": ("block_16", "block_13", "block_10", "block_6"),
+    "augmented_views": (0, 1, 3),
+    "augmentation": (0.5, 1.0, 1.5),
+    "warmup_epochs": (0, 1, 2),
+}
+
+
+class TuneSettings(TrainSettings):
+    """Search the main settings of a training run by trials with Ray Tune; registers no model."""
+
+    search: str | None = Field(
+        None,
+        min_length=1,
+        description="Settings to search, with commas between (default: all of these that have an "
+        "effect and are not given). "
+        + "; ".join(f"{k}: {low:g} to {high:g}" for k, (low, high) in SEARCH_RANGES.items())
+        + "; batch_size: half, same, double; "
+        + "; ".join(
+            f"{name}: {', '.join(map(str, values))}"
+            for name, values in SEARCH_CHOICES.items()
+            if name != "batch_size"
+        )
+        + ". The first trial takes all settings as they are without a search.",
+    )
+    num_trials: int = Field(16, ge=1, le=1000, description="Trials in all.")
+    max_concurrent: Annotated[int | None, BeforeValidator(none_for_auto)] = Field(
+        None,
+        ge=1,
+        description="Trials at a time (default: as many as have two CPUs, or with --use-gpu one "
+        "GPU, for each of their workers).",
+    )
+    grace_epochs: Annotated[int | None, BeforeValidator(none_for_auto)] = Field(
+        None,
+        ge=1,
+        description="Epochs that a trial is given before it can be stopped for falling behind the "
+        "others (default: a fifth of all epochs).",
+    )
+    resume: str | None = Field(
+        None,
+        pattern=r"^[0-9a-f]{32}$",
+        description="Go on with the search of this MLflow run: with its unfinished trials, and "
+        "those to come. Its settings are taken from the run, but for flags that are given.",
+    )
+
+    @property
+    def num_epochs(self) -> int:
+        """Epochs of a trial that is not stopped."""
+        return self.head_epochs + self.finetune_epochs
+
+    @property
+    def searched(self) -> list[str]:
+        """The settings that are searched."""
+        if self.search is not None:
+            return [name.strip().replace("-", "_") for name in self.search.split(",")]
+        return [name for name in self._effective() if name not in self.model_fields_set]
+
+    def _effective(self) -> list[str]:
+        scratch = self.backbone_weights == "none"
+        head, finetune = self.head_epochs > 0, self.finetune_epochs > 0 and not scratch
+        views = head and self.augmented_views > 0
+        effects = {
+            "learning_rate": scratch or head,
+            "finetune_learning_rate": finetune,
+            "batch_size": True,
+            "finetune_from": finetune,
+            "augmented_views": head,
+            "augmentation": scratch or finetune or views,
+            "warmup_epochs": scratch,
+        }
+        return [name for name, has_effect in effects.items() if has_effect]
+
+    @model_validator(mode="after")
+    def _search_is_possible(self) -> Self:
+        if unknown := [name for name in self.searched if name not in self._effective()]:
+            raise ValueError(
+                f"search must name settings that have an effect here: "
+                f"{', '.join(self._effective())}; got {', '.join(unknown)}"
+            )
+        if not self.searched:
+            raise ValueError(
+                f"search must name a setting where all of them are given: "
+                f"{', '.join(self._effective())}"
+            )
+        if self.grace_epochs is not None and self.grace_epochs > self.num_epochs:
+            raise ValueError(
+                f"grace_epochs must be at most head_epochs + finetune_epochs "
+                f"({self.num_epochs}); got {self.grace_epochs}"
+            )
+        return self
