@@ -74,7 +74,12 @@ async def _backend(request: Request) -> Backend:
     return backend
 
 
-async def _ready_backend(request: Request) -> Backend:
+async def ready_backend(request: Request) -> Backend:
+    """The backend of the app, for routes that need its model.
+
+    Raises:
+        HTTPException: 503, it is not ready.
+    """
     backend: Backend = request.app.state.backend
     if not backend.is_ready:
         raise not_ready()
@@ -83,7 +88,7 @@ async def _ready_backend(request: Request) -> Backend:
 
 # Not sync functions, which FastAPI would call in a thread, for every request.
 AnyBackend = Annotated[Backend, Depends(_backend)]
-ReadyBackend = Annotated[Backend, Depends(_ready_backend)]
+ReadyBackend = Annotated[Backend, Depends(ready_backend)]
 
 
 async def arrive(coming: Awaitable[T], backend: Backend) -> T:

@@ -32,13 +32,21 @@ class ModelFileError(MaskRayError):
 class Predictor:
     """An image classifier loaded from an ONNX file. Safe to call from several threads.
 
+    Args:
+        path: The file.
+        num_threads: For one batch.
+        is_shared: Whether several threads are to call it at a time. Then each batch can be given
+            one thread, which costs the memory of the weights once more.
+
     Raises:
         ModelFileError: the file cannot be loaded, or is not a uint8 image classifier with its
             class names and image size in its metadata.
     """
 
-    def __init__(self, path: str | Path, num_threads: int = 1) -> None:
+    def __init__(self, path: str | Path, num_threads: int = 1, is_shared: bool = False) -> None:
         self._session = _load(Path(path), num_threads)
+        splits = is_shared and num_threads > 1
+        self._on_one_thread = _load(Path(path), 1) if splits else self._session
         try:
             self.class_names = _class_names(self._session)
             self.image_size = _image_size(self._session)
@@ -46,11 +54,12 @@ class Predictor:
         except ModelFileError as error:
             raise ModelFileError(f"{path} is not a classifier made by mask_ray: {error}") from None
 
-    def predict(self, images: Images) -> Probabilities:
+    def predict(self, images: Images, *, on_one_thread: bool = False) -> Probabilities:
         """Classify a batch.
 
         Args:
             images: RGB pixels in 0..255 of shape (N, image_size, image_size, 3).
+            on_one_thread: Leave the other cores to other calls, where the predictor is shared.
 
         Returns:
             Shape (N, len(class_names)), each row in 0..1 and summing to 1.
@@ -66,21 +75,26 @@ class Predictor:
             )
         if len(images) == 0:
             return np.empty((0, len(self.class_names)), np.float32)
-        (probabilities,) = self._session.run(["probabilities"], {"image": images})
+        session = self._on_one_thread if on_one_thread else self._session
+        (probabilities,) = session.run(["probabilities"], {"image": images})
         return np.asarray(probabilities, np.float32)
 
     def warm_up(self, batch_size: int = 1) -> None:
         """Run one batch of black images, so that no request pays for the first allocations."""
-        self.predict(np.zeros((batch_size, self.image_size, self.image_size, 3), np.uint8))
+        images = np.zeros((batch_size, self.image_size, self.image_size, 3), np.uint8)
+        self.predict(images)
+        if self._on_one_thread is not self._session:
+            self.predict(images, on_one_thread=True)
 
 
 def predict_together(
-    requests: Sequence[tuple[Predictor, Images]],
+    requests: Sequence[tuple[Predictor, Images]], *, on_one_thread: bool = False
 ) -> list[Probabilities | Exception]:
     """Classify single images, those that are for the same predictor in one batch.
 
     Args:
         requests: A predictor each, and pixels of shape (image_size, image_size, 3) for it.
+        on_one_thread: As for `Predictor.predict`.
 
     Returns:
         In the same order: shape (classes,), or what the request's predictor raised, which
@@ -92,15 +106,18 @@ def predict_together(
         places[id(predictor)].append(place)
     for together in places.values():
         predictor = requests[together[0]][0]
-        rows = _rows_or_error(predictor, np.stack([requests[place][1] for place in together]))
+        images = np.stack([requests[place][1] for place in together])
+        rows = _rows_or_error(predictor, images, on_one_thread)
         for place, row in zip(together, rows, strict=True):
             outcomes[place] = row
     return outcomes
 
 
-def _rows_or_error(predictor: Predictor, images: Images) -> list[Probabilities | Exception]:
+def _rows_or_error(
+    predictor: Predictor, images: Images, on_one_thread: bool
+) -> list[Probabilities | Exception]:
     try:
-        return list(predictor.predict(images))
+        return list(predictor.predict(images, on_one_thread=on_one_thread))
     except Exception as error:
         return [error] * len(images)
 

@@ -1,8 +1,9 @@
 """The classifier as a Ray Serve deployment: one replica holds a model and the HTTP app before it.
 
-A request is read within limits, decoded in a thread, joined with others into a batch and
-classified in another thread, so the event loop never waits for pixels. What decodes badly is
-refused before it meets a batch. Training code, TensorFlow and Keras are never imported here.
+A request is read within limits on the event loop; a thread decodes its images together with others
+that wait, and classifies them as a batch, so the loop never waits for pixels. What decodes badly
+is refused, and harms nothing that it waited with. Training code, TensorFlow and Keras are never
+imported here.
 """
 
 import asyncio
@@ -24,6 +25,7 @@ from starlette.middleware import Middleware
 
 from mask_ray.access_log import AccessLog
 from mask_ray.backend import Health, RefusedVersion
+from mask_ray.batching import Batcher
 from mask_ray.challenger import Comparer, compare, takes_part
 from mask_ray.config import MaskRayError, ServeSettings, explain
 from mask_ray.exchanges import Exchange
@@ -47,6 +49,9 @@ from mask_ray.versions import (
     alias_of,
 )
 from mask_ray.vetting import ModelRefusedError, admit, check_answers
+
+Asked = tuple[Predictor, bytes | RGBArray]
+Outcome = Probabilities | Exception
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -83,14 +88,13 @@ class Classifier:
         self._models = _models(settings, followed, self.metrics)
         self.metrics.serves(self.model.name, self.model.version)
         self._comparer = Comparer(self.metrics)
-        # As many decoders as CPUs: the pool is also what bounds the memory of large images.
-        self._decoding = ThreadPoolExecutor(settings.num_threads, "decode")
-        self._inference = ThreadPoolExecutor(settings.max_concurrent_batches, "inference")
-        self._batched = serve.batch(
+        # As many as CPUs: the threads are also what bounds the memory of large images.
+        self._batcher = Batcher(
+            self._work,
+            num_threads=settings.num_threads,
             max_batch_size=settings.max_batch_size,
-            batch_wait_timeout_s=settings.batch_wait_timeout_s,
-            max_concurrent_batches=settings.max_concurrent_batches,
-        )(self._infer)
+        )
+        self._other_work = ThreadPoolExecutor(settings.num_threads, "other")
         self.is_ready = True
 
     def __serve_build_asgi_app__(self) -> FastAPI:
@@ -181,10 +185,11 @@ class Classifier:
 
     async def _ask(self, model: LoadedModel, images: Sequence[bytes | RGBArray]) -> Classified:
         predictor = model.predictor
-        decoded = await self._decode(images, predictor.image_size)
-        outcomes: list[Probabilities | Exception] = await asyncio.gather(
-            *(self._batched((predictor, image)) for image in decoded)
-        )
+        outcomes = await self._batcher.ask([(predictor, image) for image in images])
+        # Of several it is always the first bad one that is named.
+        for index, outcome in enumerate(outcomes):
+            if isinstance(outcome, ImageError):
+                raise outcome if len(images) == 1 else _named(outcome, index)
         rows = [_row(outcome, model) for outcome in outcomes]
         for row in rows:
             best = int(row.argmax())
@@ -194,46 +199,34 @@ class Classifier:
         return Classified(_info(model), predictor.class_names, np.stack(rows))
 
     async def in_thread(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-        """Call a function in one of the threads that decode."""
+        """Call a function in a thread beside those that classify."""
         call = partial(function, *args, **kwargs)
-        return await asyncio.get_running_loop().run_in_executor(self._decoding, call)
+        return await asyncio.get_running_loop().run_in_executor(self._other_work, call)
 
-    async def _decode(self, images: Sequence[bytes | RGBArray], image_size: int) -> list[RGBArray]:
-        if len(images) == 1:
-            return [await self.in_thread(self._decode_one, images[0], image_size)]
-        coming = (self.in_thread(self._decode_one, image, image_size) for image in images)
-        decoded: list[RGBArray] = []
-        # All of them, so that it is always the first bad one that is named.
-        for index, result in enumerate(await asyncio.gather(*coming, return_exceptions=True)):
-            if isinstance(result, ImageError):
-                raise type(result)(f"images[{index}]: {result}")
-            if isinstance(result, BaseException):
-                raise result
-            decoded.append(result)
-        return decoded
+    def _work(self, asked: list[Asked], is_alone: bool) -> list[Outcome]:
+        """Decode and classify a batch, in one of its threads."""
+        decoded = [self._decode(*one) for one in asked]
+        good = [
+            (predictor, image)
+            for (predictor, _), image in zip(asked, decoded, strict=True)
+            if not isinstance(image, ImageError)
+        ]
+        started_s = time.perf_counter()
+        answers = iter(predict_together(good, on_one_thread=not is_alone))
+        if good:
+            self.metrics.inferred(len(good), time.perf_counter() - started_s)
+        return [image if isinstance(image, ImageError) else next(answers) for image in decoded]
 
-    def _decode_one(self, image: bytes | RGBArray, image_size: int) -> RGBArray:
+    def _decode(self, predictor: Predictor, image: bytes | RGBArray) -> RGBArray | ImageError:
         started_s = time.perf_counter()
         try:
             if isinstance(image, bytes):
-                return decode_resized(image, image_size, self.settings)
-            return resize(image, image_size)
+                return decode_resized(image, predictor.image_size, self.settings)
+            return resize(image, predictor.image_size)
+        except ImageError as error:
+            return error
         finally:
             self.metrics.decoded(time.perf_counter() - started_s)
-
-    async def _infer(
-        self, requests: list[tuple[Predictor, RGBArray]]
-    ) -> list[Probabilities | Exception]:
-        loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._inference, self._predict, requests)
-
-    def _predict(
-        self, requests: list[tuple[Predictor, RGBArray]]
-    ) -> list[Probabilities | Exception]:
-        started_s = time.perf_counter()
-        outcomes = predict_together(requests)
-        self.metrics.inferred(len(requests), time.perf_counter() - started_s)
-        return outcomes
 
     async def check_health(self) -> None:
         """Classify one black image: a replica that is blocked still answers mere pings.
@@ -241,14 +234,12 @@ class Classifier:
         Raises:
             Exception: whatever inference raised. Serve restarts a replica that keeps failing.
         """
-        loop = asyncio.get_running_loop()
         predictor = self.serving.champion.predictor
-        try:
-            await loop.run_in_executor(self._inference, predictor.warm_up)
-        except Exception:
-            self.is_ready = False
-            raise
-        self.is_ready = True
+        black = np.zeros((1, 1, 3), np.uint8)
+        (outcome,) = await self._batcher.ask([(predictor, black)])
+        self.is_ready = not isinstance(outcome, Exception)
+        if isinstance(outcome, Exception):
+            raise outcome
 
 
 def _metrics_of_replica() -> Metrics:
@@ -270,7 +261,11 @@ def _bytes_of(image: bytes | RGBArray) -> bytes:
     return image if isinstance(image, bytes) else image.tobytes()
 
 
-def _row(outcome: Probabilities | Exception, model: LoadedModel) -> Probabilities:
+def _named(error: ImageError, index: int) -> ImageError:
+    return type(error)(f"images[{index}]: {error}")
+
+
+def _row(outcome: Outcome, model: LoadedModel) -> Probabilities:
     if isinstance(outcome, Exception):
         raise ModelFailedError(f"version {model.version} failed") from outcome
     return outcome

@@ -22,7 +22,7 @@ def admit(
 
     Args:
         path: The ONNX file.
-        num_threads: Of the predictor.
+        num_threads: Of the predictor, which several threads are to share.
         class_names: Those that it must have, in this order; None: any.
 
     Raises:
@@ -30,7 +30,7 @@ def admit(
             probabilities.
     """
     try:
-        predictor = Predictor(path, num_threads)
+        predictor = Predictor(path, num_threads, is_shared=True)
     except ModelFileError as error:
         raise ModelRefusedError(str(error).replace(str(path), path.name)) from error
     if class_names is not None and predictor.class_names != class_names:

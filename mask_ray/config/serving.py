@@ -122,12 +122,12 @@ class ServeSettings(PayloadLimits, RemoteImageSettings):
         DEFAULT_MODEL_URI, min_length=1, description="MLflow model URI or path of an ONNX file."
     )
     max_batch_size: int = Field(
-        8, ge=1, le=256, description="Images per inference call; a replica's memory grows with it."
+        8,
+        ge=1,
+        le=256,
+        description="Most images per inference call, of those that wait when a thread is free; a "
+        "replica's memory grows with it.",
     )
-    batch_wait_timeout_s: float = Field(
-        0.002, ge=0, le=1, description="How long a batch waits for more images, in seconds."
-    )
-    max_concurrent_batches: int = Field(1, ge=1, le=16, description="Batches in flight a replica.")
     max_ongoing_requests: int = Field(
         32, ge=1, description="Requests a replica holds at once, queued in batches or running."
     )
@@ -139,7 +139,12 @@ class ServeSettings(PayloadLimits, RemoteImageSettings):
     target_ongoing_requests: float = Field(
         12, gt=0, description="Requests a replica should hold; more starts another replica."
     )
-    num_threads: int = Field(1, ge=1, description="Inference threads and CPUs of a replica.")
+    num_threads: int = Field(
+        1,
+        ge=1,
+        description="CPUs of a replica, and threads that decode and classify: all of them on one "
+        "batch where there is only one, otherwise each on its own.",
+    )
     request_timeout_s: float = Field(
         10,
         gt=0,
@@ -192,10 +197,10 @@ class ServeSettings(PayloadLimits, RemoteImageSettings):
 
     @model_validator(mode="after")
     def _values_agree(self) -> Self:
-        needed = self.max_batch_size * self.max_concurrent_batches
+        needed = self.max_batch_size * self.num_threads
         if self.max_ongoing_requests < needed:
             raise ValueError(
-                "max_ongoing_requests must be at least max_batch_size * max_concurrent_batches "
+                "max_ongoing_requests must be at least max_batch_size * num_threads "
                 f"({needed}), or batches never fill; got {self.max_ongoing_requests}"
             )
         if self.max_queued_requests == 0:
