@@ -20,8 +20,9 @@ class Batcher(Generic[Item, Outcome]):
     They end with the process.
 
     Args:
-        work: Called in a thread with a batch, and whether no other thread has one; gives an
-            outcome for each item, in its order. What it raises is raised to all who asked.
+        work: Called in a thread with a batch, and whether that is a single item while nothing
+            else waits or is worked on; gives an outcome for each item, in its order. What it
+            raises is raised to all who asked.
         num_threads: Batches at a time.
         max_batch_size: Items in a batch.
     """
@@ -58,7 +59,7 @@ class Batcher(Generic[Item, Outcome]):
                 continue
             with self._lock:
                 self._num_busy += 1
-                is_alone = self._num_busy == 1
+                is_alone = self._num_busy == len(batch) == 1 and self._waiting.empty()
             items = [item for item, _ in batch]
             try:
                 outcomes: list[Outcome] | Exception = self._work(items, is_alone)

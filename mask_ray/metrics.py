@@ -5,6 +5,9 @@ at the node's metrics port (`ray start --metrics-export-port`). All labels are b
 methods and statuses of this application, classes and versions of its models.
 """
 
+import collections
+import threading
+import time
 from collections.abc import Iterable, Mapping
 from http import HTTPMethod
 
@@ -42,8 +45,10 @@ class Metrics:
 
     def _make_request_metrics(self) -> None:
         of_request = ("endpoint", "method", "status")
-        self._requests = self._counter(
-            "mask_ray_requests_total", "HTTP requests that are over, by status.", of_request
+        self._requests = _Tally(
+            self._counter(
+                "mask_ray_requests_total", "HTTP requests that are over, by status.", of_request
+            )
         )
         self._duration = self._histogram(
             "mask_ray_request_duration_seconds",
@@ -68,8 +73,10 @@ class Metrics:
         self._model_info = self._gauge(
             "mask_ray_model_info", "1 for the model that answers, 0 for those before it.", _MODEL
         )
-        self._predictions = self._counter(
-            "mask_ray_predictions_total", "Images answered, by class.", ("label", *_MODEL)
+        self._predictions = _Tally(
+            self._counter(
+                "mask_ray_predictions_total", "Images answered, by class.", ("label", *_MODEL)
+            )
         )
         self._confidence = self._histogram(
             "mask_ray_prediction_confidence",
@@ -106,8 +113,23 @@ class Metrics:
             "method": exchange.method if exchange.method in _METHODS else "other",
             "status": str(exchange.status),
         }
-        self._requests.inc(tags=labels)
+        self._requests.inc(labels)
         self._duration.observe(exchange.duration_s, labels)
+
+    def report(self) -> None:
+        """Pass on what was counted since the last time."""
+        self._requests.report()
+        self._predictions.report()
+
+    def report_every(self, period_s: float) -> None:
+        """`report` again and again, in a thread that ends with the process."""
+
+        def run() -> None:
+            while True:
+                time.sleep(period_s)
+                self.report()
+
+        threading.Thread(target=run, name="metrics", daemon=True).start()
 
     def decoded(self, seconds: float) -> None:
         """One image was decoded, or refused."""
@@ -126,7 +148,7 @@ class Metrics:
             confidence: Probability of the likeliest class, in 0..1.
         """
         labels = {"label": label} | _model_labels(model, version)
-        self._predictions.inc(tags=labels)
+        self._predictions.inc(labels)
         self._confidence.observe(confidence, labels)
 
     def serves(self, model: str, version: str | None) -> None:
@@ -184,6 +206,25 @@ class Metrics:
         histogram = Histogram(name, description, list(boundaries), (*self._replica, *labels))
         histogram.set_default_tags(self._replica)
         return histogram
+
+
+class _Tally:
+    """A counter that Ray is told of from time to time: for each request that takes it 50 us."""
+
+    def __init__(self, counter: Counter) -> None:
+        self._counter = counter
+        self._lock = threading.Lock()
+        self._numbers: collections.Counter[tuple[tuple[str, str], ...]] = collections.Counter()
+
+    def inc(self, labels: dict[str, str]) -> None:
+        with self._lock:
+            self._numbers[tuple(labels.items())] += 1
+
+    def report(self) -> None:
+        with self._lock:
+            numbers, self._numbers = self._numbers, collections.Counter()
+        for labels, number in numbers.items():
+            self._counter.inc(number, dict(labels))
 
 
 def _model_labels(model: str, version: str | None) -> dict[str, str]:

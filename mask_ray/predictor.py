@@ -20,9 +20,9 @@ Probabilities = npt.NDArray[np.float32]
 
 _LOG_ERRORS_ONLY = 3
 
-# Activations of more images than that leave the caches of a core: 355 images/s of 128 px in batches
-# of 32, 401 in batches of 8.
-_NUM_TOGETHER = 8
+# Activations of more pixels than that leave the caches of a core: 355 images/s of 128 px in batches
+# of 32, 401 in batches of 8; 110 of 224 px in batches of 8, 113 in batches of 2.
+_PIXELS_TOGETHER = 8 * 128**2
 
 
 class ModelFileError(MaskRayError):
@@ -35,8 +35,8 @@ class Predictor:
     Args:
         path: The file.
         num_threads: For one batch.
-        is_shared: Whether several threads are to call it at a time. Then each batch can be given
-            one thread, which costs the memory of the weights once more.
+        is_shared: Whether some batches are to leave the other cores to other work, by
+            `on_one_thread`. That costs the memory of the weights once more.
 
     Raises:
         ModelFileError: the file cannot be loaded, or is not a uint8 image classifier with its
@@ -59,7 +59,7 @@ class Predictor:
 
         Args:
             images: RGB pixels in 0..255 of shape (N, image_size, image_size, 3).
-            on_one_thread: Leave the other cores to other calls, where the predictor is shared.
+            on_one_thread: Leave the other cores to other work, where the predictor is shared.
 
         Returns:
             Shape (N, len(class_names)), each row in 0..1 and summing to 1.
@@ -76,8 +76,7 @@ class Predictor:
         if len(images) == 0:
             return np.empty((0, len(self.class_names)), np.float32)
         session = self._on_one_thread if on_one_thread else self._session
-        (probabilities,) = session.run(["probabilities"], {"image": images})
-        return np.asarray(probabilities, np.float32)
+        return _run(session, "probabilities", images)
 
     def warm_up(self, batch_size: int = 1) -> None:
         """Run one batch of black images, so that no request pays for the first allocations."""
@@ -132,11 +131,15 @@ class FeatureExtractor:
 
     def extract(self, images: Images) -> npt.NDArray[np.float32]:
         """Features of shape (N, D) of uint8 images of shape (N, S, S, 3)."""
-        parts = [
-            self._session.run(["features"], {"image": images[start : start + _NUM_TOGETHER]})[0]
-            for start in range(0, max(1, len(images)), _NUM_TOGETHER)
-        ]
-        return np.concatenate(parts, dtype=np.float32)
+        return _run(self._session, "features", images)
+
+
+def _run(session: ort.InferenceSession, output: str, images: Images) -> npt.NDArray[np.float32]:
+    """The output for all images, a few at a time."""
+    num_together = max(1, _PIXELS_TOGETHER // (images.shape[1] * images.shape[2]))
+    starts = range(0, max(1, len(images)), num_together)
+    parts = [session.run([output], {"image": images[at : at + num_together]})[0] for at in starts]
+    return np.concatenate(parts, dtype=np.float32)
 
 
 def _load(path: Path, num_threads: int) -> ort.InferenceSession:

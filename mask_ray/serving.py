@@ -7,6 +7,7 @@ imported here.
 """
 
 import asyncio
+import gc
 import logging
 import threading
 import time
@@ -20,6 +21,7 @@ import numpy as np
 from fastapi import FastAPI
 from pydantic import ValidationError
 from ray import serve
+from ray.serve._private.logging_utils import get_serve_logs_dir
 from ray.serve.exceptions import RayServeException
 from starlette.middleware import Middleware
 
@@ -55,6 +57,8 @@ Outcome = Probabilities | Exception
 
 P = ParamSpec("P")
 T = TypeVar("T")
+
+_METRICS_PERIOD_S = 1
 
 logger = logging.getLogger(__name__)
 
@@ -96,12 +100,16 @@ class Classifier:
         )
         self._other_work = ThreadPoolExecutor(settings.num_threads, "other")
         self.is_ready = True
+        # What is here stays. Else the collector looks through all of Ray again and again, and
+        # requests wait for it.
+        gc.collect()
+        gc.freeze()
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         """Called by Serve once the replica is constructed."""
         observers: list[Callable[[Exchange], None]] = [self.metrics.observe]
         if self.settings.access_log:
-            observers.append(AccessLog())
+            observers.append(AccessLog(_access_log_path()))
         samples = None
         if self.settings.sample_path is not None and self.settings.sample_share:
             samples = SampleLog(
@@ -244,13 +252,21 @@ class Classifier:
 
 def _metrics_of_replica() -> Metrics:
     replica = serve.get_replica_context()
-    return Metrics(
+    metrics = Metrics(
         {
             "application": replica.app_name,
             "deployment": replica.deployment,
             "replica": replica.replica_id.unique_id,
         }
     )
+    metrics.report_every(_METRICS_PERIOD_S)
+    return metrics
+
+
+def _access_log_path() -> Path:
+    """Beside Serve's own log of the replica."""
+    replica = serve.get_replica_context().replica_id
+    return Path(get_serve_logs_dir(), f"access_{replica.unique_id}.log")
 
 
 def _info(model: LoadedModel) -> ModelInfo:
@@ -296,7 +312,7 @@ def _models(settings: ServeSettings, followed: Followed | None, events: ModelEve
 
 def _load(uri: str, settings: ServeSettings, class_names: tuple[str, ...] | None) -> LoadedModel:
     path, name, version = resolve_here(uri)
-    predictor = admit(path, settings.num_threads, class_names)
+    predictor = admit(path, settings.num_lone_threads, class_names)
     predictor.warm_up(settings.max_batch_size)
     return LoadedModel(name, version, predictor)
 
@@ -384,6 +400,8 @@ def _deploy(settings: ServeSettings) -> Callable[[type], serve.Deployment]:
             "downscaling_factor": 0.5,
         },
         ray_actor_options={"num_cpus": settings.num_threads},
+        # The app has an access log of its own, which says more.
+        logging_config={"enable_access_log": False},
         health_check_period_s=5,
         health_check_timeout_s=20,
         # Long enough for every request that was accepted to end in an answer.

@@ -22,7 +22,7 @@ def admit(
 
     Args:
         path: The ONNX file.
-        num_threads: Of the predictor, which several threads are to share.
+        num_threads: Of the predictor, which is shared.
         class_names: Those that it must have, in this order; None: any.
 
     Raises:

@@ -1,10 +1,11 @@
 """What is seen of a request, and the line that is logged of it."""
 
 import asyncio
-import io
 import json
+import tempfile
 from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -44,16 +45,17 @@ Ask = Callable[[httpx.AsyncClient], Awaitable[Any]]
 
 
 def lines_of(ask: Ask) -> list[dict[str, Any]]:
-    stream = io.StringIO()
-    watched = RequestIds(Exchanges(app, AccessLog(stream)))
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "logs", "access.log")
+        watched = RequestIds(Exchanges(app, AccessLog(path)))
 
-    async def send() -> None:
-        transport = httpx.ASGITransport(watched, raise_app_exceptions=False)
-        async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
-            await ask(client)
+        async def send() -> None:
+            transport = httpx.ASGITransport(watched, raise_app_exceptions=False)
+            async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+                await ask(client)
 
-    asyncio.run(send())
-    return [json.loads(line) for line in stream.getvalue().splitlines()]
+        asyncio.run(send())
+        return [json.loads(line) for line in path.read_text().splitlines()]
 
 
 def line_of(ask: Ask) -> dict[str, Any]:

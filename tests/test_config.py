@@ -136,10 +136,7 @@ SERVE_BOUNDS = [
     ("challenger_share", 1.1, "less than or equal to 1"),
     ("max_batch_size", 0, "greater than or equal to 1"),
     ("max_batch_size", 257, "less than or equal to 256"),
-    ("batch_wait_timeout_s", -0.1, "greater than or equal to 0"),
-    ("batch_wait_timeout_s", 1.1, "less than or equal to 1"),
-    ("max_concurrent_batches", 0, "greater than or equal to 1"),
-    ("max_concurrent_batches", 17, "less than or equal to 16"),
+    ("num_lone_threads", 0, "greater than or equal to 1"),
     ("max_ongoing_requests", 0, "greater than or equal to 1"),
     ("max_queued_requests", -2, "greater than or equal to -1"),
     ("max_queued_requests", 0, "at least 1, or -1 for no limit"),
@@ -262,8 +259,8 @@ def test_a_run_to_resume_is_named_by_its_id(run_id: str) -> None:
         ),
         (
             ServeSettings,
-            {"max_batch_size": 16, "max_concurrent_batches": 2, "max_ongoing_requests": 31},
-            "max_ongoing_requests must be at least max_batch_size * max_concurrent_batches (32), "
+            {"max_batch_size": 16, "num_threads": 2, "max_ongoing_requests": 31},
+            "max_ongoing_requests must be at least max_batch_size * num_threads (32), "
             "or batches never fill; got 31",
         ),
         (

@@ -76,6 +76,7 @@ def test_a_request_is_counted_and_timed(
     replica: metrics.Metrics, made: dict[str, Recorder]
 ) -> None:
     replica.observe(exchange(status=429, duration_s=0.25))
+    replica.report()
 
     labels = {"endpoint": "/predict", "method": "POST", "status": "429"}
     assert made["mask_ray_requests_total"].records == [(1, labels)]
@@ -86,8 +87,18 @@ def test_made_up_methods_are_one_label(replica: metrics.Metrics, made: dict[str,
     for method in ("GET", "BREW", "FROBNICATE"):
         replica.observe(exchange(method=method))
 
-    methods = [labels["method"] for _, labels in made["mask_ray_requests_total"].records]
-    assert methods == ["GET", "other", "other"]
+    replica.report()
+    numbers = {labels["method"]: n for n, labels in made["mask_ray_requests_total"].records}
+    assert numbers == {"GET": 1, "other": 2}
+
+
+def test_what_was_reported_is_not_counted_again(
+    replica: metrics.Metrics, made: dict[str, Recorder]
+) -> None:
+    replica.observe(exchange())
+    replica.report()
+    replica.report()
+    assert [n for n, _ in made["mask_ray_requests_total"].records] == [1]
 
 
 def test_an_answer_is_counted_by_class_and_version(
@@ -95,6 +106,7 @@ def test_an_answer_is_counted_by_class_and_version(
 ) -> None:
     replica.answered("with_mask", 0.9, "mask-detector", "3")
     replica.answered("uncertain", 0.5, "tiny", None)
+    replica.report()
 
     first = {"label": "with_mask", "model": "mask-detector", "model_version": "3"}
     second = {"label": "uncertain", "model": "tiny", "model_version": "file"}

@@ -148,7 +148,7 @@ def test_a_mixed_batch_is_answered_by_the_model_of_each_image(tmp_path: Path) ->
 def test_a_model_that_fails_harms_no_other_of_the_batch(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fail(images: np.ndarray) -> np.ndarray:
+    def fail(images: np.ndarray, **options: bool) -> np.ndarray:
         raise RuntimeError("no inference")
 
     sound = Predictor(write_classifier(tmp_path / "sound.onnx"))

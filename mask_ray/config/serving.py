@@ -142,8 +142,14 @@ class ServeSettings(PayloadLimits, RemoteImageSettings):
     num_threads: int = Field(
         1,
         ge=1,
-        description="CPUs of a replica, and threads that decode and classify: all of them on one "
-        "batch where there is only one, otherwise each on its own.",
+        description="CPUs that a replica reserves, and threads in which it decodes and classifies "
+        "one batch each.",
+    )
+    num_lone_threads: int = Field(
+        2,
+        ge=1,
+        description="Threads that classify an image while nothing else is in the replica: cores "
+        "that would be idle halve the time to its answer.",
     )
     request_timeout_s: float = Field(
         10,
