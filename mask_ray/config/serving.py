@@ -168,7 +168,7 @@ class ServeSettings(PayloadLimits, RemoteImageSettings):
         "for all. None but the endpoint's own page may, if empty.",
     )
     access_log: bool = Field(
-        True, description="Write a line of JSON for each request to the replica's output."
+        True, description="Write a line of JSON for each request to a file beside Serve's own logs."
     )
     sample_share: float = Field(
         0,
