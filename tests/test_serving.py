@@ -58,7 +58,7 @@ def base_url(
     token_file.write_text(TOKEN)
     port = free_port()
     serve.start(http_options={"host": "127.0.0.1", "port": port})
-    usual = {"model_uri": str(model_path), "max_replicas": 1, "batch_wait_timeout_s": 0.05}
+    usual = {"model_uri": str(model_path), "max_replicas": 1}
     tight = {"max_batch_size": 1, "max_ongoing_requests": 1, "max_queued_requests": 1} | {
         "token_file": str(token_file)
     }
@@ -364,7 +364,7 @@ def test_readiness_names_the_model(client: httpx.Client, path: str) -> None:
 
 def test_a_replica_whose_inference_fails_is_not_ready_until_it_works(client: httpx.Client) -> None:
     def break_inference(_: Any) -> None:
-        def fail(images: np.ndarray) -> np.ndarray:
+        def fail(images: np.ndarray, **options: bool) -> np.ndarray:
             raise RuntimeError("no inference")
 
         classifier = serve.get_replica_context().servable_object
