@@ -387,6 +387,7 @@ def _deploy(settings: ServeSettings) -> Callable[[type], serve.Deployment]:
             "downscale_delay_s": settings.downscale_delay_s,
             "downscaling_factor": settings.downscaling_factor,
         },
+        max_surge_percent=settings.max_surge_percent,
         ray_actor_options={"num_cpus": settings.num_threads},
         health_check_period_s=settings.health_check_period_s,
         health_check_timeout_s=settings.health_check_timeout_s,

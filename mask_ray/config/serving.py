@@ -160,6 +160,13 @@ class ServeSettings(PayloadLimits, RemoteImageSettings):
         description="Longest time for one, in seconds; a replica that fails three in a row is "
         "replaced.",
     )
+    max_surge_percent: int = Field(
+        100,
+        ge=0,
+        le=100,
+        description="Extra replicas, in percent, while a deploy replaces those that run. It waits "
+        "for free CPUs; with 0 it stops some first.",
+    )
     num_threads: int = Field(1, ge=1, description="Inference threads and CPUs of a replica.")
     request_timeout_s: float = Field(
         10,
