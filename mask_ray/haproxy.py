@@ -6,7 +6,7 @@ Ray writes the configuration anew before each start of the binary that
 - statistics, metrics and the admin socket are for this machine and user, not for all interfaces;
 - headers that trickle in are refused after `HEADERS_TIMEOUT_S`;
 - errors of its own are problems as everywhere else, and keep their status, so clients know which
-  to try again;
+  to try again (but for requests whose headers are late or malformed, which it answers in HTML);
 - the application learns the client's address, the client no server's name;
 - HAProxy ends with the process that started it, whatever becomes of that.
 
