@@ -4,7 +4,8 @@ Ray writes the configuration anew before each start of the binary that
 `RAY_SERVE_HAPROXY_BINARY_PATH` names. This one tightens the file in place, then becomes HAProxy:
 
 - statistics, metrics and the admin socket are for this machine and user, not for all interfaces;
-- headers that trickle in are refused after `HEADERS_TIMEOUT_S`;
+- headers that trickle in are refused after `HEADERS_TIMEOUT_S`, and bodies that fit into a buffer
+  after `BODY_TIMEOUT_S`: no replica meets them before they are whole;
 - errors of its own are problems as everywhere else, and keep their status, so clients know which
   to try again (but for requests whose headers are late or malformed, which it answers in HTML);
 - the application learns the client's address, the client no server's name;
@@ -23,7 +24,11 @@ import sys
 from http import HTTPStatus
 from pathlib import Path
 
-HEADERS_TIMEOUT_S = 10
+HEADERS_TIMEOUT_S = BODY_TIMEOUT_S = 10
+
+# Only a request that is whole in a buffer when a replica gets it can be asked of another.
+BUFFER_BYTES = 256 * 1024
+WHOLE_BODY_BYTES = 240 * 1024
 
 _PROBLEM_TYPE = "application/problem+json"
 _DETAILS = {
@@ -43,6 +48,8 @@ _FOR_THIS_MACHINE = ("frontend prometheus", "listen stats")
 _FRONTEND = "frontend http_frontend"
 _FRONTEND_LINES = (
     "    option forwardfor",
+    f"    http-request wait-for-body time {BODY_TIMEOUT_S}s "
+    f"if {{ req.hdr_val(content-length) 1:{WHOLE_BODY_BYTES} }}",
     "    http-response del-header server",
 )
 _ANY_INTERFACE = re.compile(r"bind \*?:(\d+)$")

@@ -32,8 +32,8 @@ _HAPROXY = {
     # harm. Not 429 and 503, which are answers.
     "RAY_SERVE_HAPROXY_RETRY_ON": "conn-failure empty-response response-timeout",
     "RAY_SERVE_HAPROXY_RETRIES": "2",
-    # Only requests that fit into a buffer can be asked again: most photos do.
-    "RAY_SERVE_HAPROXY_TUNE_BUFSIZE": str(256 * 1024),
+    # Of these, only requests that fit into a buffer can be asked again.
+    "RAY_SERVE_HAPROXY_TUNE_BUFSIZE": str(haproxy.BUFFER_BYTES),
     # Twice request_timeout_s, for it to arrive and be answered, and some: past it a replica hangs.
     "RAY_SERVE_HAPROXY_TIMEOUT_SERVER_S": "25",
     # Nothing comes from the client, or is taken by it.

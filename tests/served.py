@@ -34,7 +34,7 @@ class Service:
     ports: dict[str, int] = field(default_factory=dict)
 
     def deploy(self, **settings: Any) -> None:
-        """`serve deploy` with other settings."""
+        """`serve deploy` with other settings of the application mask-detector."""
         self.config["applications"][0]["args"] |= settings
         path = self.write_config()
         subprocess.run(
@@ -57,7 +57,7 @@ class Service:
     @property
     def replicas(self) -> list[psutil.Process]:
         """Their processes."""
-        return self._processes(lambda line: line.startswith("ray::ServeReplica"))
+        return self._processes(lambda line: line.startswith("ray::ServeReplica:mask-detector"))
 
     @property
     def haproxies(self) -> list[psutil.Process]:
@@ -88,12 +88,21 @@ def served(folder: Path, haproxy: bool, **settings: Any) -> Iterator[Service]:
         with cluster.running(num_cpus=4, home=folder) as ray:
             config = yaml.safe_load((ROOT / "serve_config.yaml").read_text())
             port = config["http_options"]["port"] = free_port()
-            config["applications"][0]["args"] |= settings
+            (usual,) = config["applications"]
+            usual["args"] |= settings
+            # A batch waits for longer than an answer may take.
+            impatient = {"batch_wait_timeout_s": 1, "request_timeout_s": 0.5, "max_replicas": 1}
+            config["applications"].append(
+                usual
+                | {"name": "impatient", "route_prefix": "/impatient"}
+                | {"args": usual["args"] | impatient | {"min_replicas": 1}}
+            )
             url = f"http://127.0.0.1:{port}"
-            service = Service(url, ray.environment, config, folder, ports | {"http": port})
+            environment = ray.environment | {"RAY_DASHBOARD_ADDRESS": ray.dashboard}
+            service = Service(url, environment, config, folder, ports | {"http": port})
             with processes.running(
                 ["serve", "run", str(service.write_config())],
-                ray.environment,
+                environment,
                 folder / "serve.log",
                 name="the service",
                 is_ready=lambda: is_ready(url),
