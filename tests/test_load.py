@@ -182,7 +182,7 @@ def test_more_than_it_holds_is_429_with_when_to_come_back(service: Service) -> N
 
 SLOW_CLIENTS = {
     "headers": b"POST /predict HTTP/1.1\r\nHost: x\r\nX-",
-    "body": b"POST /impatient/predict HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\n",
+    "body": b"POST /impatient/predict HTTP/1.1\r\nHost: x\r\nContent-Length: 9000\r\n\r\n",
 }
 
 
