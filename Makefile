@@ -13,13 +13,14 @@ CXX_FOUND := $(shell command -v $${CXX:-c++} || command -v g++ || command -v cla
 export PATH := $(VENV)/bin:$(PATH)
 # Ray's clients show the token of ~/.ray only when told to; see "Security" in the README.
 export RAY_AUTH_MODE ?= token
-# Serve's own errors, such as 429, as application/problem+json. Read when Ray starts.
-export RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH ?= mask_ray.serving:problem_middleware
 
 DATA ?=
 WEIGHTS ?=
 KEEP ?=
+HAPROXY ?= 1
 TESTS ?= tests
+
+NO_HAPROXY = $(if $(filter 0,$(HAPROXY)),--no-haproxy)
 
 .PHONY: help setup demo serve test check format horovod-gpu clean
 
@@ -29,14 +30,16 @@ help: ## List these targets
 	@echo "  make demo DATA=/path/to/photos   train on your own folder, one sub-folder per class"
 	@echo "  make demo WEIGHTS=imagenet       start from ImageNet weights (or a path) instead of none"
 	@echo "  make demo KEEP=1                 leave Ray and the service running afterwards"
+	@echo "  make serve HAPROXY=0             answer HTTP by Ray's Python proxy, also make demo"
 
 setup: $(VENV)/.synced ## Install everything into .venv (about 4 minutes the first time)
 
 demo: setup ## Train, evaluate, register, serve and ask: the whole line, on this machine
-	@python -m mask_ray.demo $(if $(DATA),--data "$(DATA)") $(if $(WEIGHTS),--backbone-weights "$(WEIGHTS)") $(if $(KEEP),--keep)
+	@python -m mask_ray.demo $(if $(DATA),--data "$(DATA)") $(if $(WEIGHTS),--backbone-weights "$(WEIGHTS)") $(if $(KEEP),--keep) $(NO_HAPROXY)
 
 serve: setup ## Serve the champion at http://127.0.0.1:8000 until Ctrl-C
-	@serve run serve_config.yaml
+	@variables="$$(python -m mask_ray.ingress $(NO_HAPROXY))"; eval "$$variables"; \
+	  exec serve run serve_config.yaml
 
 test: setup ## Run all tests (TESTS=tests/test_x.py for some)
 	@python -m pytest $(TESTS)

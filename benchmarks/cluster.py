@@ -49,6 +49,10 @@ def running(num_cpus: int, home: Path) -> Iterator[Cluster]:
     # AF_UNIX paths below it must stay under 108 bytes.
     with tempfile.TemporaryDirectory(prefix="ray-", ignore_cleanup_errors=True) as folder:
         environment = _environment(address, home)
+        # `ray start` makes none itself.
+        subprocess.run(
+            ["ray", "get-auth-token", "--generate"], env=environment, capture_output=True
+        )
         log = Path(folder, "head.log")
         with processes.running(
             _head_command(address, dashboard_port, num_cpus, folder),

@@ -15,6 +15,7 @@ import yaml
 from benchmarks import cluster, processes
 from benchmarks.job import ROOT
 from benchmarks.load import JSON, MULTIPART, RAW, Form
+from mask_ray import ingress
 from mask_ray.config import MaskRayError
 from mask_ray.demo import free_port
 
@@ -25,13 +26,6 @@ _SHARED = ("onnxruntime", "numpy", "pillow", "fastapi", "uvicorn")
 _PROGRAMS = Path(__file__).with_name("peer_servers")
 _START_TIMEOUT_S = 180
 _STOP_TIMEOUT_S = 60
-
-# As the head of serve_config.yaml has it.
-_FAST_PATH = {
-    "RAY_SERVE_ENABLE_HA_PROXY": "1",
-    "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
-    "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "mask_ray.serving:problem_middleware",
-}
 
 
 @dataclass(frozen=True)
@@ -67,7 +61,7 @@ def _mask_ray(models: Models) -> Iterator[str]:
     arguments |= {"model_uri": str(models.onnx), "min_replicas": arguments["max_replicas"]}
     path = models.folder / "serve_config.yaml"
     path.write_text(yaml.safe_dump(config))
-    os.environ |= _FAST_PATH
+    os.environ |= ingress.environment()
     num_cpus = max(arguments["max_replicas"] * arguments["num_threads"], os.cpu_count() or 1)
     with cluster.running(num_cpus, models.folder) as ray:
         url = f"http://127.0.0.1:{port}"

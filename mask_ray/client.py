@@ -37,9 +37,8 @@ from mask_ray.config import MaskRayError, Settings
 TOKEN_VARIABLE = "MASK_RAY_TOKEN"
 IMAGE_SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".webp")
 
-# Busy, a replica gone in mid-answer, none ready. To classify twice does no harm; a 504 or a
-# time-out is not repeated, since the server has spent as much on it as it can.
-_RETRIED_STATUSES = (429, 502, 503)
+# Busy, a replica gone in mid-answer, none ready, one that hangs. To classify twice does no harm.
+_RETRIED_STATUSES = (429, 502, 503, 504)
 _RETRIED_ERRORS = (httpx.NetworkError, httpx.RemoteProtocolError)
 _MAX_WAIT_S = 60.0
 _FIRST_WAIT_S = 0.25

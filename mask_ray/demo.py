@@ -22,7 +22,7 @@ from typing import Any
 import httpx
 import yaml
 
-from mask_ray import cli, data, images, synthetic
+from mask_ray import cli, data, images, ingress, synthetic
 from mask_ray.config import DataSettings, DemoSettings, MaskRayError, home, tracking_uri
 
 SERVE_CONFIG = Path("serve_config.yaml")
@@ -32,6 +32,11 @@ _SUBMISSIONS = 3
 _START_TIMEOUT_S = 120
 # How many images a small network must see to learn the task from nothing.
 _VIEWS_FROM_SCRATCH = 24_000
+_OTHER_HTTP_PORTS = {
+    "RAY_SERVE_HAPROXY_STATS_PORT": 8404,
+    "RAY_SERVE_HAPROXY_METRICS_PORT": 9101,
+    "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT": 8500,
+}
 
 
 def main() -> None:
@@ -52,7 +57,7 @@ def run(settings: DemoSettings, started: ExitStack) -> None:
     """Everything in order; what is started is registered with `started`, to be shut down."""
     began = time.perf_counter()
     questions = _images_to_ask_about(settings.data)
-    environment = _ray(settings.num_workers, started)
+    environment = _ray(settings, started)
     result = _train(settings, environment)
     _print_metrics(result)
     config, url = _serve_config()
@@ -64,10 +69,12 @@ def run(settings: DemoSettings, started: ExitStack) -> None:
     _print_where_to_look(result, url, environment, settings.keep)
 
 
-def _ray(num_workers: int, started: ExitStack) -> dict[str, str]:
+def _ray(settings: DemoSettings, started: ExitStack) -> dict[str, str]:
     """The environment of commands for a Ray on this machine; started here if none runs."""
     environment = {"RAY_DASHBOARD_ADDRESS": "http://127.0.0.1:8265"} | os.environ
-    environment |= {"RAY_AUTH_MODE": "token", "PYTHONUNBUFFERED": "1"}
+    environment |= ingress.environment(settings.haproxy) | {"PYTHONUNBUFFERED": "1"}
+    taken = (name for name, port in _OTHER_HTTP_PORTS.items() if not _is_free(port))
+    environment = {name: str(free_port()) for name in taken} | environment
     environment["PATH"] = f"{_BIN}{os.pathsep}{environment['PATH']}"
     if _succeeds(["ray", "status"], environment):
         _say("Using the Ray that is running")
@@ -78,8 +85,10 @@ def _ray(num_workers: int, started: ExitStack) -> dict[str, str]:
     environment["RAY_DASHBOARD_ADDRESS"] = f"http://127.0.0.1:{dashboard_port}"
     head = ["ray", "start", "--head", "--block", f"--port={port}", "--node-ip-address=127.0.0.1"]
     head += ["--dashboard-host=127.0.0.1", f"--dashboard-port={dashboard_port}"]
-    head += [f"--num-cpus={max(num_workers, os.cpu_count() or 1)}"]
+    head += [f"--num-cpus={max(settings.num_workers, os.cpu_count() or 1)}"]
     _say("Starting Ray")
+    # `ray start` makes none itself.
+    subprocess.run(["ray", "get-auth-token", "--generate"], env=environment, capture_output=True)
     process, log = _start(head, environment, started)
     _wait_for("Ray", process, log, lambda: _succeeds(["ray", "status"], environment))
     return environment

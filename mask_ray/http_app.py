@@ -14,7 +14,7 @@ from pydantic import BaseModel
 from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
 
-from mask_ray import predict_routes, v2_routes, web
+from mask_ray import api_docs, predict_routes, v2_routes, web
 from mask_ray.backend import Backend, Health, ReadyBackend
 from mask_ray.config import ServeSettings
 from mask_ray.exchanges import Exchange, Exchanges
@@ -52,6 +52,7 @@ def http_app(
         title="mask_ray",
         summary="Image classification.",
         version=v2_routes.API_VERSION,
+        docs_url=None,
         redoc_url=None,
         exception_handlers=EXCEPTION_HANDLERS,
         middleware=_middleware(settings, observers),
@@ -65,7 +66,7 @@ def http_app(
     app.include_router(v2_routes.open_router)
     app.include_router(v2_routes.router)
     app.include_router(_health_router)
-    app.router.routes.extend(web.routes())
+    app.router.routes.extend(web.routes() + api_docs.routes())
     return app
 
 

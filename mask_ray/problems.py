@@ -130,18 +130,23 @@ class NoSniffing:
         await self._app(scope, receive, send_with_header)
 
 
+# By Serve's status. Its 408 says that it waited too long for a replica, not for the client.
+_SERVE_STATUSES = {408: 504}
 _SERVE_DETAILS = {
     404: "There is nothing at this path.",
-    408: "There was no answer in time.",
     429: "All replicas are busy.",
+    502: "The replica that was asked has gone.",
     503: "No replica is ready.",
+    504: "There was no answer in time.",
 }
+_ASK_AGAIN = {"retry-after": str(RETRY_AFTER_S)}
 
 
 class ProblemsForServeErrors:
     """ASGI middleware: what Serve itself answers in plain text becomes an error of our own form.
 
-    Serve refuses an overload, for one, before the app is called.
+    Serve refuses an overload, for one, before the app is called. Where a replica dies with a
+    request inside it, its Python proxy has no answer at all.
     """
 
     def __init__(self, app: ASGIApp) -> None:
@@ -149,10 +154,11 @@ class ProblemsForServeErrors:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass on all that is not an error of Serve's own."""
-        is_replaced = False
+        is_replaced = is_started = False
 
         async def send_problem_instead(message: Message) -> None:
-            nonlocal is_replaced
+            nonlocal is_replaced, is_started
+            is_started = True
             if message["type"] == "http.response.start" and _is_plain_error(message):
                 is_replaced = True
                 await _problem_for(scope["path"], message)(scope, receive, send)
@@ -160,6 +166,9 @@ class ProblemsForServeErrors:
                 await send(message)
 
         await self._app(scope, receive, send_problem_instead)
+        if scope["type"] == "http" and not is_started:
+            gone = error_response(scope["path"], 502, _SERVE_DETAILS[502], _ASK_AGAIN)
+            await gone(scope, receive, send)
 
 
 def _is_plain_error(start: Message) -> bool:
@@ -168,11 +177,14 @@ def _is_plain_error(start: Message) -> bool:
 
 
 def _problem_for(path: str, start: Message) -> JSONResponse:
-    status = start["status"]
+    answered: int = start["status"]
+    status = _SERVE_STATUSES.get(answered, answered)
     kept = {
         name: value
         for name, value in Headers(raw=start["headers"]).items()
         if name not in ("content-type", "content-length")
     }
+    if status in (503, 504):
+        kept = _ASK_AGAIN | kept
     detail = _SERVE_DETAILS.get(status, "The server failed on this request.")
     return error_response(path, status, detail, kept)

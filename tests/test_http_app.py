@@ -207,6 +207,25 @@ def test_errors_of_serve_itself_become_problems() -> None:
     assert response.headers["x-request-id"] == "7"
 
 
+def test_what_serve_gives_up_is_too_late_and_not_the_clients_fault() -> None:
+    given_up = ProblemsForServeErrors(PlainTextResponse("Request 7 timed out after 20s.", 408))
+
+    response = request(given_up, "POST", "/predict")
+
+    assert_problem(response, 504, "no answer in time")
+    assert response.headers["retry-after"] == "1"
+
+
+def test_a_replica_that_dies_with_the_request_is_a_bad_gateway() -> None:
+    async def no_answer(*_: Any) -> None:
+        pass
+
+    response = request(ProblemsForServeErrors(no_answer), "POST", "/predict")
+
+    assert_problem(response, 502, "has gone")
+    assert response.headers["retry-after"] == "1"
+
+
 def test_other_answers_pass_unchanged() -> None:
     app = ProblemsForServeErrors(http_app(StubClassifier(ImageError("why"))))
 

@@ -23,4 +23,7 @@ class DemoSettings(Settings):
         "24,000 images without backbone weights, and 3 with them).",
     )
     num_workers: int = Field(2, ge=1, description="Horovod workers.")
+    haproxy: bool = Field(
+        True, description="Serve through HAProxy; without it, through Ray's Python proxy."
+    )
     keep: bool = Field(False, description="Leave Ray and the service running at the end.")

@@ -139,6 +139,34 @@ class ServeSettings(PayloadLimits, RemoteImageSettings):
     target_ongoing_requests: float = Field(
         12, gt=0, description="Requests a replica should hold; more starts another replica."
     )
+    look_back_period_s: float = Field(
+        15, gt=0, description="Seconds whose mean number of requests decides about replicas."
+    )
+    upscale_delay_s: float = Field(
+        5, ge=0, description="Seconds for which more replicas are needed before they start."
+    )
+    downscale_delay_s: float = Field(
+        300, ge=0, description="Seconds for which fewer would do before a replica is stopped."
+    )
+    downscaling_factor: float = Field(
+        0.5, gt=0, le=1, description="Share of the surplus replicas that is stopped at a time."
+    )
+    health_check_period_s: float = Field(
+        5, gt=0, description="Seconds between trial inferences in each replica."
+    )
+    health_check_timeout_s: float = Field(
+        5,
+        gt=0,
+        description="Longest time for one, in seconds; a replica that fails three in a row is "
+        "replaced.",
+    )
+    max_surge_percent: int = Field(
+        100,
+        ge=0,
+        le=100,
+        description="Extra replicas, in percent, while a deploy replaces those that run. It waits "
+        "for free CPUs; with 0 it stops some first.",
+    )
     num_threads: int = Field(
         1,
         ge=1,

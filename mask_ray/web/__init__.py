@@ -51,15 +51,21 @@ _ASSETS = ("app.js", "camera.js", "icon.svg", "predict.js", "style.css")
 
 def routes() -> list[Route]:
     """`GET` and `HEAD` of the page at `/` and of its assets below `/web/`."""
-    return [_route("/", "index.html"), *(_route(f"/web/{name}", name) for name in _ASSETS)]
+    folder = resources.files(__name__)
+    names = {"/": "index.html"} | {f"/web/{name}": name for name in _ASSETS}
+    return [
+        file_route(path, name, folder.joinpath(name).read_bytes()) for path, name in names.items()
+    ]
 
 
-def _route(path: str, file_name: str) -> Route:
-    content = resources.files(__name__).joinpath(file_name).read_bytes()
+def file_route(
+    path: str, file_name: str, content: bytes, security_headers: dict[str, str] = SECURITY_HEADERS
+) -> Route:
+    """A file as its suffix says, which browsers ask for again only once it has changed."""
     content_type = _CONTENT_TYPES[PurePath(file_name).suffix]
     # A digest, not a time: all replicas must tell a browser the same.
     etag = f'"{hashlib.sha256(content).hexdigest()[:32]}"'
-    headers = SECURITY_HEADERS | {"Cache-Control": "no-cache", "ETag": etag}
+    headers = security_headers | {"Cache-Control": "no-cache", "ETag": etag}
 
     async def serve_file(request: Request) -> Response:
         if _is_known(etag, request.headers.get("if-none-match", "")):
