@@ -259,7 +259,7 @@ def test_a_killed_replica_costs_at_most_what_is_inside_it(service: Service) -> N
         victim.kill()
         taken_s = wait_for_replicas(service, 2, without=[victim])
     print(f"\nkilled, 2 replicas again after {taken_s:.1f} s: {load}")
-    # Ray's Python proxy asks nothing of another replica.
+    # Ray's Python proxy promises no second try.
     assert load.num_lost <= (0 if service.haproxies else MAX_ONGOING)
     assert set(load.outcomes) <= {"200", "502"}
 
