@@ -33,9 +33,8 @@ from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID, MLFLOW_RUN_NAME
 from numpy.typing import NDArray
 
 import mask_ray
-from mask_ray.config import MaskRayError, home, local_tracking_uri, tracking_uri
+from mask_ray.config import CHALLENGER, MaskRayError, home, local_tracking_uri, tracking_uri
 
-CHAMPION = "champion"
 _ONNX_FILE = "model.onnx"
 _MODEL_NEEDS = ("onnx", "onnxruntime", "numpy")
 
@@ -201,7 +200,7 @@ class Run:
         metadata: Mapping[str, Any],
         keras_path: Path,
     ) -> str:
-        """Log the model, register it as a new version of `name`, and make that the champion.
+        """Log the model, register it as a new version of `name`, and make that the challenger.
 
         Args:
             onnx_path: The model file.
@@ -230,8 +229,65 @@ class Run:
                 pip_requirements=[f"{p}=={importlib.metadata.version(p)}" for p in _MODEL_NEEDS],
             )
             version = str(info.registered_model_version)
-            self._client.set_registered_model_alias(name, CHAMPION, version)
+            self._client.set_registered_model_alias(name, CHALLENGER, version)
         return version
+
+    def registered_version(self, name: str) -> str | None:
+        """The newest version of the model `name` that this run made; None where it made none."""
+        with _clear_errors():
+            found = self._client.search_model_versions(f"run_id = '{self.run_id}'")
+        versions = [int(version.version) for version in found if version.name == name]
+        return str(max(versions)) if versions else None
+
+
+class RegisteredModel:
+    """A name in the registry: its versions, what is said of them, and its aliases."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        with _clear_errors():
+            _connect()
+            self._client = MlflowClient()
+
+    def tags(self) -> dict[str, str]:
+        """What is said of the model as a whole."""
+        with _clear_errors():
+            return dict(self._client.get_registered_model(self.name).tags)
+
+    def set_tag(self, key: str, value: str) -> None:
+        """Say it of the model as a whole."""
+        with _clear_errors():
+            self._client.set_registered_model_tag(self.name, key, value)
+
+    def has_version(self, version: str) -> bool:
+        """Whether there is such a version."""
+        with _clear_errors():
+            found = self._client.search_model_versions(f"name = '{self.name}'")
+        return version in {str(known.version) for known in found}
+
+    def run_of(self, version: str) -> str:
+        """The id of the run that made a version."""
+        with _clear_errors():
+            return str(self._client.get_model_version(self.name, version).run_id)
+
+    def version_tags(self, version: str) -> dict[str, str]:
+        """What is said of a version."""
+        with _clear_errors():
+            return dict(self._client.get_model_version(self.name, version).tags)
+
+    def tag_version(self, version: str, tags: Mapping[str, str]) -> None:
+        """Say it of a version."""
+        with _clear_errors():
+            for key, value in tags.items():
+                self._client.set_model_version_tag(self.name, version, key, value)
+
+    def move(self, alias: str, version: str | None) -> None:
+        """Have the alias name this version, or none."""
+        with _clear_errors():
+            if version is None:
+                self._client.delete_registered_model_alias(self.name, alias)
+            else:
+                self._client.set_registered_model_alias(self.name, alias, version)
 
 
 def _metric_name(name: str) -> str:

@@ -27,6 +27,7 @@ from mask_ray import (
     features,
     launch,
     mobilenet,
+    promotion,
     quantization,
     tracking,
     weights,
@@ -37,6 +38,8 @@ from mask_ray.predictor import Images, Predictor
 from mask_ray.progress import say
 
 _SETTINGS_FILE = "settings.json"
+# What a job printed at its end, kept in its run.
+RESULT_FILE = "result.json"
 
 # What a resumed run may change: where and how it runs, not what it makes.
 _MAY_CHANGE = {
@@ -53,6 +56,10 @@ _MAY_CHANGE = {
     "max_failures",
     "quantize",
     "register_as",
+    "promote",
+    "promotion_metric",
+    "promotion_margin",
+    "min_recall",
     "resume",
 }
 
@@ -107,8 +114,8 @@ def run(settings: TrainSettings) -> dict[str, Any]:
     """Train, evaluate and register a model. Ray must be running.
 
     Returns:
-        The run's id, the model's URI and version, its image size, metrics of the test split, and
-        seconds by stage.
+        The run's id, the model's URI and version, its image size, whether and why it is the
+        champion, metrics of the test split, and seconds by stage.
 
     Raises:
         checkpoints.CheckpointError: a checkpoint cannot be written or read.
@@ -125,16 +132,21 @@ def run(settings: TrainSettings) -> dict[str, Any]:
                 served = _choose_served(settings, job, files / checkpoints.ONNX_FILE, int8)
                 test = _report(job.tracked, served.predictions)
             version = _register(settings, job, served, files / checkpoints.KERAS_FILE)
+        promoted, reason = _promote(settings, job, version)
         seconds = {f"seconds_{name}": value for name, value in clock.seconds().items()}
         job.tracked.log_metrics(seconds)
-    return {
-        "run_id": job.tracked.run_id,
-        "model_uri": f"models:/{settings.register_as}/{version}",
-        "model_version": version,
-        "image_size": settings.image_size,
-        "test": test,
-        "seconds": clock.seconds(),
-    }
+        told = {
+            "run_id": job.tracked.run_id,
+            "model_uri": f"models:/{settings.register_as}/{version}",
+            "model_version": version,
+            "image_size": settings.image_size,
+            "promoted": promoted,
+            "promotion_reason": reason,
+            "test": test,
+            "seconds": clock.seconds(),
+        }
+        job.tracked.log_json(told, RESULT_FILE)
+    return told
 
 
 @contextmanager
@@ -372,7 +384,18 @@ def _report(tracked: tracking.Run, predictions: evaluation.Predictions) -> dict[
     return metrics
 
 
+def _promote(settings: TrainSettings, job: Job, version: str) -> tuple[bool, str]:
+    if not settings.promote:
+        return False, "promote is off"
+    images = promotion.held_out(settings, settings.image_size, job.images)
+    decision = promotion.run(settings.register_as, version, images, settings)
+    return decision.promoted, decision.reason
+
+
 def _register(settings: TrainSettings, job: Job, served: Served, keras_path: Path) -> str:
+    """The new version; of a run that was cut off after it had registered one, that one."""
+    if version := job.tracked.registered_version(settings.register_as):
+        return version
     example = job.splits["test"].take_batch(1)["image"]
     return job.tracked.register_model(
         served.onnx,

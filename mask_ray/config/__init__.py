@@ -5,8 +5,11 @@ keys of its YAML file. Nothing here reads files, talks to Ray or imports more th
 """
 
 from mask_ray.config.base import (
+    CHALLENGER,
+    CHAMPION,
     DEFAULT_MODEL_NAME,
     DEFAULT_MODEL_URI,
+    PREVIOUS,
     ImageLimits,
     MaskRayError,
     Settings,
@@ -17,6 +20,7 @@ from mask_ray.config.base import (
 )
 from mask_ray.config.data import DataSettings, EvaluateSettings, Source, SplitName
 from mask_ray.config.demo import DemoSettings
+from mask_ray.config.promotion import PromoteSettings, PromotionRule
 from mask_ray.config.serving import (
     DEFAULT_PORTS,
     MAX_FORM_FIELDS,
@@ -31,11 +35,14 @@ from mask_ray.config.tuning import SEARCH_CHOICES, SEARCH_RANGES, TuneSettings
 __all__ = [
     "ALPHAS",
     "BLOCKS",
+    "CHALLENGER",
+    "CHAMPION",
     "DEFAULT_MODEL_NAME",
     "DEFAULT_MODEL_URI",
     "DEFAULT_PORTS",
     "IMAGE_SIZES",
     "MAX_FORM_FIELDS",
+    "PREVIOUS",
     "SEARCH_CHOICES",
     "SEARCH_RANGES",
     "AllowedHost",
@@ -45,6 +52,8 @@ __all__ = [
     "ImageLimits",
     "MaskRayError",
     "PayloadLimits",
+    "PromoteSettings",
+    "PromotionRule",
     "RemoteImageSettings",
     "ServeSettings",
     "Settings",

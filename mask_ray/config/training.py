@@ -6,6 +6,7 @@ from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from mask_ray.config.base import DEFAULT_MODEL_NAME, Settings, none_for_auto, one_of
 from mask_ray.config.data import DataSettings
+from mask_ray.config.promotion import PromotionRule
 
 # MobileNetV2's published ImageNet checkpoints: Sandler et al. 2018, https://arxiv.org/abs/1801.04381
 IMAGE_SIZES = (96, 128, 160, 192, 224)
@@ -25,7 +26,7 @@ class TrackingSettings(Settings):
     )
 
 
-class TrainSettings(DataSettings, TrackingSettings):
+class TrainSettings(DataSettings, TrackingSettings, PromotionRule):
     """Train a classifier with Horovod on Ray, evaluate it and register it in MLflow."""
 
     num_workers: int = Field(1, ge=1, le=4096, description="Horovod workers, one process each.")
@@ -144,6 +145,11 @@ class TrainSettings(DataSettings, TrackingSettings):
     )
     max_failures: int = Field(
         3, ge=-1, description="Restarts from the last checkpoint after a worker dies; -1: no limit."
+    )
+    promote: bool = Field(
+        True,
+        description="Compare the new version with the champion, and have it take its place if it "
+        "is better by the rule; otherwise it stays the challenger.",
     )
     resume: str | None = Field(
         None,
