@@ -129,9 +129,13 @@ class Run:
             points = self._client.get_metric_history(self.run_id, metric)
         return {p.step: p.value for p in sorted(points, key=lambda p: (p.step, p.timestamp))}
 
+    def nested_tags(self, name: str) -> dict[str, str]:
+        """What makes a run of this name one below this one."""
+        return {MLFLOW_PARENT_RUN_ID: self.run_id} | name_tag(name)
+
     def open_nested(self, name: str, tags: Mapping[str, str]) -> "Run":
         """A new run below this one, to be closed by `set_status`."""
-        own = {MLFLOW_PARENT_RUN_ID: self.run_id, MLFLOW_RUN_NAME: name}
+        own = self.nested_tags(name)
         with _clear_errors():
             experiment_id = self._client.get_run(self.run_id).info.experiment_id
             created = self._client.create_run(experiment_id, tags={**tags, **own})
@@ -179,6 +183,11 @@ class Run:
         """What `log_json` stored."""
         with _clear_errors():
             return mlflow.artifacts.load_dict(f"runs:/{self.run_id}/{file_name}")
+
+    def has_file(self, file_name: str) -> bool:
+        """Whether there is such an artifact, not in a folder."""
+        with _clear_errors():
+            return file_name in {f.path for f in self._client.list_artifacts(self.run_id)}
 
     def log_file(self, path: Path) -> None:
         """Store a file as an artifact, under its name."""
@@ -328,6 +337,24 @@ def start_run(experiment: str, tags: Mapping[str, str], run_id: str | None = Non
         raise
     finally:
         _close(run, status)
+
+
+def name_tag(name: str) -> dict[str, str]:
+    """What gives a run this name."""
+    return {MLFLOW_RUN_NAME: name}
+
+
+def find_runs(experiment: str, tags: Mapping[str, str]) -> list[Run]:
+    """The runs of an experiment that have these tags, the newest first."""
+    wanted = " and ".join(f"tags.`{key}` = '{value}'" for key, value in tags.items())
+    with _clear_errors():
+        _connect()
+        found = MlflowClient().search_runs(
+            [_experiment_id(experiment)],
+            filter_string=wanted,
+            order_by=["attributes.start_time DESC"],
+        )
+    return [Run(run.info.run_id) for run in found]
 
 
 def _open_run(experiment: str, tags: Mapping[str, str]) -> Run:

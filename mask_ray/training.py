@@ -8,7 +8,7 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -42,7 +42,7 @@ _SETTINGS_FILE = "settings.json"
 RESULT_FILE = "result.json"
 
 # What a resumed run may change: where and how it runs, not what it makes.
-_MAY_CHANGE = {
+MAY_CHANGE = {
     "num_workers",
     "min_workers",
     "use_gpu",
@@ -110,8 +110,12 @@ class Served:
     metadata: dict[str, Any] = field(default_factory=dict)
 
 
-def run(settings: TrainSettings) -> dict[str, Any]:
+def run(settings: TrainSettings, tags: Mapping[str, str] | None = None) -> dict[str, Any]:
     """Train, evaluate and register a model. Ray must be running.
+
+    Args:
+        settings: Of the run.
+        tags: Set on its MLflow run, beside its own.
 
     Returns:
         The run's id, the model's URI and version, its image size, whether and why it is the
@@ -122,7 +126,7 @@ def run(settings: TrainSettings) -> dict[str, Any]:
         MaskRayError: whatever `opened` raises.
     """
     clock = Clock()
-    with opened(settings, clock) as job:
+    with opened(settings, clock, tags) as job:
         with clock.stage("train"):
             result = _train(settings, job, clock)
         # The checkpoint's own folder is left as it is.
@@ -150,7 +154,9 @@ def run(settings: TrainSettings) -> dict[str, Any]:
 
 
 @contextmanager
-def opened(settings: TrainSettings, clock: "Clock") -> Iterator[Job]:
+def opened(
+    settings: TrainSettings, clock: "Clock", tags: Mapping[str, str] | None = None
+) -> Iterator[Job]:
     """Check all that can be checked, open the run in MLflow, and read the data.
 
     Raises:
@@ -167,11 +173,13 @@ def opened(settings: TrainSettings, clock: "Clock") -> Iterator[Job]:
     pretrained = _open_pretrained(settings)
     _check_resumable(settings)
     with (
-        tracking.start_run(settings.experiment, _tags(), settings.resume) as tracked,
+        tracking.start_run(
+            settings.experiment, _tags() | dict(tags or {}), settings.resume
+        ) as tracked,
         _lock(tracked),
     ):
         say(f"MLflow run {tracked.run_id} in {tracking_uri()}")
-        if settings.resume is None:
+        if settings.resume is None or not tracked.has_file(_SETTINGS_FILE):
             _log_settings(tracked, settings)
         with clock.stage("data"):
             images = data.load(settings, settings.image_size, task_cpus=plan.task_cpus)
@@ -198,9 +206,11 @@ def _check_resumable(settings: TrainSettings) -> None:
     run = tracking.Run(settings.resume)
     if run.status() == "FINISHED":
         raise ResumeError(f"run {run.run_id} is finished; there is nothing to resume")
+    if not run.has_file(_SETTINGS_FILE):
+        return  # it was cut off before it had begun
     stored = run.load_json(_SETTINGS_FILE)
     for name, value in settings.model_dump(mode="json").items():
-        if name not in _MAY_CHANGE and value != stored.get(name):
+        if name not in MAY_CHANGE and value != stored.get(name):
             raise ResumeError(
                 f"{name} must be that of the resumed run, {stored.get(name)}; got {value}"
             )

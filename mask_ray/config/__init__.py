@@ -20,6 +20,7 @@ from mask_ray.config.base import (
 )
 from mask_ray.config.data import DataSettings, EvaluateSettings, Source, SplitName
 from mask_ray.config.demo import DemoSettings
+from mask_ray.config.pipeline import PipelineSettings
 from mask_ray.config.promotion import PromoteSettings, PromotionRule
 from mask_ray.config.serving import (
     DEFAULT_PORTS,
@@ -52,6 +53,7 @@ __all__ = [
     "ImageLimits",
     "MaskRayError",
     "PayloadLimits",
+    "PipelineSettings",
     "PromoteSettings",
     "PromotionRule",
     "RemoteImageSettings",
