@@ -52,6 +52,11 @@ def test_versions_are_those_of_their_run(in_registry: Registry) -> None:
     assert client.get_model_version(NAME, "2").run_id == in_registry.run_id
 
 
+def test_a_run_knows_the_newest_version_that_it_made(in_registry: Registry) -> None:
+    assert tracking.Run(in_registry.run_id).registered_version(NAME) == "2"
+    assert tracking.Run(in_registry.run_id).registered_version("cats") is None
+
+
 def test_aliases_name_versions(in_registry: Registry) -> None:
     assert tracking.aliases(NAME) == {"champion": "2"}
     assert tracking.aliases("cats") == {}

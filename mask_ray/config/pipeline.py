@@ -46,5 +46,5 @@ class PipelineSettings(TrainSettings):
     @model_validator(mode="after")
     def _deploys_what_is_promoted(self) -> Self:
         if self.serve and not (self.deploy and self.promote):
-            raise ValueError("serve must be off with --no-deploy or --no-promote; got both")
+            raise ValueError("serve must be off with --no-deploy or --no-promote; got it on")
         return self
