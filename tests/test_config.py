@@ -106,7 +106,7 @@ def test_a_promotion_that_makes_no_sense_is_refused(given: dict[str, Any], told:
 @pytest.mark.parametrize(
     ("given", "told"),
     [
-        ({"resume": "0" * 32}, "resume must be None"),
+        ({"resume": "0" * 32}, "resume is not a setting"),
         ({"url": "localhost:8000"}, "url must begin with http:// or https://; got localhost:8000"),
         ({"serve": True, "deploy": False}, "serve must be off with --no-deploy or --no-promote"),
         ({"serve": True, "promote": False}, "serve must be off with --no-deploy or --no-promote"),

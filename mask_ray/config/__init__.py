@@ -30,7 +30,7 @@ from mask_ray.config.serving import (
     RemoteImageSettings,
     ServeSettings,
 )
-from mask_ray.config.training import ALPHAS, BLOCKS, IMAGE_SIZES, TrainSettings
+from mask_ray.config.training import ALPHAS, BLOCKS, IMAGE_SIZES, RunSettings, TrainSettings
 from mask_ray.config.tuning import SEARCH_CHOICES, SEARCH_RANGES, TuneSettings
 
 __all__ = [
@@ -57,6 +57,7 @@ __all__ = [
     "PromoteSettings",
     "PromotionRule",
     "RemoteImageSettings",
+    "RunSettings",
     "ServeSettings",
     "Settings",
     "Source",

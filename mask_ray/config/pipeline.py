@@ -6,10 +6,10 @@ from typing import Self
 
 from pydantic import Field, field_validator, model_validator
 
-from mask_ray.config.training import TrainSettings
+from mask_ray.config.training import RunSettings
 
 
-class PipelineSettings(TrainSettings):
+class PipelineSettings(RunSettings):
     """Fetch, inspect, train, evaluate, promote, deploy, smoke-test: runs below one MLflow run.
 
     A stage that was done with the same inputs is skipped. After a failure, or when it was stopped
@@ -34,7 +34,6 @@ class PipelineSettings(TrainSettings):
     smoke_images: int = Field(
         16, ge=1, le=1000, description="Images of the test split that the service is asked about."
     )
-    resume: None = Field(None, description="Not of use: a pipeline goes on by itself.")
 
     @field_validator("url")
     @classmethod

@@ -26,8 +26,8 @@ class TrackingSettings(Settings):
     )
 
 
-class TrainSettings(DataSettings, TrackingSettings, PromotionRule):
-    """Train a classifier with Horovod on Ray, evaluate it and register it in MLflow."""
+class RunSettings(DataSettings, TrackingSettings, PromotionRule):
+    """What a training run makes, and how."""
 
     num_workers: int = Field(1, ge=1, le=4096, description="Horovod workers, one process each.")
     min_workers: int | None = Field(
@@ -151,12 +151,6 @@ class TrainSettings(DataSettings, TrackingSettings, PromotionRule):
         description="Compare the new version with the champion, and have it take its place if it "
         "is better by the rule; otherwise it stays the challenger.",
     )
-    resume: str | None = Field(
-        None,
-        pattern=r"^[0-9a-f]{32}$",
-        description="Go on with this MLflow run from its last checkpoint. Its settings are taken "
-        "from the run, but for flags that are given.",
-    )
 
     @model_validator(mode="before")
     @classmethod
@@ -201,3 +195,14 @@ class TrainSettings(DataSettings, TrackingSettings, PromotionRule):
                 f"not worth freezing; got {self.head_epochs}. Use finetune_epochs"
             )
         return self
+
+
+class TrainSettings(RunSettings):
+    """Train a classifier with Horovod on Ray, evaluate it and register it in MLflow."""
+
+    resume: str | None = Field(
+        None,
+        pattern=r"^[0-9a-f]{32}$",
+        description="Go on with this MLflow run from its last checkpoint. Its settings are taken "
+        "from the run, but for flags that are given.",
+    )

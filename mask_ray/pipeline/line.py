@@ -13,6 +13,7 @@ from mask_ray.config import (
     EvaluateSettings,
     PipelineSettings,
     PromotionRule,
+    RunSettings,
     TrainSettings,
 )
 from mask_ray.pipeline import fingerprint, service
@@ -108,7 +109,7 @@ class _Line:
         return {"data_digest": summary.digest}
 
     def _train_settings(self, results: Results) -> dict[str, Any]:
-        own = self._settings.model_dump(mode="json", include=set(TrainSettings.model_fields))
+        own = self._settings.model_dump(mode="json", include=set(RunSettings.model_fields))
         return own | self._data_settings(results) | {"promote": False}
 
     def _train_inputs(self, results: Results) -> Result:
