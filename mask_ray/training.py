@@ -407,7 +407,7 @@ def _register(settings: TrainSettings, job: Job, served: Served, keras_path: Pat
     if version := job.tracked.registered_version(settings.register_as):
         return version
     example = job.splits["test"].take_batch(1)["image"]
-    return job.tracked.register_model(
+    version = job.tracked.register_model(
         served.onnx,
         name=settings.register_as,
         example=example,
@@ -421,3 +421,5 @@ def _register(settings: TrainSettings, job: Job, served: Served, keras_path: Pat
         | _tags(),
         keras_path=keras_path,
     )
+    say(f"registered as version {version} of {settings.register_as}")
+    return version

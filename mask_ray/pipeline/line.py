@@ -1,6 +1,8 @@
 """The stages of the line: fetch, inspect, train, evaluate, promote, deploy, smoke-test."""
 
 import signal
+import sys
+from contextlib import suppress
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
@@ -22,9 +24,11 @@ from mask_ray.pipeline.stages import run as run_stages
 from mask_ray.predictor import Predictor
 from mask_ray.progress import say
 
-# How a run is done, not what it makes: given anew, they make no other pipeline.
-_ONLY_HOW = training.MAY_CHANGE - {"quantize", "register_as"} - set(PromotionRule.model_fields)
-_ONLY_HOW_PIPELINE = _ONLY_HOW - {"promote"} | {"deploy_timeout_s", "serve"}
+_RULE = set(PromotionRule.model_fields)
+# How a run is done, not what it makes: given anew, it is the same training, the same pipeline.
+_ONLY_HOW = training.MAY_CHANGE - {"quantize", "register_as", "promote"} - _RULE
+_NOT_OF_TRAINING = _ONLY_HOW | _RULE | {"experiment", "promote"}
+_NOT_OF_PIPELINE = _ONLY_HOW | {"deploy_timeout_s", "serve"}
 
 
 def run(settings: PipelineSettings) -> dict[str, Any]:
@@ -37,7 +41,7 @@ def run(settings: PipelineSettings) -> dict[str, Any]:
     Raises:
         PipelineError: a stage failed; the message names it.
     """
-    key = settings.model_dump(mode="json", exclude=_ONLY_HOW_PIPELINE)
+    key = settings.model_dump(mode="json", exclude=_NOT_OF_PIPELINE)
     done = run_stages(_Line(settings).stages(), settings.experiment, key)
     results = done.results
     promoted, deployed = results.get("promote", {}), results.get("deploy", {})
@@ -57,8 +61,10 @@ def run(settings: PipelineSettings) -> dict[str, Any]:
 def stay_while_serving() -> None:
     """Wait for Ctrl-C where this process's own Ray holds the service, which would end with it."""
     if cluster.started_here() and serving.is_running():
-        say("serving until Ctrl-C: this command started Ray for itself")
-        signal.pause()
+        # Not on standard output, whose last line is the result.
+        print("serving until Ctrl-C: this command started Ray for itself", file=sys.stderr)
+        with suppress(KeyboardInterrupt):
+            signal.pause()
 
 
 class _Line:
@@ -67,7 +73,10 @@ class _Line:
     def __init__(self, settings: PipelineSettings) -> None:
         self._settings = settings
         self._name = settings.register_as
-        self._url = settings.url or service.address(settings.serve_config)
+        self._deploys = settings.promote and settings.deploy
+        self._url = ""
+        if self._deploys:
+            self._url = settings.url or service.address(settings.serve_config)
 
     def stages(self) -> list[Stage]:
         """All that are wanted, in order."""
@@ -79,7 +88,7 @@ class _Line:
         ]
         if self._settings.promote:
             stages.append(Stage("promote", self._promote_inputs, in_own_run(self._promote)))
-        if self._settings.promote and self._settings.deploy:
+        if self._deploys:
             stages += [
                 Stage("deploy", self._deploy_inputs, in_own_run(self._deploy), self._is_served),
                 Stage("smoke-test", self._smoke_inputs, in_own_run(self._smoke_test)),
@@ -114,7 +123,7 @@ class _Line:
 
     def _train_inputs(self, results: Results) -> Result:
         settings = self._train_settings(results)
-        made_of = {key: value for key, value in settings.items() if key not in _ONLY_HOW_TRAIN}
+        made_of = {key: value for key, value in settings.items() if key not in _NOT_OF_TRAINING}
         return made_of | {"data_digest": results["inspect"]["data_digest"]}
 
     def _train(self, results: Results, attempt: Attempt) -> Result:
@@ -197,9 +206,6 @@ class _Line:
         say(f"{self._url} answers by version {version}: {told}")
         run.log_metrics(told)
         return told
-
-
-_ONLY_HOW_TRAIN = _ONLY_HOW | {"experiment"} | set(PromotionRule.model_fields)
 
 
 def _is_there(result: Result) -> bool:
