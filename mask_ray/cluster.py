@@ -131,6 +131,12 @@ def largest_share(free: list[float], num_workers: int) -> float:
     return 0.0
 
 
+def started_here() -> bool:
+    """Whether this process started the Ray that it uses, which then ends with it."""
+    node = ray._private.worker._global_node
+    return node is not None and node.head
+
+
 def ray_job_id() -> str:
     """The submission id that `ray job` commands take, or the driver's own id outside a job."""
     submitted = json.loads(os.environ.get(RAY_JOB_CONFIG_JSON_ENV_VAR, "{}"))

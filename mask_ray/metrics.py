@@ -13,9 +13,9 @@ from http import HTTPMethod
 
 from ray.util.metrics import Counter, Gauge, Histogram
 
+from mask_ray.config import CHALLENGER
 from mask_ray.exchanges import Exchange
 from mask_ray.model_events import Comparison, NotComparedReason, Refusal
-from mask_ray.versions import CHALLENGER
 
 # fmt: off
 _SECONDS = (

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
 import numpy as np
+import yaml
 from fastapi import FastAPI
 from pydantic import ValidationError
 from ray import serve
@@ -408,6 +409,40 @@ def _deploy(settings: ServeSettings) -> Callable[[type], serve.Deployment]:
         graceful_shutdown_timeout_s=2 * settings.request_timeout_s + 5,
         max_constructor_retry_count=3,
     )
+
+
+def start(config: Path, model_uri: str) -> None:
+    """Serve the application of a file such as serve_config.yaml in this Ray, and leave it there.
+
+    Args:
+        config: Where, and by which settings.
+        model_uri: The model, in place of the file's.
+
+    Raises:
+        MaskRayError: the file is not one, or the application cannot be served.
+    """
+    try:
+        told = yaml.safe_load(config.read_text())
+        (application,) = told["applications"]
+        serve.start(
+            proxy_location=told.get("proxy_location"), http_options=told.get("http_options")
+        )
+        serve.run(
+            build_app(application.get("args", {}) | {"model_uri": model_uri}),
+            name=application["name"],
+            route_prefix=application.get("route_prefix", "/"),
+        )
+    except (OSError, yaml.YAMLError, LookupError, TypeError, ValueError) as error:
+        raise MaskRayError(
+            f"serve_config must be a file such as serve_config.yaml; got {config}: {error}"
+        ) from error
+    except (RayServeException, RuntimeError) as error:
+        raise MaskRayError(f"the service does not start: {error}") from error
+
+
+def is_running() -> bool:
+    """Whether this Ray serves any application."""
+    return bool(serve.status().applications)
 
 
 def problem_middleware() -> list[Middleware]:

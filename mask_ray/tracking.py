@@ -33,9 +33,8 @@ from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID, MLFLOW_RUN_NAME
 from numpy.typing import NDArray
 
 import mask_ray
-from mask_ray.config import MaskRayError, home, local_tracking_uri, tracking_uri
+from mask_ray.config import CHALLENGER, MaskRayError, home, local_tracking_uri, tracking_uri
 
-CHAMPION = "champion"
 _ONNX_FILE = "model.onnx"
 _MODEL_NEEDS = ("onnx", "onnxruntime", "numpy")
 
@@ -130,9 +129,13 @@ class Run:
             points = self._client.get_metric_history(self.run_id, metric)
         return {p.step: p.value for p in sorted(points, key=lambda p: (p.step, p.timestamp))}
 
+    def nested_tags(self, name: str) -> dict[str, str]:
+        """What makes a run of this name one below this one."""
+        return {MLFLOW_PARENT_RUN_ID: self.run_id} | name_tag(name)
+
     def open_nested(self, name: str, tags: Mapping[str, str]) -> "Run":
         """A new run below this one, to be closed by `set_status`."""
-        own = {MLFLOW_PARENT_RUN_ID: self.run_id, MLFLOW_RUN_NAME: name}
+        own = self.nested_tags(name)
         with _clear_errors():
             experiment_id = self._client.get_run(self.run_id).info.experiment_id
             created = self._client.create_run(experiment_id, tags={**tags, **own})
@@ -181,6 +184,11 @@ class Run:
         with _clear_errors():
             return mlflow.artifacts.load_dict(f"runs:/{self.run_id}/{file_name}")
 
+    def has_file(self, file_name: str) -> bool:
+        """Whether there is such an artifact, not in a folder."""
+        with _clear_errors():
+            return file_name in {f.path for f in self._client.list_artifacts(self.run_id)}
+
     def log_file(self, path: Path) -> None:
         """Store a file as an artifact, under its name."""
         with _clear_errors():
@@ -201,7 +209,7 @@ class Run:
         metadata: Mapping[str, Any],
         keras_path: Path,
     ) -> str:
-        """Log the model, register it as a new version of `name`, and make that the champion.
+        """Log the model, register it as a new version of `name`, and make that the challenger.
 
         Args:
             onnx_path: The model file.
@@ -230,8 +238,65 @@ class Run:
                 pip_requirements=[f"{p}=={importlib.metadata.version(p)}" for p in _MODEL_NEEDS],
             )
             version = str(info.registered_model_version)
-            self._client.set_registered_model_alias(name, CHAMPION, version)
+            self._client.set_registered_model_alias(name, CHALLENGER, version)
         return version
+
+    def registered_version(self, name: str) -> str | None:
+        """The newest version of the model `name` that this run made; None where it made none."""
+        with _clear_errors():
+            found = self._client.search_model_versions(f"run_id = '{self.run_id}'")
+        versions = [int(version.version) for version in found if version.name == name]
+        return str(max(versions)) if versions else None
+
+
+class RegisteredModel:
+    """A name in the registry: its versions, what is said of them, and its aliases."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        with _clear_errors():
+            _connect()
+            self._client = MlflowClient()
+
+    def tags(self) -> dict[str, str]:
+        """What is said of the model as a whole."""
+        with _clear_errors():
+            return dict(self._client.get_registered_model(self.name).tags)
+
+    def set_tag(self, key: str, value: str) -> None:
+        """Say it of the model as a whole."""
+        with _clear_errors():
+            self._client.set_registered_model_tag(self.name, key, value)
+
+    def has_version(self, version: str) -> bool:
+        """Whether there is such a version."""
+        with _clear_errors():
+            found = self._client.search_model_versions(f"name = '{self.name}'")
+        return version in {str(known.version) for known in found}
+
+    def run_of(self, version: str) -> str:
+        """The id of the run that made a version."""
+        with _clear_errors():
+            return str(self._client.get_model_version(self.name, version).run_id)
+
+    def version_tags(self, version: str) -> dict[str, str]:
+        """What is said of a version."""
+        with _clear_errors():
+            return dict(self._client.get_model_version(self.name, version).tags)
+
+    def tag_version(self, version: str, tags: Mapping[str, str]) -> None:
+        """Say it of a version."""
+        with _clear_errors():
+            for key, value in tags.items():
+                self._client.set_model_version_tag(self.name, version, key, value)
+
+    def move(self, alias: str, version: str | None) -> None:
+        """Have the alias name this version, or none."""
+        with _clear_errors():
+            if version is None:
+                self._client.delete_registered_model_alias(self.name, alias)
+            else:
+                self._client.set_registered_model_alias(self.name, alias, version)
 
 
 def _metric_name(name: str) -> str:
@@ -272,6 +337,24 @@ def start_run(experiment: str, tags: Mapping[str, str], run_id: str | None = Non
         raise
     finally:
         _close(run, status)
+
+
+def name_tag(name: str) -> dict[str, str]:
+    """What gives a run this name."""
+    return {MLFLOW_RUN_NAME: name}
+
+
+def find_runs(experiment: str, tags: Mapping[str, str]) -> list[Run]:
+    """The runs of an experiment that have these tags, the newest first."""
+    wanted = " and ".join(f"tags.`{key}` = '{value}'" for key, value in tags.items())
+    with _clear_errors():
+        _connect()
+        found = MlflowClient().search_runs(
+            [_experiment_id(experiment)],
+            filter_string=wanted,
+            order_by=["attributes.start_time DESC"],
+        )
+    return [Run(run.info.run_id) for run in found]
 
 
 def _open_run(experiment: str, tags: Mapping[str, str]) -> Run:

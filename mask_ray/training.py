@@ -8,7 +8,7 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -27,6 +27,7 @@ from mask_ray import (
     features,
     launch,
     mobilenet,
+    promotion,
     quantization,
     tracking,
     weights,
@@ -37,9 +38,11 @@ from mask_ray.predictor import Images, Predictor
 from mask_ray.progress import say
 
 _SETTINGS_FILE = "settings.json"
+# What a job printed at its end, kept in its run.
+RESULT_FILE = "result.json"
 
 # What a resumed run may change: where and how it runs, not what it makes.
-_MAY_CHANGE = {
+MAY_CHANGE = {
     "num_workers",
     "min_workers",
     "use_gpu",
@@ -53,6 +56,10 @@ _MAY_CHANGE = {
     "max_failures",
     "quantize",
     "register_as",
+    "promote",
+    "promotion_metric",
+    "promotion_margin",
+    "min_recall",
     "resume",
 }
 
@@ -103,19 +110,23 @@ class Served:
     metadata: dict[str, Any] = field(default_factory=dict)
 
 
-def run(settings: TrainSettings) -> dict[str, Any]:
+def run(settings: TrainSettings, tags: Mapping[str, str] | None = None) -> dict[str, Any]:
     """Train, evaluate and register a model. Ray must be running.
 
+    Args:
+        settings: Of the run.
+        tags: Set on its MLflow run, beside its own.
+
     Returns:
-        The run's id, the model's URI and version, its image size, metrics of the test split, and
-        seconds by stage.
+        The run's id, the model's URI and version, its image size, whether and why it is the
+        champion, metrics of the test split, and seconds by stage.
 
     Raises:
         checkpoints.CheckpointError: a checkpoint cannot be written or read.
         MaskRayError: whatever `opened` raises.
     """
     clock = Clock()
-    with opened(settings, clock) as job:
+    with opened(settings, clock, tags) as job:
         with clock.stage("train"):
             result = _train(settings, job, clock)
         # The checkpoint's own folder is left as it is.
@@ -125,20 +136,27 @@ def run(settings: TrainSettings) -> dict[str, Any]:
                 served = _choose_served(settings, job, files / checkpoints.ONNX_FILE, int8)
                 test = _report(job.tracked, served.predictions)
             version = _register(settings, job, served, files / checkpoints.KERAS_FILE)
+        promoted, reason = _promote(settings, job, version)
         seconds = {f"seconds_{name}": value for name, value in clock.seconds().items()}
         job.tracked.log_metrics(seconds)
-    return {
-        "run_id": job.tracked.run_id,
-        "model_uri": f"models:/{settings.register_as}/{version}",
-        "model_version": version,
-        "image_size": settings.image_size,
-        "test": test,
-        "seconds": clock.seconds(),
-    }
+        told = {
+            "run_id": job.tracked.run_id,
+            "model_uri": f"models:/{settings.register_as}/{version}",
+            "model_version": version,
+            "image_size": settings.image_size,
+            "promoted": promoted,
+            "promotion_reason": reason,
+            "test": test,
+            "seconds": clock.seconds(),
+        }
+        job.tracked.log_json(told, RESULT_FILE)
+    return told
 
 
 @contextmanager
-def opened(settings: TrainSettings, clock: "Clock") -> Iterator[Job]:
+def opened(
+    settings: TrainSettings, clock: "Clock", tags: Mapping[str, str] | None = None
+) -> Iterator[Job]:
     """Check all that can be checked, open the run in MLflow, and read the data.
 
     Raises:
@@ -155,11 +173,13 @@ def opened(settings: TrainSettings, clock: "Clock") -> Iterator[Job]:
     pretrained = _open_pretrained(settings)
     _check_resumable(settings)
     with (
-        tracking.start_run(settings.experiment, _tags(), settings.resume) as tracked,
+        tracking.start_run(
+            settings.experiment, _tags() | dict(tags or {}), settings.resume
+        ) as tracked,
         _lock(tracked),
     ):
         say(f"MLflow run {tracked.run_id} in {tracking_uri()}")
-        if settings.resume is None:
+        if settings.resume is None or not tracked.has_file(_SETTINGS_FILE):
             _log_settings(tracked, settings)
         with clock.stage("data"):
             images = data.load(settings, settings.image_size, task_cpus=plan.task_cpus)
@@ -186,9 +206,11 @@ def _check_resumable(settings: TrainSettings) -> None:
     run = tracking.Run(settings.resume)
     if run.status() == "FINISHED":
         raise ResumeError(f"run {run.run_id} is finished; there is nothing to resume")
+    if not run.has_file(_SETTINGS_FILE):
+        return  # it was cut off before it had begun
     stored = run.load_json(_SETTINGS_FILE)
     for name, value in settings.model_dump(mode="json").items():
-        if name not in _MAY_CHANGE and value != stored.get(name):
+        if name not in MAY_CHANGE and value != stored.get(name):
             raise ResumeError(
                 f"{name} must be that of the resumed run, {stored.get(name)}; got {value}"
             )
@@ -372,9 +394,20 @@ def _report(tracked: tracking.Run, predictions: evaluation.Predictions) -> dict[
     return metrics
 
 
+def _promote(settings: TrainSettings, job: Job, version: str) -> tuple[bool, str]:
+    if not settings.promote:
+        return False, "promote is off"
+    images = promotion.held_out(settings, settings.image_size, job.images)
+    decision = promotion.run(settings.register_as, version, images, settings)
+    return decision.promoted, decision.reason
+
+
 def _register(settings: TrainSettings, job: Job, served: Served, keras_path: Path) -> str:
+    """The new version; of a run that was cut off after it had registered one, that one."""
+    if version := job.tracked.registered_version(settings.register_as):
+        return version
     example = job.splits["test"].take_batch(1)["image"]
-    return job.tracked.register_model(
+    version = job.tracked.register_model(
         served.onnx,
         name=settings.register_as,
         example=example,
@@ -388,3 +421,5 @@ def _register(settings: TrainSettings, job: Job, served: Served, keras_path: Pat
         | _tags(),
         keras_path=keras_path,
     )
+    say(f"registered as version {version} of {settings.register_as}")
+    return version

@@ -14,12 +14,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from mask_ray.config import MaskRayError
+from mask_ray.config import CHALLENGER, MaskRayError
 from mask_ray.model_events import ModelEvents, Refusal
 from mask_ray.predictor import Predictor
 from mask_ray.vetting import ModelRefusedError
-
-CHALLENGER = "challenger"
 
 # A version that could not be fetched is tried again ever more seldom, up to this.
 _MAX_RETRY_S = 3600.0

@@ -7,14 +7,16 @@ import numpy as np
 from onnx_files import CLASS_NAMES, IMAGE_SIZE, write_classifier
 
 from mask_ray.predictor import Predictor
-from mask_ray.tracking import Run
+from mask_ray.tracking import RegisteredModel, Run
 
 NAME = "mask-detector"
 METADATA = {"class_names": list(CLASS_NAMES), "image_size": IMAGE_SIZE, "git_commit": "abc"}
 EXAMPLE = np.random.default_rng(2).integers(0, 256, (1, IMAGE_SIZE, IMAGE_SIZE, 3), dtype=np.uint8)
 
 
-def register(run: Run, folder: Path, onnx_path: Path | None = None, **given: Any) -> str:
+def register(
+    run: Run, folder: Path, onnx_path: Path | None = None, *, champion: bool = True, **given: Any
+) -> str:
     onnx_path = onnx_path or write_classifier(folder / "model.onnx")
     keras_path = folder / "model.keras"
     keras_path.write_bytes(b"the same model for Keras")
@@ -26,4 +28,9 @@ def register(run: Run, folder: Path, onnx_path: Path | None = None, **given: Any
         "metadata": METADATA,
         "keras_path": keras_path,
     }
-    return run.register_model(onnx_path, **options | given)
+    version = run.register_model(onnx_path, **options | given)
+    if champion:
+        model = RegisteredModel(NAME)
+        model.move("champion", version)
+        model.move("challenger", None)
+    return version

@@ -48,6 +48,10 @@ TRAIN_FLAGS = {
     "--max-failures",
     "--experiment",
     "--register-as",
+    "--promote",
+    "--promotion-metric",
+    "--promotion-margin",
+    "--min-recall",
     "--config",
 }
 

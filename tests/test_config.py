@@ -17,6 +17,9 @@ from mask_ray.config import (
     DemoSettings,
     EvaluateSettings,
     ImageLimits,
+    PipelineSettings,
+    PromoteSettings,
+    PromotionRule,
     ServeSettings,
     Settings,
     TrainSettings,
@@ -34,6 +37,9 @@ DATA_OF: dict[type[Settings], dict[str, Any]] = {
     EvaluateSettings: DATA,
     ServeSettings: {},
     DemoSettings: {},
+    PromotionRule: {},
+    PromoteSettings: {"version": "3"},
+    PipelineSettings: DATA,
 }
 
 
@@ -81,6 +87,33 @@ def test_empty_data_is_told_the_form() -> None:
     assert mistake(DataSettings, {"data": " "}) == (
         "data must be a folder or synthetic[:N]; got an empty string"
     )
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        ({}, "give either a version or --rollback; got neither"),
+        ({"version": "3", "rollback": True}, "give either a version or --rollback; got both"),
+        ({"version": "latest"}, "version must match pattern"),
+        ({"version": "3", "promotion_margin": -1}, "promotion_margin must be greater than or"),
+        ({"version": "3", "promotion_metric": "f1"}, "promotion_metric must be 'accuracy'"),
+    ],
+)
+def test_a_promotion_that_makes_no_sense_is_refused(given: dict[str, Any], told: str) -> None:
+    assert mistake(PromoteSettings, given).startswith(told)
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        ({"resume": "0" * 32}, "resume is not a setting"),
+        ({"url": "localhost:8000"}, "url must begin with http:// or https://; got localhost:8000"),
+        ({"serve": True, "deploy": False}, "serve must be off with --no-deploy or --no-promote"),
+        ({"serve": True, "promote": False}, "serve must be off with --no-deploy or --no-promote"),
+    ],
+)
+def test_a_pipeline_that_makes_no_sense_is_refused(given: dict[str, Any], told: str) -> None:
+    assert mistake(PipelineSettings, DATA | given).startswith(told)
 
 
 LIMIT_BOUNDS = [

@@ -46,11 +46,15 @@ def in_registry(registry: Registry, monkeypatch: pytest.MonkeyPatch) -> Registry
     return registry
 
 
-def test_the_last_registered_version_is_the_champion(in_registry: Registry) -> None:
+def test_versions_are_those_of_their_run(in_registry: Registry) -> None:
     client = MlflowClient()
-    assert client.get_model_version_by_alias(NAME, "champion").version == 2
     assert [v.version for v in client.search_model_versions(f"name='{NAME}'")] == [2, 1]
     assert client.get_model_version(NAME, "2").run_id == in_registry.run_id
+
+
+def test_a_run_knows_the_newest_version_that_it_made(in_registry: Registry) -> None:
+    assert tracking.Run(in_registry.run_id).registered_version(NAME) == "2"
+    assert tracking.Run(in_registry.run_id).registered_version("cats") is None
 
 
 def test_aliases_name_versions(in_registry: Registry) -> None:

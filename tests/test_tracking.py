@@ -283,6 +283,8 @@ USES: dict[str, Callable[[Run, Path], Any]] = {
     "set_tags": lambda run, folder: run.set_tags({"git_commit": "a"}),
     "log_json": lambda run, folder: run.log_json({}, "settings.json"),
     "load_json": lambda run, folder: run.load_json("settings.json"),
+    "has_file": lambda run, folder: run.has_file("settings.json"),
+    "registered_version": lambda run, folder: run.registered_version("faces"),
     "log_file": lambda run, folder: run.log_file(write_classifier(folder / "model.onnx")),
     "log_figure": lambda run, folder: run.log_figure(Figure(), "roc.png"),
     "register_model": lambda run, folder: register(run, folder),

@@ -6,10 +6,9 @@ from typing import Any
 import pytest
 from event_counts import ModelEventCounts
 
-from mask_ray.config import MaskRayError
+from mask_ray.config import CHALLENGER, MaskRayError
 from mask_ray.model_events import Refusal
 from mask_ray.versions import (
-    CHALLENGER,
     AliasWatch,
     LoadedModel,
     VersionFollower,

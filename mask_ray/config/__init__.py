@@ -5,8 +5,11 @@ keys of its YAML file. Nothing here reads files, talks to Ray or imports more th
 """
 
 from mask_ray.config.base import (
+    CHALLENGER,
+    CHAMPION,
     DEFAULT_MODEL_NAME,
     DEFAULT_MODEL_URI,
+    PREVIOUS,
     ImageLimits,
     MaskRayError,
     Settings,
@@ -18,6 +21,8 @@ from mask_ray.config.base import (
 from mask_ray.config.data import DataSettings, EvaluateSettings, Source, SplitName
 from mask_ray.config.demo import DemoSettings
 from mask_ray.config.ingress import IngressSettings
+from mask_ray.config.pipeline import PipelineSettings
+from mask_ray.config.promotion import PromoteSettings, PromotionRule
 from mask_ray.config.serving import (
     DEFAULT_PORTS,
     MAX_FORM_FIELDS,
@@ -26,17 +31,20 @@ from mask_ray.config.serving import (
     RemoteImageSettings,
     ServeSettings,
 )
-from mask_ray.config.training import ALPHAS, BLOCKS, IMAGE_SIZES, TrainSettings
+from mask_ray.config.training import ALPHAS, BLOCKS, IMAGE_SIZES, RunSettings, TrainSettings
 from mask_ray.config.tuning import SEARCH_CHOICES, SEARCH_RANGES, TuneSettings
 
 __all__ = [
     "ALPHAS",
     "BLOCKS",
+    "CHALLENGER",
+    "CHAMPION",
     "DEFAULT_MODEL_NAME",
     "DEFAULT_MODEL_URI",
     "DEFAULT_PORTS",
     "IMAGE_SIZES",
     "MAX_FORM_FIELDS",
+    "PREVIOUS",
     "SEARCH_CHOICES",
     "SEARCH_RANGES",
     "AllowedHost",
@@ -47,7 +55,11 @@ __all__ = [
     "IngressSettings",
     "MaskRayError",
     "PayloadLimits",
+    "PipelineSettings",
+    "PromoteSettings",
+    "PromotionRule",
     "RemoteImageSettings",
+    "RunSettings",
     "ServeSettings",
     "Settings",
     "Source",

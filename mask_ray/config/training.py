@@ -6,6 +6,7 @@ from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from mask_ray.config.base import DEFAULT_MODEL_NAME, Settings, none_for_auto, one_of
 from mask_ray.config.data import DataSettings
+from mask_ray.config.promotion import PromotionRule
 
 # MobileNetV2's published ImageNet checkpoints: Sandler et al. 2018, https://arxiv.org/abs/1801.04381
 IMAGE_SIZES = (96, 128, 160, 192, 224)
@@ -25,8 +26,8 @@ class TrackingSettings(Settings):
     )
 
 
-class TrainSettings(DataSettings, TrackingSettings):
-    """Train a classifier with Horovod on Ray, evaluate it and register it in MLflow."""
+class RunSettings(DataSettings, TrackingSettings, PromotionRule):
+    """What a training run makes, and how."""
 
     num_workers: int = Field(1, ge=1, le=4096, description="Horovod workers, one process each.")
     min_workers: int | None = Field(
@@ -145,11 +146,10 @@ class TrainSettings(DataSettings, TrackingSettings):
     max_failures: int = Field(
         3, ge=-1, description="Restarts from the last checkpoint after a worker dies; -1: no limit."
     )
-    resume: str | None = Field(
-        None,
-        pattern=r"^[0-9a-f]{32}$",
-        description="Go on with this MLflow run from its last checkpoint. Its settings are taken "
-        "from the run, but for flags that are given.",
+    promote: bool = Field(
+        True,
+        description="Compare the new version with the champion, and have it take its place if it "
+        "is better by the rule; otherwise it stays the challenger.",
     )
 
     @model_validator(mode="before")
@@ -195,3 +195,14 @@ class TrainSettings(DataSettings, TrackingSettings):
                 f"not worth freezing; got {self.head_epochs}. Use finetune_epochs"
             )
         return self
+
+
+class TrainSettings(RunSettings):
+    """Train a classifier with Horovod on Ray, evaluate it and register it in MLflow."""
+
+    resume: str | None = Field(
+        None,
+        pattern=r"^[0-9a-f]{32}$",
+        description="Go on with this MLflow run from its last checkpoint. Its settings are taken "
+        "from the run, but for flags that are given.",
+    )

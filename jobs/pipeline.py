@@ -1,0 +1,25 @@
+"""From photos to a served model in one command. See `--help`."""
+
+from typing import Any
+
+from mask_ray import cli
+from mask_ray.config import PipelineSettings
+
+
+def run_pipeline(settings: PipelineSettings) -> dict[str, Any]:
+    """Import what is heavy only once the settings are known to be good."""
+    from mask_ray.pipeline import line
+
+    return line.run(settings)
+
+
+def stay() -> None:
+    """While this process's own Ray serves."""
+    from mask_ray.pipeline import line
+
+    line.stay_while_serving()
+
+
+if __name__ == "__main__":
+    cli.main(PipelineSettings, run_pipeline)
+    stay()

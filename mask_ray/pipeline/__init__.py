@@ -1,0 +1,1 @@
+"""From a pile of photos to a served model, in stages that are each done once."""

@@ -1,0 +1,66 @@
+"""What tells that a source has changed, without reading its images."""
+
+import hashlib
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+
+from mask_ray.config import MaskRayError
+
+_TIMEOUT_S = 30.0
+_VALIDATORS = ("etag", "last-modified", "content-length")
+
+
+def of_source(source: str) -> str:
+    """Another text whenever the source is another: names, sizes and times of files, or what the
+    server says of a URL. Sources of other schemes are taken to stay as they are.
+
+    Raises:
+        MaskRayError: the server does not answer.
+    """
+    if source.startswith(("http://", "https://")):
+        return _of_url(source)
+    path = Path(source).expanduser()
+    if path.is_dir():
+        return _digest(_lines(path))
+    if path.is_file():
+        return _digest([_line(path.name, path.stat())])
+    return source
+
+
+def _of_url(url: str) -> str:
+    try:
+        response = httpx.head(url.partition("#")[0], follow_redirects=True, timeout=_TIMEOUT_S)
+    except (httpx.HTTPError, httpx.InvalidURL) as error:
+        raise MaskRayError(f"{url} is not reached: {error or type(error).__name__}") from error
+    # A server that refuses HEAD may still answer GET: fetching tells.
+    told = [response.headers.get(name, "") for name in _VALIDATORS] if response.is_success else []
+    return _digest([url, *told])
+
+
+def _lines(folder: Path) -> Iterator[str]:
+    """One for each file below, in a fixed order, without a list of all of them."""
+    with os.scandir(folder) as scanned:
+        entries = sorted(scanned, key=lambda entry: entry.name)
+    for entry in entries:
+        if entry.name.startswith("."):
+            continue
+        if entry.is_dir():
+            yield f"{entry.name}/"
+            yield from _lines(Path(entry.path))
+            yield "/"
+        else:
+            yield _line(entry.name, entry.stat())
+
+
+def _line(name: str, stat: os.stat_result) -> str:
+    return f"{name}\0{stat.st_size}\0{stat.st_mtime_ns}"
+
+
+def _digest(lines: Iterator[str] | list[str]) -> str:
+    digest = hashlib.sha256()
+    for line in lines:
+        digest.update(f"{line}\n".encode(errors="surrogateescape"))
+    return digest.hexdigest()

@@ -1,0 +1,246 @@
+"""The stages of the line: fetch, inspect, train, evaluate, promote, deploy, smoke-test."""
+
+import signal
+import sys
+from contextlib import suppress
+from dataclasses import asdict
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from mask_ray import cluster, data, evaluation, promotion, serving, synthetic, tracking, training
+from mask_ray.config import (
+    CHAMPION,
+    DataSettings,
+    EvaluateSettings,
+    PipelineSettings,
+    PromotionRule,
+    RunSettings,
+    TrainSettings,
+)
+from mask_ray.pipeline import fingerprint, service
+from mask_ray.pipeline.stages import Attempt, PipelineError, Result, Results, Stage, in_own_run
+from mask_ray.pipeline.stages import run as run_stages
+from mask_ray.predictor import Predictor
+from mask_ray.progress import say
+
+_RULE = set(PromotionRule.model_fields)
+# How a run is done, not what it makes: given anew, it is the same training, the same pipeline.
+_ONLY_HOW = training.MAY_CHANGE - {"quantize", "register_as", "promote"} - _RULE
+_NOT_OF_TRAINING = _ONLY_HOW | _RULE | {"experiment", "promote"}
+_NOT_OF_PIPELINE = _ONLY_HOW | {"deploy_timeout_s", "serve"}
+
+
+def run(settings: PipelineSettings) -> dict[str, Any]:
+    """Run the pipeline. Ray must be running.
+
+    Returns:
+        The run's id, the model's URI and version, whether and why it is the champion, metrics of
+        the test split, the service's address and version, and seconds of each stage done.
+
+    Raises:
+        PipelineError: a stage failed; the message names it.
+    """
+    key = settings.model_dump(mode="json", exclude=_NOT_OF_PIPELINE)
+    done = run_stages(_Line(settings).stages(), settings.experiment, key)
+    results = done.results
+    promoted, deployed = results.get("promote", {}), results.get("deploy", {})
+    return {
+        "run_id": done.run_id,
+        "model_uri": results["train"]["model_uri"],
+        "model_version": results["train"]["model_version"],
+        "promoted": promoted.get("promoted", False),
+        "promotion_reason": promoted.get("reason", "promote is off"),
+        "test": results["train"]["test"],
+        "url": deployed.get("url"),
+        "served_version": deployed.get("version"),
+        "seconds": done.seconds,
+    }
+
+
+def stay_while_serving() -> None:
+    """Wait for Ctrl-C where this process's own Ray holds the service, which would end with it."""
+    if cluster.started_here() and serving.is_running():
+        # Not on standard output, whose last line is the result.
+        print("serving until Ctrl-C: this command started Ray for itself", file=sys.stderr)
+        with suppress(KeyboardInterrupt):
+            signal.pause()
+
+
+class _Line:
+    """The stages for some settings."""
+
+    def __init__(self, settings: PipelineSettings) -> None:
+        self._settings = settings
+        self._name = settings.register_as
+        self._deploys = settings.promote and settings.deploy
+        self._url = ""
+        if self._deploys:
+            self._url = settings.url or service.address(settings.serve_config)
+
+    def stages(self) -> list[Stage]:
+        """All that are wanted, in order."""
+        stages = [
+            Stage("fetch", self._fetch_inputs, in_own_run(self._fetch), _is_there),
+            Stage("inspect", self._inspect_inputs, in_own_run(self._inspect)),
+            Stage("train", self._train_inputs, self._train, self._is_registered),
+            Stage("evaluate", self._evaluate_inputs, in_own_run(self._evaluate)),
+        ]
+        if self._settings.promote:
+            stages.append(Stage("promote", self._promote_inputs, in_own_run(self._promote)))
+        if self._deploys:
+            stages += [
+                Stage("deploy", self._deploy_inputs, in_own_run(self._deploy), self._is_served),
+                Stage("smoke-test", self._smoke_inputs, in_own_run(self._smoke_test)),
+            ]
+        return stages
+
+    def _fetch_inputs(self, results: Results) -> Result:
+        source = self._settings.data
+        return {"source": source, "fingerprint": fingerprint.of_source(source)}
+
+    def _fetch(self, results: Results, run: tracking.Run) -> Result:
+        source = self._settings.data
+        local = source if data.is_synthetic(source) else str(data.check_folder(source))
+        return self._fetch_inputs(results) | {"data": local}
+
+    def _data_settings(self, results: Results) -> dict[str, Any]:
+        own = self._settings.model_dump(mode="json", include=set(DataSettings.model_fields))
+        return own | {"data": results["fetch"]["data"]}
+
+    def _inspect_inputs(self, results: Results) -> Result:
+        return results["fetch"] | self._data_settings(results)
+
+    def _inspect(self, results: Results, run: tracking.Run) -> Result:
+        settings = DataSettings(**self._data_settings(results))
+        summary = data.load(settings, self._settings.image_size).summary
+        say(summary.report())
+        return {"data_digest": summary.digest}
+
+    def _train_settings(self, results: Results) -> dict[str, Any]:
+        own = self._settings.model_dump(mode="json", include=set(RunSettings.model_fields))
+        return own | self._data_settings(results) | {"promote": False}
+
+    def _train_inputs(self, results: Results) -> Result:
+        settings = self._train_settings(results)
+        made_of = {key: value for key, value in settings.items() if key not in _NOT_OF_TRAINING}
+        return made_of | {"data_digest": results["inspect"]["data_digest"]}
+
+    def _train(self, results: Results, attempt: Attempt) -> Result:
+        settings = self._train_settings(results) | {"resume": attempt.cut_off}
+        return training.run(TrainSettings(**settings), attempt.tags)
+
+    def _is_registered(self, result: Result) -> bool:
+        return tracking.RegisteredModel(self._name).has_version(result["model_version"])
+
+    def _evaluate_inputs(self, results: Results) -> Result:
+        return self._data_settings(results) | _made(results)
+
+    def _evaluate(self, results: Results, run: tracking.Run) -> Result:
+        uri = results["train"]["model_uri"]
+        settings = EvaluateSettings(**self._data_settings(results), model_uri=uri)
+        metrics = evaluation.run(settings)
+        told = {key: value for key, value in metrics.items() if key not in ("model", "split")}
+        run.log_metrics(evaluation.flatten(told, "test_"))
+        return metrics
+
+    def _promote_inputs(self, results: Results) -> Result:
+        rule = self._settings.model_dump(include=set(PromotionRule.model_fields))
+        return self._data_settings(results) | rule | _made(results)
+
+    def _promote(self, results: Results, run: tracking.Run) -> Result:
+        settings = DataSettings(**self._data_settings(results))
+        images = promotion.held_out(settings, self._settings.image_size)
+        version = results["train"]["model_version"]
+        decision = promotion.run(self._name, version, images, self._settings)
+        for who, figures in (("challenger", decision.challenger), ("champion", decision.champion)):
+            if figures is not None:
+                run.log_metrics({f"{who}_{key}": v for key, v in _numbers(figures).items()})
+        return asdict(decision)
+
+    def _champion(self, results: Results) -> str:
+        """What is to be served: the new version, or where that was not promoted, the one before.
+
+        Raises:
+            PipelineError: there is none.
+        """
+        version = tracking.aliases(self._name).get(CHAMPION)
+        if version is None:
+            raise PipelineError(
+                f"{self._name} has no champion to serve, since version "
+                f"{results['train']['model_version']} is not promoted: "
+                f"{results['promote']['reason']}"
+            )
+        return version
+
+    def _deploy_inputs(self, results: Results) -> Result:
+        return {"name": self._name, "version": self._champion(results), "url": self._url}
+
+    def _deploy(self, results: Results, run: tracking.Run) -> Result:
+        settings, target = self._settings, self._deploy_inputs(results)
+        if service.health(self._url) is None:
+            if not settings.serve:
+                raise PipelineError(
+                    f"nothing answers at {self._url}; start it by `serve run "
+                    f"{settings.serve_config}`, or have the pipeline do it by --serve"
+                )
+            say(f"serving at {self._url}")
+            serving.start(settings.serve_config, f"models:/{self._name}@{CHAMPION}")
+        service.await_version(self._url, self._name, target["version"], settings.deploy_timeout_s)
+        # What was asked of one that ended since says nothing of this one.
+        return target | {"deployed": datetime.now(UTC).isoformat()}
+
+    def _is_served(self, result: Result) -> bool:
+        return service.serves(result["url"], result["name"], result["version"])
+
+    def _smoke_inputs(self, results: Results) -> Result:
+        return results["deploy"] | self._data_settings(results)
+
+    def _smoke_test(self, results: Results, run: tracking.Run) -> Result:
+        version = results["deploy"]["version"]
+        path = tracking.resolve_model(f"models:/{self._name}/{version}").path
+        predictor = Predictor(path)
+        settings = DataSettings(**self._data_settings(results))
+        images = _test_images(settings, predictor.image_size, self._settings.smoke_images)
+        told = service.ask(self._url, (self._name, version), images, predictor, settings)
+        say(f"{self._url} answers by version {version}: {told}")
+        run.log_metrics(told)
+        return told
+
+
+def _is_there(result: Result) -> bool:
+    return data.is_synthetic(result["data"]) or Path(result["data"]).exists()
+
+
+def _made(results: Results) -> Result:
+    return {key: results["train"][key] for key in ("model_uri", "run_id")} | {
+        "data_digest": results["inspect"]["data_digest"]
+    }
+
+
+def _numbers(figures: promotion.Figures) -> dict[str, float]:
+    told = {key: value for key, value in asdict(figures).items() if key != "version"}
+    return evaluation.flatten(told)
+
+
+def _test_images(
+    settings: DataSettings, image_size: int, num_images: int
+) -> list[service.LabelledImage]:
+    """Some of the test split, as encoded files."""
+    images = data.load(settings, image_size, needed=())
+    rows = images.decoded(("test",)).select_columns(["path", "label", "split", "error"])
+    found: list[service.LabelledImage] = []
+    for row in rows.iter_rows():
+        if row["split"] == "test" and not row["error"]:
+            path, class_name = str(row["path"]), images.class_names[row["label"]]
+            found.append(service.LabelledImage(path, _read(path, settings), class_name))
+        if len(found) == num_images:
+            break
+    return found
+
+
+def _read(path: str, settings: DataSettings) -> bytes:
+    if data.is_synthetic(settings.data):
+        encoded, _ = synthetic.encode(int(Path(path).stem), seed=settings.seed)
+        return encoded
+    return Path(path).read_bytes()
