@@ -17,6 +17,7 @@ from mask_ray.config.base import (
 )
 from mask_ray.config.data import DataSettings, EvaluateSettings, Source, SplitName
 from mask_ray.config.demo import DemoSettings
+from mask_ray.config.inspection import InspectSettings
 from mask_ray.config.serving import (
     DEFAULT_PORTS,
     MAX_FORM_FIELDS,
@@ -43,6 +44,7 @@ __all__ = [
     "DemoSettings",
     "EvaluateSettings",
     "ImageLimits",
+    "InspectSettings",
     "MaskRayError",
     "PayloadLimits",
     "RemoteImageSettings",
