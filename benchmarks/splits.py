@@ -5,9 +5,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Self
 
-from mask_ray import data
+from mask_ray import data, splits
 from mask_ray.config import DataSettings
-from mask_ray.images import ImageError, decode
 
 # A file and the index of its class.
 Labelled = tuple[str, int]
@@ -36,17 +35,6 @@ def split(folder: Path, settings: DataSettings) -> Split:
     """The split that `mask_ray.data.load` makes of a folder with a sub-folder for each class."""
     by_class = data.list_files(folder)
     rows: dict[str, list[Labelled]] = {name: [] for name in data.SPLITS}
-    for label, paths in enumerate(by_class.values()):
-        for path in paths:
-            encoded = path.read_bytes()
-            if _is_readable(encoded, settings):
-                rows[data.split_of(data.digest_of(encoded), settings)].append((str(path), label))
+    for path, label, name in splits.of_files(by_class, settings):
+        rows[name].append((str(path), label))
     return Split(list(by_class), **rows)
-
-
-def _is_readable(encoded: bytes, settings: DataSettings) -> bool:
-    try:
-        decode(encoded, settings, at_least_px=32)
-    except ImageError:
-        return False
-    return True

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -23,12 +23,15 @@ from ray.data import Dataset, Datasource
 from ray.data.block import BlockMetadata
 from ray.data.datasource import ReadTask
 
-from mask_ray import synthetic
+from mask_ray import duplicates, synthetic
 from mask_ray.config import DataSettings, ImageLimits, MaskRayError, SplitName
-from mask_ray.images import ImageError, decode_resized
+from mask_ray.images import ImageError, decode, resize
+from mask_ray.inventory import Inventory
 from mask_ray.progress import Progress
+from mask_ray.splits import LEFT_OUT, Assignment, SplitConflictError, assign
+from mask_ray.splits import SPLITS as SPLITS
+from mask_ray.splits import split_of as split_of
 
-SPLITS: tuple[SplitName, ...] = get_args(SplitName)
 DEFAULT_NUM_DRAWN = 2000
 
 # Decoded images are kept between epochs while they take less than this share of Ray's object
@@ -50,11 +53,24 @@ class DataError(MaskRayError):
 
 @dataclass(frozen=True)
 class Summary:
-    """What a data set holds, after one pass over it."""
+    """What a data set holds, after one pass over it.
+
+    Args:
+        counts: Images by split and class.
+        digest: Of the labelled contents.
+        bad_files: Why each unreadable file is, by path.
+        split_digest: Of the labelled contents and the split of each.
+        num_grouped: Images that show the picture of another, or are in its given group; a group
+            is in one split.
+        num_left_out: Images left out since the fixed test set has their picture.
+    """
 
     counts: dict[SplitName, Counter[str]]
     digest: str
     bad_files: dict[str, str] = field(repr=False)
+    split_digest: str = ""
+    num_grouped: int = 0
+    num_left_out: int = 0
 
     @property
     def num_images(self) -> int:
@@ -68,6 +84,10 @@ class Summary:
             for split, counts in self.counts.items()
         )
         lines = [f"{self.num_images} images: {splits}"]
+        if self.num_grouped:
+            lines.append(f"{self.num_grouped} of them share a picture or group, and its split")
+        if self.num_left_out:
+            lines.append(f"{self.num_left_out} more left out: test_data has their picture")
         if self.bad_files:
             lines.append(f"{len(self.bad_files)} unreadable files left out:")
             named = itertools.islice(self.bad_files.items(), _NUM_BAD_FILES_SHOWN)
@@ -105,7 +125,7 @@ class ImageData:
 
 
 @dataclass(frozen=True)
-class _Source:
+class Source:
     """Rows `path`, `bytes` and `label`, not read yet."""
 
     dataset: Dataset
@@ -133,30 +153,75 @@ def load(
         DataError: no such folder, fewer than two classes, or a class without readable images in
             a split that needs them.
     """
-    source = _open_source(settings, task_cpus)
-
-    def decoded(splits: Sequence[SplitName]) -> Dataset:
-        return map_rows(
-            source.dataset,
-            _decode_batch,
-            task_cpus,
-            image_size=image_size,
-            settings=settings,
-            splits=splits,
-        )
-
-    every = decoded(SPLITS)
+    source = _open_all(settings, task_cpus)
+    every = _decoded(source, image_size, settings, task_cpus)
     kept = _fits_object_store(source.num_files, image_size)
     if kept:
         every = every.materialize()
-    summary = summarise(every, source.class_names, source.num_files)
+    inventory, bad_files = take_stock(every, source.num_files)
+    try:
+        assignment = assign(inventory, settings)
+    except SplitConflictError as error:
+        raise _explained(error, every) from error
+    summary = summarise(inventory, assignment, source.class_names, bad_files)
     _check_no_class_is_empty(summary, source.class_names, needed)
-    return ImageData(
-        (lambda splits: every) if kept else decoded, source.class_names, summary, kept, task_cpus
+    moved = ray.put(assignment.moved)
+
+    def decoded(splits: Sequence[SplitName]) -> Dataset:
+        if kept:
+            return map_rows(
+                every, _keep_splits, task_cpus, settings=settings, splits=splits, moved=moved
+            )
+        return _decoded(source, image_size, settings, task_cpus, splits=splits, moved=moved)
+
+    return ImageData(decoded, source.class_names, summary, kept, task_cpus)
+
+
+def _decoded(
+    source: Source, image_size: int, settings: DataSettings, task_cpus: float, **only: Any
+) -> Dataset:
+    return map_rows(
+        source.dataset, _decode_batch, task_cpus, image_size=image_size, settings=settings, **only
     )
 
 
-def _open_source(settings: DataSettings, task_cpus: float) -> _Source:
+def _open_all(settings: DataSettings, task_cpus: float) -> Source:
+    """The data and, as rows that are `held_out`, the fixed test set.
+
+    Raises:
+        DataError: as `open_source`; or the test set has other classes.
+    """
+    source = open_source(settings, task_cpus)
+    if settings.test_data is None:
+        return source
+    test = open_source(settings.model_copy(update={"data": settings.test_data}), task_cpus)
+    if test.class_names != source.class_names:
+        raise DataError(
+            f"test_data must have the classes of data, {', '.join(source.class_names)}; "
+            f"got {', '.join(test.class_names)}"
+        )
+    own, fixed = (
+        map_rows(each.dataset, _mark, task_cpus, held_out=held_out)
+        for each, held_out in ((source, False), (test, True))
+    )
+    return Source(own.union(fixed), source.class_names, source.num_files + test.num_files)
+
+
+def _mark(batch: Batch, held_out: bool) -> Batch:
+    return batch | {"held_out": np.full(len(batch["label"]), held_out)}
+
+
+def _explained(error: SplitConflictError, decoded: Dataset) -> DataError:
+    """With the names of the files, for which all are looked through once more."""
+    paths = {row["digest"]: row["path"] for row in _rows(decoded, ["digest", "path"])}
+    (first, second), (one, other) = (paths[digest] for digest in error.digests), error.splits
+    return DataError(
+        f"files of one group or one picture must be given one split; {first} is given {one}, "
+        f"{second} {other}"
+    )
+
+
+def open_source(settings: DataSettings, task_cpus: float) -> Source:
     """Find the images without reading them.
 
     Raises:
@@ -220,7 +285,7 @@ def list_files(root: Path) -> dict[str, list[Path]]:
     }
 
 
-def _folder(root: Path, seed: int, task_cpus: float) -> _Source:
+def _folder(root: Path, seed: int, task_cpus: float) -> Source:
     by_class = list_files(root)
     class_names = list(by_class)
     files = [str(path) for paths in by_class.values() for path in paths]
@@ -232,7 +297,7 @@ def _folder(root: Path, seed: int, task_cpus: float) -> _Source:
         override_num_blocks=_num_blocks(len(files)),
         num_cpus=task_cpus,
     )
-    return _Source(dataset, class_names, len(files))
+    return Source(dataset, class_names, len(files))
 
 
 class _Files(Datasource):
@@ -275,9 +340,9 @@ def _read_files(files: NDArray[Any], labels: NDArray[np.int64]) -> list[pa.Table
     return [pa.table({"path": pa.array(files), "bytes": encoded, "label": labels})]
 
 
-def _drawn(num_images: int, seed: int, task_cpus: float) -> _Source:
+def _drawn(num_images: int, seed: int, task_cpus: float) -> Source:
     indices = ray.data.range(num_images, override_num_blocks=_num_blocks(num_images))
-    return _Source(
+    return Source(
         map_rows(indices, _draw_batch, task_cpus, seed=seed),
         list(synthetic.CLASS_NAMES),
         num_images,
@@ -313,25 +378,55 @@ def _fits_object_store(num_files: int, image_size: int) -> bool:
 
 
 def _decode_batch(
-    batch: Batch, image_size: int, settings: DataSettings, splits: Sequence[SplitName]
+    batch: Batch,
+    image_size: int,
+    settings: DataSettings,
+    splits: Sequence[SplitName] | None = None,
+    moved: Any = None,
 ) -> dict[str, Any]:
+    """Decode a batch: all of it, with signatures, or the rows of `splits`, with their split."""
     batch["digest"] = np.array([digest_of(encoded) for encoded in batch["bytes"]], str)
-    batch["split"] = np.array([split_of(digest, settings) for digest in batch["digest"]], str)
-    wanted = np.isin(batch["split"], splits)
-    rows = {name: column[wanted] for name, column in batch.items()}
-    encoded = rows.pop("bytes")
+    if splits is not None:
+        batch = _keep_splits(batch, settings, splits, moved)
+    encoded = batch.pop("bytes")
     pixels = np.zeros((len(encoded), image_size, image_size, 3), dtype=np.uint8)
-    errors = [_decode_into(*row, settings) for row in zip(pixels, encoded, strict=True)]
-    return rows | {"image": pixels, "error": np.array(errors, str)}
+    signatures = np.zeros((len(encoded), duplicates.SIGNATURE_BYTES), dtype=np.uint8)
+    rows = zip(pixels, signatures, encoded, strict=True)
+    errors = [_decode_into(*row, settings, splits is None) for row in rows]
+    batch |= {"image": pixels, "error": np.array(errors, str)}
+    return batch | {"signature": signatures} if splits is None else batch
 
 
-def _decode_into(pixels: NDArray[np.uint8], encoded: bytes, limits: ImageLimits) -> str:
-    """Why it cannot be decoded, if so; then the pixels are left as they are."""
+def _decode_into(
+    pixels: NDArray[np.uint8],
+    signature: NDArray[np.uint8],
+    encoded: bytes,
+    limits: ImageLimits,
+    is_signed: bool,
+) -> str:
+    """Why it cannot be decoded, if so; then the arrays are left as they are."""
     try:
-        pixels[:] = decode_resized(encoded, len(pixels), limits)
+        picture = decode(encoded, limits, at_least_px=len(pixels))
     except ImageError as error:
         return str(error)
+    pixels[:] = resize(picture, len(pixels))
+    if is_signed:
+        signature[:] = duplicates.signature(pixels, *picture.shape[:2])
     return ""
+
+
+def _keep_splits(
+    batch: Batch, settings: DataSettings, splits: Sequence[SplitName], moved: Any
+) -> Batch:
+    """The rows of these splits, with the column `split`."""
+    exceptions: dict[str, str] = ray.get(moved)
+    named = [exceptions.get(d) or split_of(d, settings) for d in batch["digest"].tolist()]
+    batch["split"] = np.array(named, str)
+    if "held_out" in batch:
+        batch["split"] = np.where(batch["held_out"], "test", batch["split"])
+    wanted = np.isin(batch["split"], splits)
+    batch.pop("signature", None)
+    return {name: column[wanted] for name, column in batch.items()}
 
 
 def digest_of(encoded: bytes) -> str:
@@ -339,47 +434,69 @@ def digest_of(encoded: bytes) -> str:
     return hashlib.sha256(encoded).hexdigest()
 
 
-def split_of(digest: str, settings: DataSettings) -> SplitName:
-    """The split of a file, by its content alone.
-
-    Copies of a file share a split, and adding files moves no other file.
-
-    Args:
-        digest: SHA-256 of the file's bytes, in hex.
-        settings: Its `test_fraction` and `val_fraction` are the shares of those splits.
-    """
-    position = int(digest[:16], 16) / 2**64
-    if position < settings.test_fraction:
-        return "test"
-    return "val" if position < settings.test_fraction + settings.val_fraction else "train"
-
-
 def _select(batch: Batch, splits: tuple[SplitName, ...]) -> Batch:
     wanted = np.isin(batch["split"], splits) & (batch["error"] == "")
     return {"image": batch["image"][wanted], "label": batch["label"][wanted]}
 
 
-def summarise(decoded: Dataset, class_names: list[str], num_files: int) -> Summary:
-    """Count a data set and give it a digest, in one streaming pass.
+def take_stock(decoded: Dataset, num_files: int) -> tuple[Inventory, dict[str, str]]:
+    """Everything but the pixels of all readable images, and the bad files by path, in one pass.
 
-    The digest is the sum, modulo 2^256, of the SHA-256 of each label with its file's SHA-256:
+    Raises:
+        DataError: a file is given a split that does not exist.
+    """
+    parts: list[Inventory] = []
+    bad_files: dict[str, str] = {}
+    progress = Progress("reading", num_files)
+    for batch in _columns_but(decoded, "image"):
+        progress.add(len(batch["label"]))
+        bad = batch["error"] != ""
+        bad_files.update(zip(batch["path"][bad], batch["error"][bad], strict=True))
+        try:
+            parts.append(
+                Inventory.of_batch({name: column[~bad] for name, column in batch.items()}, SPLITS)
+            )
+        except ValueError as error:
+            raise DataError(f"data: {error}") from error
+    return Inventory.joined(parts), bad_files
+
+
+def _columns_but(dataset: Dataset, left_out: str) -> Iterator[Batch]:
+    return iter(
+        dataset.drop_columns([left_out]).iter_batches(batch_size=4096, batch_format="numpy")
+    )
+
+
+def summarise(
+    inventory: Inventory,
+    assignment: Assignment,
+    class_names: list[str],
+    bad_files: dict[str, str],
+) -> Summary:
+    """Count a data set and give it digests.
+
+    A digest is the sum, modulo 2^256, of the SHA-256 of each label with its file's SHA-256:
     it depends on the labelled contents but not on names or order. See AdHash in Bellare and
     Micciancio 1997, https://doi.org/10.1007/3-540-69053-0_13.
     """
     counts: dict[SplitName, Counter[str]] = {name: Counter() for name in SPLITS}
-    bad_files: dict[str, str] = {}
-    total = 0
-    progress = Progress("reading", num_files)
-    for row in _rows(decoded, ["label", "split", "path", "digest", "error"]):
-        progress.add(1)
-        class_name = class_names[row["label"]]
-        if row["error"]:
-            bad_files[row["path"]] = row["error"]
-            continue
-        counts[row["split"]][class_name] += 1
-        labelled = hashlib.sha256(f"{class_name}\0{row['digest']}".encode()).digest()
-        total = (total + int.from_bytes(labelled)) % 2**256
-    return Summary(counts, f"{total:064x}", bad_files)
+    total = split_total = 0
+    rows = zip(inventory.labels, inventory.digests, assignment.indices, strict=True)
+    for label, digest, index in rows:
+        split = (*SPLITS, LEFT_OUT)[index]
+        labelled = f"{class_names[label]}\0{digest.tobytes().hex()}"
+        total += int.from_bytes(hashlib.sha256(labelled.encode()).digest())
+        split_total += int.from_bytes(hashlib.sha256(f"{labelled}\0{split}".encode()).digest())
+        if split != LEFT_OUT:
+            counts[split][class_names[label]] += 1
+    return Summary(
+        counts,
+        f"{total % 2**256:064x}",
+        bad_files,
+        f"{split_total % 2**256:064x}",
+        assignment.num_grouped,
+        assignment.num_left_out,
+    )
 
 
 def _rows(dataset: Dataset, columns: list[str]) -> Iterator[dict[str, Any]]:

@@ -22,7 +22,7 @@ from typing import Any
 import httpx
 import yaml
 
-from mask_ray import cli, data, images, ingress, synthetic
+from mask_ray import cli, data, ingress, splits, synthetic
 from mask_ray.config import DataSettings, DemoSettings, MaskRayError, home, tracking_uri
 
 SERVE_CONFIG = Path("serve_config.yaml")
@@ -181,25 +181,22 @@ def _images_to_ask_about(source: str) -> dict[str, bytes]:
     if data.is_synthetic(source):
         unseen = (data.num_drawn(source), data.num_drawn(source) + 1)
         return {name: jpeg for jpeg, name in map(synthetic.encode, unseen)}
-    files = data.list_files(data.check_folder(source))
-    return dict(_test_image(name, paths) for name, paths in files.items())
+    return _test_images(data.list_files(data.check_folder(source)))
 
 
-def _test_image(class_name: str, paths: list[Path]) -> tuple[str, bytes]:
-    settings = DataSettings(data=class_name)
-    for path in paths:
-        encoded = path.read_bytes()
-        if data.split_of(data.digest_of(encoded), settings) == "test" and _is_image(encoded):
-            return f"{class_name}/{path.name}", encoded
-    raise MaskRayError(f"{class_name} has too few images: none falls into the test split")
-
-
-def _is_image(encoded: bytes) -> bool:
-    try:
-        images.decode(encoded)
-    except images.ImageError:
-        return False
-    return True
+def _test_images(by_class: dict[str, list[Path]]) -> dict[str, bytes]:
+    settings = DataSettings(data="folder")
+    tested: dict[int, Path] = {}
+    for path, label, split in splits.of_files(by_class, settings):
+        if split == "test":
+            tested.setdefault(label, path)
+    missing = [name for label, name in enumerate(by_class) if label not in tested]
+    if missing:
+        raise MaskRayError(f"{missing[0]} has too few images: none falls into the test split")
+    return {
+        f"{class_name}/{tested[label].name}": tested[label].read_bytes()
+        for label, class_name in enumerate(by_class)
+    }
 
 
 def _serve_config() -> tuple[Path, str]:

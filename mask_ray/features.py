@@ -49,6 +49,7 @@ class Key:
     """All that the features depend on."""
 
     data_digest: str
+    split_digest: str
     val_fraction: float
     test_fraction: float
     backbone: str
@@ -87,6 +88,7 @@ def key_of(settings: TrainSettings, images: data.ImageData, backbone: bytes) -> 
     """The key under which the features of these images are found."""
     return Key(
         data_digest=images.summary.digest,
+        split_digest=images.summary.split_digest,
         val_fraction=settings.val_fraction,
         test_fraction=settings.test_fraction,
         backbone=hashlib.sha256(backbone).hexdigest(),

@@ -8,6 +8,7 @@ nor changed, so any number of threads may decode at once.
 import io
 import re
 import struct
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -95,6 +96,25 @@ class ImageTooLargeError(ImageError):
 
 class ImageFormatError(ImageError):
     """An image, but not of an accepted format."""
+
+
+@dataclass(frozen=True)
+class Header:
+    """What a file says of itself. Sides in pixels, as stored."""
+
+    format_name: str
+    width: int
+    height: int
+
+
+def read_header(encoded: bytes, limits: ImageLimits = _DEFAULT_LIMITS) -> Header:
+    """Format and size of what `decode` accepts, without decoding a pixel.
+
+    Raises:
+        Exception: whatever Pillow trips over. Decode first: what decodes has a header.
+    """
+    format_name = _accepted_format(encoded)
+    return Header(format_name, *_open(encoded, format_name, limits).size)
 
 
 def decode(

@@ -10,6 +10,7 @@ import pytest
 
 from mask_ray import data, synthetic
 from mask_ray.config import DataSettings
+from mask_ray.images import decode_resized
 
 IMAGE_SIZE = 32
 
@@ -52,7 +53,7 @@ class TestLoad:
         (row,) = (r for r in images.decoded(data.SPLITS).take_all() if r["path"].endswith("/7.jpg"))
         expected, _ = synthetic.encode(7, image_size=48)
         assert row["label"] == images.class_names.index("without_mask")
-        np.testing.assert_array_equal(row["image"], data.decode_resized(expected, IMAGE_SIZE))
+        np.testing.assert_array_equal(row["image"], decode_resized(expected, IMAGE_SIZE))
 
     def test_of_images_that_are_too_many_to_keep_a_split_is_read_alone(
         self, photos: Path, monkeypatch: pytest.MonkeyPatch

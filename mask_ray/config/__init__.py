@@ -21,6 +21,7 @@ from mask_ray.config.base import (
 from mask_ray.config.data import DataSettings, EvaluateSettings, Source, SplitName
 from mask_ray.config.demo import DemoSettings
 from mask_ray.config.ingress import IngressSettings
+from mask_ray.config.inspection import InspectSettings
 from mask_ray.config.pipeline import PipelineSettings
 from mask_ray.config.promotion import PromoteSettings, PromotionRule
 from mask_ray.config.serving import (
@@ -53,6 +54,7 @@ __all__ = [
     "EvaluateSettings",
     "ImageLimits",
     "IngressSettings",
+    "InspectSettings",
     "MaskRayError",
     "PayloadLimits",
     "PipelineSettings",

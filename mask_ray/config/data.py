@@ -36,6 +36,11 @@ class DataSettings(ImageLimits):
     test_fraction: float = Field(
         0.15, gt=0, lt=1, description="Share of images held out for the final figures."
     )
+    test_data: Source | None = Field(
+        None,
+        description="Another source with the same classes: the test split, whatever data holds. "
+        "What data would have tested on is trained on, but for pictures that test_data has too.",
+    )
     seed: int = Field(0, ge=0, description="Seed of drawn images, initial weights and shuffling.")
 
     @model_validator(mode="after")

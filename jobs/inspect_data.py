@@ -1,0 +1,17 @@
+"""Inspect a data set before training on it. See `--help`."""
+
+from typing import Any
+
+from mask_ray import cli
+from mask_ray.config import InspectSettings
+
+
+def inspect(settings: InspectSettings) -> dict[str, Any]:
+    """Import what is heavy only once the settings are known to be good."""
+    from mask_ray import inspection
+
+    return inspection.run(settings)
+
+
+if __name__ == "__main__":
+    cli.main(InspectSettings, inspect)

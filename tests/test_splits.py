@@ -1,0 +1,159 @@
+"""Images of one picture, or of one given group, are in one split."""
+
+import hashlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from mask_ray import data, duplicates, splits, synthetic
+from mask_ray.config import DataSettings
+from mask_ray.images import decode, resize
+from mask_ray.inventory import NOT_GIVEN, Inventory
+
+SETTINGS = DataSettings(data="folder")
+TRAIN, VAL, TEST = (splits.SPLITS.index(name) for name in ("train", "val", "test"))
+
+
+def face(index: int) -> Image.Image:
+    encoded, _ = synthetic.encode(index, image_size=96)
+    return Image.fromarray(decode(encoded))
+
+
+def signature(picture: Image.Image) -> np.ndarray:
+    pixels = np.asarray(picture)
+    return duplicates.signature(resize(pixels, 128), *pixels.shape[:2])
+
+
+def agreement(first: np.ndarray, second: np.ndarray) -> float:
+    pair = np.stack([first, second])
+    return float(duplicates.correlations(pair, np.array([0]), np.array([1]))[0])
+
+
+def inventory(signatures: np.ndarray, **columns: object) -> Inventory:
+    """One row a signature; files all differ, and nothing is given, but for `columns`."""
+    num_rows = len(signatures)
+    digests = [hashlib.sha256(str(row).encode()).digest() for row in range(num_rows)]
+    own = {
+        "labels": np.zeros(num_rows, np.int32),
+        "digests": np.frombuffer(b"".join(digests), np.uint8).reshape(num_rows, 32),
+        "signatures": signatures,
+        "given_splits": np.full(num_rows, NOT_GIVEN, np.int8),
+        "given_groups": np.zeros(num_rows, np.uint64),
+        "held_out": np.zeros(num_rows, bool),
+    }
+    return Inventory(**{**own, **columns})  # type: ignore[arg-type]
+
+
+def plain(num_rows: int) -> np.ndarray:
+    """Signatures with nothing to compare."""
+    return np.zeros((num_rows, duplicates.SIGNATURE_BYTES), np.uint8)
+
+
+@pytest.mark.parametrize("degrees", [5, -12, 25, 90, 180])
+def test_a_turned_picture_is_the_same_picture(degrees: int) -> None:
+    original, turned = signature(face(6)), signature(face(6).rotate(degrees))
+    assert agreement(original, turned) >= duplicates.SAME_PICTURE
+
+
+def test_a_mirrored_and_stretched_picture_is_the_same_picture() -> None:
+    changed = face(6).transpose(Image.Transpose.FLIP_LEFT_RIGHT).reduce(2)
+    pair = signature(face(6)), signature(changed)
+    assert agreement(*pair) >= duplicates.SAME_PICTURE
+
+
+def test_other_faces_are_other_pictures() -> None:
+    faces = np.stack([signature(face(index)) for index in range(60)])
+    assert len(duplicates.near_pairs(faces)[0]) == 0
+
+
+def test_pairs_are_found_among_many() -> None:
+    faces = [face(index) for index in range(60)]
+    signatures = [signature(f) for f in faces] + [signature(f.rotate(90)) for f in faces]
+    first, second, _ = duplicates.near_pairs(np.stack(signatures))
+    found = {tuple(sorted(pair)) for pair in zip(first.tolist(), second.tolist(), strict=True)}
+    assert found >= {(index, index + 60) for index in range(60)}
+
+
+def test_pictures_without_contrast_are_not_compared() -> None:
+    assert len(duplicates.near_pairs(plain(5))[0]) == 0
+
+
+def test_nothing_is_compared_with_nothing() -> None:
+    assert len(duplicates.near_pairs(plain(0))[0]) == 0
+
+
+def test_a_group_has_one_split() -> None:
+    names = np.repeat(np.arange(1, 51, dtype=np.uint64), 20)
+    assigned = splits.assign(inventory(plain(1000), given_groups=names), SETTINGS).indices
+    assert all(len(set(group)) == 1 for group in assigned.reshape(50, 20))
+    assert set(assigned) == {TRAIN, VAL, TEST}
+
+
+def test_shares_of_groups_are_those_asked_for() -> None:
+    names = np.repeat(np.arange(1, 4001, dtype=np.uint64), 5)
+    assigned = splits.assign(inventory(plain(20_000), given_groups=names), SETTINGS).indices
+    shares = np.bincount(assigned, minlength=3) / len(assigned)
+    np.testing.assert_allclose(shares[[VAL, TEST]], 0.15, atol=0.02)
+
+
+def test_only_what_a_group_moves_is_an_exception() -> None:
+    stock = inventory(plain(200), given_groups=np.r_[1, 1, np.zeros(198)].astype(np.uint64))
+    assigned = splits.assign(stock, SETTINGS)
+    for row in range(200):
+        digest = stock.digests[row].tobytes().hex()
+        found = assigned.moved.get(digest, splits.split_of(digest, SETTINGS))
+        assert found == splits.SPLITS[assigned.indices[row]]
+    assert len(assigned.moved) <= 1
+
+
+def test_a_given_split_wins_for_all_of_its_group() -> None:
+    given = np.full(4, NOT_GIVEN, np.int8)
+    given[1] = VAL
+    stock = inventory(plain(4), given_splits=given, given_groups=np.array([7, 7, 7, 0], np.uint64))
+    assert splits.assign(stock, SETTINGS).indices[:3].tolist() == [VAL] * 3
+
+
+def test_different_given_splits_in_a_group_are_a_conflict() -> None:
+    stock = inventory(
+        plain(2),
+        given_splits=np.array([TRAIN, TEST], np.int8),
+        given_groups=np.array([7, 7], np.uint64),
+    )
+    with pytest.raises(splits.SplitConflictError) as error:
+        splits.assign(stock, SETTINGS)
+    assert set(error.value.splits) == {"train", "test"}
+
+
+def test_what_the_fixed_test_set_shows_is_left_out() -> None:
+    settings = DataSettings(data="folder", test_data="other")
+    held_out = np.arange(300) < 100
+    names = np.zeros(300, np.uint64)
+    names[[0, 100, 101]] = 7
+    assigned = splits.assign(inventory(plain(300), held_out=held_out, given_groups=names), settings)
+    assert set(assigned.indices[:100]) == {TEST}
+    assert assigned.num_left_out == 2
+    assert set(assigned.indices[102:]) == {TRAIN, VAL}
+
+
+def test_no_picture_of_real_photos_is_in_two_splits(shared: Path) -> None:
+    by_class = data.list_files(shared / "data" / "observations")
+    placed = list(splits.of_files(by_class, SETTINGS))
+    signatures, copies = [], set()
+    for path, _, split in placed:
+        encoded = path.read_bytes()
+        copies.add((data.digest_of(encoded), split))
+        signatures.append(signature(Image.fromarray(decode(encoded, at_least_px=128))))
+    every = np.stack(signatures)
+    assert (len(placed), len(copies)) == (1376, 1376 - 97)
+    names = np.array([split for _, _, split in placed])
+    crossing, num_pairs = 0, 0
+    for row in range(len(every) - 1):
+        rest = np.arange(row + 1, len(every))
+        same = duplicates.correlations(every, np.full(len(rest), row), rest)
+        alike = rest[same >= duplicates.SAME_PICTURE]
+        num_pairs += len(alike)
+        crossing += int((names[alike] != names[row]).sum())
+    assert num_pairs > 1300
+    assert crossing == 0
