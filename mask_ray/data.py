@@ -25,6 +25,7 @@ from ray.data.datasource import ReadTask
 
 from mask_ray import synthetic
 from mask_ray.config import DataSettings, ImageLimits, MaskRayError, SplitName
+from mask_ray.file_list import FileList
 from mask_ray.images import ImageError, decode_resized
 from mask_ray.progress import Progress
 
@@ -119,6 +120,7 @@ def load(
     *,
     needed: Sequence[SplitName] = SPLITS,
     task_cpus: float = LEAST_TASK_CPUS,
+    file_list: Path | None = None,
 ) -> ImageData:
     """Read, check, split and decode a data set. Ray must be running.
 
@@ -128,6 +130,7 @@ def load(
         needed: Splits that must have images of every class.
         task_cpus: What each task reserves: a whole core where all nodes have one to spare.
             With less, Ray keeps more processes than cores, and starts some anew at each pass.
+        file_list: Where a `FileList` of all files goes.
 
     Raises:
         DataError: no such folder, fewer than two classes, or a class without readable images in
@@ -149,7 +152,7 @@ def load(
     kept = _fits_object_store(source.num_files, image_size)
     if kept:
         every = every.materialize()
-    summary = summarise(every, source.class_names, source.num_files)
+    summary = summarise(every, source.class_names, source.num_files, file_list)
     _check_no_class_is_empty(summary, source.class_names, needed)
     return ImageData(
         (lambda splits: every) if kept else decoded, source.class_names, summary, kept, task_cpus
@@ -359,7 +362,9 @@ def _select(batch: Batch, splits: tuple[SplitName, ...]) -> Batch:
     return {"image": batch["image"][wanted], "label": batch["label"][wanted]}
 
 
-def summarise(decoded: Dataset, class_names: list[str], num_files: int) -> Summary:
+def summarise(
+    decoded: Dataset, class_names: list[str], num_files: int, file_list: Path | None = None
+) -> Summary:
     """Count a data set and give it a digest, in one streaming pass.
 
     The digest is the sum, modulo 2^256, of the SHA-256 of each label with its file's SHA-256:
@@ -370,15 +375,17 @@ def summarise(decoded: Dataset, class_names: list[str], num_files: int) -> Summa
     bad_files: dict[str, str] = {}
     total = 0
     progress = Progress("reading", num_files)
-    for row in _rows(decoded, ["label", "split", "path", "digest", "error"]):
-        progress.add(1)
-        class_name = class_names[row["label"]]
-        if row["error"]:
-            bad_files[row["path"]] = row["error"]
-            continue
-        counts[row["split"]][class_name] += 1
-        labelled = hashlib.sha256(f"{class_name}\0{row['digest']}".encode()).digest()
-        total = (total + int.from_bytes(labelled)) % 2**256
+    with FileList(file_list) as listed:
+        for row in _rows(decoded, ["label", "split", "path", "digest", "error"]):
+            progress.add(1)
+            class_name = class_names[row["label"]]
+            listed.add(row["path"], row["digest"], row["split"], class_name, row["error"])
+            if row["error"]:
+                bad_files[row["path"]] = row["error"]
+                continue
+            counts[row["split"]][class_name] += 1
+            labelled = hashlib.sha256(f"{class_name}\0{row['digest']}".encode()).digest()
+            total = (total + int.from_bytes(labelled)) % 2**256
     return Summary(counts, f"{total:064x}", bad_files)
 
 

@@ -10,7 +10,6 @@ import logging
 import os
 import re
 import signal
-import subprocess
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext, suppress
@@ -32,7 +31,6 @@ from mlflow.store.artifact.utils.models import get_model_name_and_version
 from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID, MLFLOW_RUN_NAME
 from numpy.typing import NDArray
 
-import mask_ray
 from mask_ray.config import MaskRayError, home, local_tracking_uri, tracking_uri
 
 CHAMPION = "champion"
@@ -371,43 +369,3 @@ def _name_and_version(uri: str) -> tuple[str, str | None]:
         return uri, None
     name, *version = get_model_name_and_version(MlflowClient(), uri)
     return (name, str(version[0])) if version else (uri, None)
-
-
-def git_commit() -> str:
-    """The commit this code is of, with `-dirty` when it differs; `unknown` outside a checkout.
-
-    A submitted job runs in a copy without `.git`: the copy is compared with the checkout that
-    the package is installed from. `MASK_RAY_GIT_COMMIT` overrides both.
-    """
-    if commit := os.environ.get("MASK_RAY_GIT_COMMIT"):
-        return commit
-    tree = Path(mask_ray.__file__).parent.parent
-    for checkout in (tree, _installed_from()):
-        if checkout is not None and (checkout / ".git").exists():
-            return _describe(checkout / ".git", tree)
-    return "unknown"
-
-
-def _installed_from() -> Path | None:
-    try:
-        origin = importlib.metadata.distribution("mask-ray").read_text("direct_url.json")
-    except importlib.metadata.PackageNotFoundError:
-        return None
-    url = json.loads(origin or "{}").get("url", "")
-    return Path(unquote(urlparse(url).path)) if url.startswith("file:") else None
-
-
-def _describe(git_dir: Path, tree: Path) -> str:
-    describe = ["describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
-    try:
-        described = subprocess.run(
-            ["git", "--git-dir", git_dir, "--work-tree", tree, *describe],
-            cwd=tree,
-            env=os.environ | {"GIT_OPTIONAL_LOCKS": "0"},
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-    except FileNotFoundError:  # no git here
-        return "unknown"
-    return described.stdout.strip() or "unknown"

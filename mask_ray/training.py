@@ -27,6 +27,7 @@ from mask_ray import (
     features,
     launch,
     mobilenet,
+    provenance,
     quantization,
     tracking,
     weights,
@@ -54,7 +55,10 @@ _MAY_CHANGE = {
     "quantize",
     "register_as",
     "resume",
+    "from_run",
 }
+
+_FILE_LIST = "files.parquet"
 
 
 class ResumeError(MaskRayError):
@@ -162,12 +166,33 @@ def opened(settings: TrainSettings, clock: "Clock") -> Iterator[Job]:
         if settings.resume is None:
             _log_settings(tracked, settings)
         with clock.stage("data"):
-            images = data.load(settings, settings.image_size, task_cpus=plan.task_cpus)
+            images = _load(tracked, settings, plan)
             _check_enough(settings, images)
             # All now, while the processes that can do it are still warm.
             splits = {name: images.split(name) for name in data.SPLITS}
         _log_data(tracked, images)
+        _tell_differences(tracked, settings)
         yield Job(tracked, plan, images, splits, pretrained)
+
+
+def _load(tracked: tracking.Run, settings: TrainSettings, plan: Plan) -> data.ImageData:
+    """The images; the run gets the list of their files."""
+    with TemporaryDirectory() as folder:
+        files = Path(folder, _FILE_LIST)
+        images = data.load(settings, settings.image_size, task_cpus=plan.task_cpus, file_list=files)
+        tracked.log_file(files)
+    return images
+
+
+def _tell_differences(tracked: tracking.Run, settings: TrainSettings) -> None:
+    """Say, before the workers start, what is not as it was in the run that is made again."""
+    if settings.from_run is None or settings.resume is not None:
+        return
+    differing = provenance.differences(tracking.Run(settings.from_run).tags(), tracked.tags())
+    for line in differing:
+        say(f"not as in run {settings.from_run}, so figures may differ: {line}")
+    if not differing:
+        say(f"data, code, libraries and platform are those of run {settings.from_run}")
 
 
 def stored_settings(run_id: str) -> dict[str, Any]:
@@ -177,7 +202,7 @@ def stored_settings(run_id: str) -> dict[str, Any]:
         tracking.TrackingError: there is no such run, or no settings in it.
     """
     settings: dict[str, Any] = tracking.Run(run_id).load_json(_SETTINGS_FILE)
-    return settings
+    return settings | {"resume": None, "from_run": None}
 
 
 def _check_resumable(settings: TrainSettings) -> None:
@@ -210,6 +235,9 @@ def _lock(tracked: tracking.Run) -> Iterator[None]:
 def _log_settings(tracked: tracking.Run, settings: TrainSettings) -> None:
     tracked.log_params(settings.model_dump())
     tracked.log_json(settings.model_dump(mode="json"), _SETTINGS_FILE)
+    tracked.log_json(provenance.environment(), "environment.json")
+    if patch := provenance.git_diff():
+        tracked.log_text(patch, "working_tree.patch")
 
 
 def _check_enough(settings: TrainSettings, images: data.ImageData) -> None:
@@ -252,7 +280,7 @@ def _open_pretrained(settings: TrainSettings) -> Pretrained | None:
 
 
 def _tags() -> dict[str, str]:
-    return {"git_commit": tracking.git_commit(), "ray_job_id": ray_job_id()}
+    return provenance.tags() | {"ray_job_id": ray_job_id()}
 
 
 def _log_data(tracked: tracking.Run, images: data.ImageData) -> None:

@@ -151,6 +151,12 @@ class TrainSettings(DataSettings, TrackingSettings):
         description="Go on with this MLflow run from its last checkpoint. Its settings are taken "
         "from the run, but for flags that are given.",
     )
+    from_run: str | None = Field(
+        None,
+        pattern=r"^[0-9a-f]{32}$",
+        description="Make this MLflow run again, as a new one. Its settings are taken from the "
+        "run, but for flags that are given; a line tells what else is not as it was.",
+    )
 
     @model_validator(mode="before")
     @classmethod
@@ -187,6 +193,8 @@ class TrainSettings(DataSettings, TrackingSettings):
                 f"batch_size is over all workers and must be at least num_workers "
                 f"({self.num_workers}); got {self.batch_size}"
             )
+        if self.resume is not None and self.from_run is not None:
+            raise ValueError("resume and from_run exclude each other: give one of them")
         if self.head_epochs + self.finetune_epochs == 0:
             raise ValueError("head_epochs + finetune_epochs must be at least 1; got 0")
         if self.backbone_weights == "none" and self.head_epochs:
