@@ -64,11 +64,11 @@ def run(settings: PredictSettings) -> dict[str, Any]:
     model = tracking.resolve_model(settings.model_uri)
     class_names = Predictor(model.path).class_names
     onnx = model.path.read_bytes()
+    dataset, num_files = _open(settings.source)
     parts = Parts(settings.output.absolute(), _schema(class_names))
     with parts.opened(_made_with(settings, model, onnx)) as done:
         if len(done):
             say(f"{len(done)} images are done already: going on after them")
-        dataset, num_files = _open(settings.source)
         progress = Progress("predicting", num_files - len(done))
         predicted = _predicted(settings, _left(dataset, done), onnx)
         num_predicted = _write(predicted, parts, model, progress)

@@ -28,6 +28,7 @@ from mlflow.entities import Metric, Param
 from mlflow.exceptions import MlflowException
 from mlflow.models import infer_signature
 from mlflow.store.artifact.utils.models import get_model_name_and_version
+from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID, MLFLOW_RUN_NAME
 from numpy.typing import NDArray
 
@@ -184,6 +185,11 @@ class Run:
         with _clear_errors():
             self._client.log_artifact(self.run_id, path)
 
+    def log_folder(self, path: Path, name: str) -> None:
+        """Store all files of a folder as artifacts, in a folder of this name."""
+        with _clear_errors():
+            self._client.log_artifacts(self.run_id, str(path), name)
+
     def log_figure(self, figure: matplotlib.figure.Figure, file_name: str) -> None:
         """Store a figure as an artifact; the file name's ending gives the format."""
         with _clear_errors():
@@ -270,6 +276,23 @@ def start_run(experiment: str, tags: Mapping[str, str], run_id: str | None = Non
         raise
     finally:
         _close(run, status)
+
+
+@contextmanager
+def system_metrics(run_id: str, node: str) -> Iterator[None]:
+    """Record how busy this machine is, every ten seconds: the run's `system/NODE/...` metrics.
+
+    A store that fails ends the record, not the run. `MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL`
+    changes the seconds.
+    """
+    logging.getLogger("mlflow.system_metrics").setLevel(logging.ERROR)
+    _connect()
+    monitor = SystemMetricsMonitor(run_id, resume_logging=True, node_id=node)
+    monitor.start()
+    try:
+        yield
+    finally:
+        monitor.finish()
 
 
 def _open_run(experiment: str, tags: Mapping[str, str]) -> Run:

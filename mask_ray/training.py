@@ -9,7 +9,7 @@ import os
 import shutil
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -27,6 +27,7 @@ from mask_ray import (
     features,
     launch,
     mobilenet,
+    node_metrics,
     provenance,
     quantization,
     tracking,
@@ -50,6 +51,8 @@ _MAY_CHANGE = {
     "fusion_threshold_mb",
     "cycle_time_ms",
     "timeline",
+    "system_metrics",
+    "tensorboard",
     "feature_cache",
     "max_failures",
     "quantize",
@@ -161,6 +164,7 @@ def opened(settings: TrainSettings, clock: "Clock") -> Iterator[Job]:
     with (
         tracking.start_run(settings.experiment, _tags(), settings.resume) as tracked,
         _lock(tracked),
+        node_metrics.recorded(tracked) if settings.system_metrics else nullcontext(),
     ):
         say(f"MLflow run {tracked.run_id} in {tracking_uri()}")
         if settings.resume is None:
@@ -328,6 +332,7 @@ def worker_config(settings: TrainSettings, job: Job, storage: Path) -> dict[str,
         "run_id": job.tracked.run_id,
         "tracking_uri": tracking_uri(),
         "storage": str(storage),
+        "tensorboard": str(home() / "tensorboard") if settings.tensorboard else None,
         "export": True,
         "num_threads": None,
     }

@@ -14,9 +14,11 @@ from onnx_files import CLASS_NAMES, IMAGE_SIZE, write_classifier
 from pydantic import ValidationError
 from ray_jobs import ROOT, run_job
 
-from mask_ray import synthetic
+from mask_ray import batch_prediction, synthetic
 from mask_ray.config import ImageLimits, explain
+from mask_ray.data import DataError
 from mask_ray.images import decode_resized
+from mask_ray.prediction_parts import OutputError
 from mask_ray.prediction_settings import PredictSettings
 from mask_ray.predictor import Predictor
 
@@ -114,15 +116,16 @@ def test_a_killed_prediction_goes_on_without_losing_or_repeating_a_row(
     first.wait()
     assert not output.exists()
     other = write_classifier(tmp_path / "other.onnx", seed=1)
-    refused = run_job("jobs.predict", *flags[:2], str(other), *flags[3:], env=cluster)
+    settings = PredictSettings(source=str(source), model_uri=str(model), output=output)
+    with pytest.raises(OutputError, match="was begun with model_name tiny; got other"):
+        batch_prediction.run(settings.model_copy(update={"model_uri": str(other)}))
     done = run_job("jobs.predict", *flags, env=cluster)
 
-    assert "was begun with model_name tiny; got other" in refused.errors[0]
     assert 0 < done.result["num_done_before"] < len(list(source.iterdir()))
     paths = pd.read_parquet(output)["path"]
     assert sorted(paths) == sorted(str(path) for path in source.iterdir())
-    again = run_job("jobs.predict", *flags, env=cluster)
-    assert "output must not exist yet" in again.errors[0]
+    with pytest.raises(OutputError, match="output must not exist yet"):
+        batch_prediction.run(settings)
 
 
 def wait_for_a_part(output: Path, process: subprocess.Popen[bytes]) -> None:
@@ -132,12 +135,10 @@ def wait_for_a_part(output: Path, process: subprocess.Popen[bytes]) -> None:
         time.sleep(0.01)
 
 
-@pytest.mark.slow
-def test_a_source_that_is_not_there_is_one_line(
-    cluster: dict[str, str], model: Path, tmp_path: Path
-) -> None:
-    flags = ["--model-uri", str(model), "--output", str(tmp_path / "out.csv")]
-    job = run_job("jobs.predict", str(tmp_path / "nowhere"), *flags, env=cluster)
-    assert job.returncode == 1
-    assert job.errors == [f"error: source must be an existing folder; got {tmp_path / 'nowhere'}"]
-    assert not (tmp_path / "out.csv.parts" / "manifest.json").exists()
+def test_a_source_that_is_not_there_is_one_line(model: Path, tmp_path: Path) -> None:
+    nowhere, output = tmp_path / "nowhere", tmp_path / "out.csv"
+    settings = PredictSettings(source=str(nowhere), model_uri=str(model), output=output)
+    with pytest.raises(DataError) as told:
+        batch_prediction.run(settings)
+    assert str(told.value) == f"source must be an existing folder; got {nowhere}"
+    assert list(tmp_path.iterdir()) == []

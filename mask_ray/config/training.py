@@ -142,6 +142,14 @@ class TrainSettings(DataSettings, TrackingSettings):
     timeline: bool = Field(
         False, description="Keep Horovod's timeline as an artifact of the run; it slows steps."
     )
+    system_metrics: bool = Field(
+        True, description="Record how busy each node is, every 10 s, as metrics of the run."
+    )
+    tensorboard: bool = Field(
+        False,
+        description="Write each epoch's figures for TensorBoard, in MASK_RAY_HOME/tensorboard and "
+        "as artifacts of the run.",
+    )
     max_failures: int = Field(
         3, ge=-1, description="Restarts from the last checkpoint after a worker dies; -1: no limit."
     )
