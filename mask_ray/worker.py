@@ -64,8 +64,8 @@ def train(config: dict[str, Any]) -> None:
             workers), `weights` (reference to the backbone's weights, or None), `features`
             (folder, or None), `epoch` (a `batches.Epoch`, or None), `run_id`, `tracking_uri`,
             `storage` (folder of the checkpoints), `tensorboard` (folder, or None), `export`
-            (whether the run ends with a model's files) and `num_threads` (of this worker, or None for its share
-            of the node).
+            (whether the run ends with a model's files) and `num_threads` (of this worker, or None
+            for its share of the node).
     """
     settings = TrainSettings(**config["settings"])
     timeline = Path(tempfile.mkdtemp(), "timeline.json")
