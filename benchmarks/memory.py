@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import psutil
 import ray
@@ -70,6 +71,15 @@ def compare(folders: Sequence[Path], object_store_mb: int) -> None:
 
 def _stream_and_watch(folder: Path, object_store_mb: int) -> Streamed:
     command = [sys.executable, "-m", __spec__.name, str(folder), str(object_store_mb)]
+    return Streamed(**run_and_watch(command, f"streaming {folder}"))
+
+
+def run_and_watch(command: Sequence[str], what: str) -> dict[str, Any]:
+    """The JSON of a command's last line, with `peak_mb` and `store_mb` as in `Streamed`.
+
+    Raises:
+        MaskRayError: it fails; the message begins with `what`.
+    """
     peak: Counter[str] = Counter()
     with subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
@@ -79,12 +89,9 @@ def _stream_and_watch(folder: Path, object_store_mb: int) -> Streamed:
             time.sleep(_SAMPLE_EVERY_S)
         output = process.stdout.read() if process.stdout else ""
     if process.returncode:
-        raise MaskRayError(f"streaming {folder} ended with exit code {process.returncode}")
-    return Streamed(
-        **json.loads(output.splitlines()[-1]),
-        peak_mb=peak["Pss"] / 1024,
-        store_mb=peak["Pss_Shmem"] / 1024,
-    )
+        raise MaskRayError(f"{what} ended with exit code {process.returncode}")
+    megabytes = {"peak_mb": peak["Pss"] / 1024, "store_mb": peak["Pss_Shmem"] / 1024}
+    return json.loads(output.splitlines()[-1]) | megabytes
 
 
 def _memory_kb(pid: int) -> Counter[str]:

@@ -60,6 +60,8 @@ class FeatureBatches:
             self._val = np.load(folder / "val_features.npy", mmap_mode="r")
             self._train_labels = np.load(folder / "train_labels.npy")
             self._val_labels = np.load(folder / "val_labels.npy")
+            self._train_order = np.load(folder / "train_order.npy")
+            self._val_order = np.load(folder / "val_order.npy")
         except (OSError, EOFError, ValueError) as error:
             raise MaskRayError(
                 f"the features in {folder} cannot be read by worker {rank}: {error}. "
@@ -70,7 +72,7 @@ class FeatureBatches:
         """Float32 (N, D) and labels."""
         num_images, num_views, _ = self._train.shape
         rng = np.random.default_rng([self._seed, epoch])
-        order = rng.permutation(num_images)
+        order = self._train_order[rng.permutation(num_images)]
         views = rng.integers(0, num_views, num_images)
         own = order[self._rank :: self._size][: num_images // self._size]
         for start in range(0, len(own), batch_size):
@@ -79,7 +81,7 @@ class FeatureBatches:
 
     def val(self) -> Iterator[Batch]:
         """Float32 (N, D) and labels."""
-        own = np.arange(self._rank, len(self._val), self._size)
+        own = self._val_order[self._rank :: self._size]
         for start in range(0, len(own), _VAL_BATCH_SIZE):
             rows = own[start : start + _VAL_BATCH_SIZE]
             yield self._val[rows, 0].astype(np.float32), self._val_labels[rows]

@@ -37,7 +37,7 @@ def main(
     Args:
         settings_class: What the flags are the fields of.
         job: What to do.
-        stored: Gives the settings of the run that `--resume` names.
+        stored: Gives the settings of the run that `--resume` or `--from-run` names.
     """
     # Ray's clients otherwise look for no token, and a cluster that has one refuses them.
     os.environ.setdefault("RAY_AUTH_MODE", "token")
@@ -57,15 +57,16 @@ def main(
 def parse(settings_class: type[S], arguments: list[str], stored: Stored | None = None) -> S:
     """Settings from flags, below them from the YAML file that `--config` names.
 
-    Below both, where `--resume` names a run, are the settings that `stored` gives for it.
+    Below both, where `--resume` or `--from-run` names a run, are the settings that `stored` gives
+    for it.
 
     Exits with one line on standard error, and code 2, when they are not valid.
     """
     try:
         flags = _read_flags(settings_class, arguments)
         given = _read_config(flags.pop("config", None)) | flags
-        if stored is not None and given.get("resume"):
-            given = stored(given["resume"]) | given
+        if stored is not None and (run_id := given.get("resume") or given.get("from_run")):
+            given = stored(run_id) | given
         return settings_class(**given)
     except ValidationError as error:
         fail(explain(error), exit_code=2)

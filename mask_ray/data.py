@@ -25,6 +25,7 @@ from ray.data.datasource import ReadTask
 
 from mask_ray import duplicates, synthetic
 from mask_ray.config import DataSettings, ImageLimits, MaskRayError, SplitName
+from mask_ray.file_list import FileList
 from mask_ray.images import ImageError, decode, resize
 from mask_ray.inventory import Inventory
 from mask_ray.progress import Progress
@@ -139,6 +140,7 @@ def load(
     *,
     needed: Sequence[SplitName] = SPLITS,
     task_cpus: float = LEAST_TASK_CPUS,
+    file_list: Path | None = None,
 ) -> ImageData:
     """Read, check, split and decode a data set. Ray must be running.
 
@@ -148,6 +150,7 @@ def load(
         needed: Splits that must have images of every class.
         task_cpus: What each task reserves: a whole core where all nodes have one to spare.
             With less, Ray keeps more processes than cores, and starts some anew at each pass.
+        file_list: Where a `FileList` of all files goes.
 
     Raises:
         DataError: no such folder, fewer than two classes, or a class without readable images in
@@ -158,11 +161,13 @@ def load(
     kept = _fits_object_store(source.num_files, image_size)
     if kept:
         every = every.materialize()
-    inventory, bad_files = take_stock(every, source.num_files)
-    try:
-        assignment = assign(inventory, settings)
-    except SplitConflictError as error:
-        raise _explained(error, every) from error
+    with FileList(file_list, source.class_names) as listed:
+        inventory, bad_files = take_stock(every, source.num_files, listed)
+        try:
+            assignment = assign(inventory, settings)
+        except SplitConflictError as error:
+            raise _explained(error, every) from error
+        listed.finish((*SPLITS, LEFT_OUT), assignment.indices)
     summary = summarise(inventory, assignment, source.class_names, bad_files)
     _check_no_class_is_empty(summary, source.class_names, needed)
     moved = ray.put(assignment.moved)
@@ -439,7 +444,9 @@ def _select(batch: Batch, splits: tuple[SplitName, ...]) -> Batch:
     return {"image": batch["image"][wanted], "label": batch["label"][wanted]}
 
 
-def take_stock(decoded: Dataset, num_files: int) -> tuple[Inventory, dict[str, str]]:
+def take_stock(
+    decoded: Dataset, num_files: int, listed: FileList
+) -> tuple[Inventory, dict[str, str]]:
     """Everything but the pixels of all readable images, and the bad files by path, in one pass.
 
     Raises:
@@ -450,6 +457,7 @@ def take_stock(decoded: Dataset, num_files: int) -> tuple[Inventory, dict[str, s
     progress = Progress("reading", num_files)
     for batch in _columns_but(decoded, "image"):
         progress.add(len(batch["label"]))
+        listed.add(batch)
         bad = batch["error"] != ""
         bad_files.update(zip(batch["path"][bad], batch["error"][bad], strict=True))
         try:

@@ -31,7 +31,7 @@ from mask_ray.predictor import FeatureExtractor
 from mask_ray.progress import Progress, say
 
 # Raise it when the same key would give other features.
-_FORMAT = 1
+_FORMAT = 2
 
 _MANIFEST = "manifest.json"
 _BATCH_SIZE = 32
@@ -192,7 +192,7 @@ def _compute(
 
 
 def _extracted(key: Key, images: data.ImageData, backbone: bytes, num_cpus: float) -> Dataset:
-    """Rows `features` (float16, (1 + views, D)), `label` and `split` of what is trained on."""
+    """Rows `features` (float16, (1 + views, D)), `digest`, `label` and `split` of all but test."""
     # Where images are not decoded yet, one core in four reads and decodes them.
     reserved = 0 if images.kept else max(1, num_cpus // 4)
     return images.decoded(("train", "val")).map_batches(
@@ -215,14 +215,14 @@ class _Extractor:
 
     def __call__(self, batch: data.Batch) -> data.Batch:
         used = (batch["error"] == "") & (batch["split"] != "test")
-        batch = {name: batch[name][used] for name in ("image", "label", "split")}
+        batch = {name: batch[name][used] for name in ("image", "digest", "label", "split")}
         plain = self._extractor.extract(batch["image"])
         views = np.repeat(plain[:, None], 1 + self._num_views, axis=1).astype(np.float16)
         trained = np.flatnonzero(batch["split"] == "train")
         for view in range(1, 1 + self._num_views if len(trained) else 1):
             drawn = [self._augmented(image, view) for image in batch["image"][trained]]
             views[trained, view] = self._extractor.extract(np.stack(drawn))
-        return {"features": views, "label": batch["label"], "split": batch["split"]}
+        return {"features": views} | {name: batch[name] for name in ("digest", "label", "split")}
 
     def _augmented(self, image: NDArray[np.uint8], view: int) -> NDArray[np.uint8]:
         rng = np.random.default_rng([_VIEW_SEED, view, zlib.crc32(image.tobytes())])
@@ -230,13 +230,18 @@ class _Extractor:
 
 
 class _Files:
-    """Features and labels of each split, filled batch by batch."""
+    """Features and labels of each split, filled batch by batch, and the order of their digests.
+
+    Rows lie as they came, which depends on the seed of the run that made them, and on how often
+    it had read its images; in the order of their files' digests they are the same for every run.
+    """
 
     def __init__(self, folder: Path, summary: data.Summary) -> None:
         self._folder = folder
         self._counts = {name: summary.counts[name].total() for name in ("train", "val")}
         self._features: dict[str, Any] = {}
         self._labels: dict[str, Any] = {}
+        self._digests: dict[str, Any] = {}
         self._filled = dict.fromkeys(self._counts, 0)
 
     @property
@@ -252,6 +257,7 @@ class _Files:
             filled = slice(self._filled[split], self._filled[split] + len(rows))
             self._features[split][filled] = features
             self._labels[split][filled] = batch["label"][rows]
+            self._digests[split][filled] = batch["digest"][rows]
             self._filled[split] = filled.stop
 
     def _open(self, split: str, shape: tuple[int, ...]) -> None:
@@ -261,9 +267,13 @@ class _Files:
         with path.open("r+b") as file:
             os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
         self._labels[split] = np.empty(shape[0], np.int64)
+        # Half of the hex digits tell as many files apart as there are.
+        self._digests[split] = np.empty(shape[0], "S32")
 
     def finish(self) -> None:
         assert self._filled == self._counts, f"{self._filled} rows came of {self._counts}"
         for split, labels in self._labels.items():
             self._features[split].flush()
             np.save(self._folder / f"{split}_labels.npy", labels)
+            order = np.lexsort((labels, self._digests[split]))
+            np.save(self._folder / f"{split}_order.npy", order)

@@ -10,7 +10,6 @@ import logging
 import os
 import re
 import signal
-import subprocess
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext, suppress
@@ -29,10 +28,10 @@ from mlflow.entities import Metric, Param
 from mlflow.exceptions import MlflowException
 from mlflow.models import infer_signature
 from mlflow.store.artifact.utils.models import get_model_name_and_version
+from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID, MLFLOW_RUN_NAME
 from numpy.typing import NDArray
 
-import mask_ray
 from mask_ray.config import CHALLENGER, MaskRayError, home, local_tracking_uri, tracking_uri
 
 _ONNX_FILE = "model.onnx"
@@ -193,6 +192,11 @@ class Run:
         """Store a file as an artifact, under its name."""
         with _clear_errors():
             self._client.log_artifact(self.run_id, path)
+
+    def log_folder(self, path: Path, name: str) -> None:
+        """Store all files of a folder as artifacts, in a folder of this name."""
+        with _clear_errors():
+            self._client.log_artifacts(self.run_id, str(path), name)
 
     def log_figure(self, figure: matplotlib.figure.Figure, file_name: str) -> None:
         """Store a figure as an artifact; the file name's ending gives the format."""
@@ -357,6 +361,23 @@ def find_runs(experiment: str, tags: Mapping[str, str]) -> list[Run]:
     return [Run(run.info.run_id) for run in found]
 
 
+@contextmanager
+def system_metrics(run_id: str, node: str) -> Iterator[None]:
+    """Record how busy this machine is, every ten seconds: the run's `system/NODE/...` metrics.
+
+    A store that fails ends the record, not the run. `MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL`
+    changes the seconds.
+    """
+    logging.getLogger("mlflow.system_metrics").setLevel(logging.ERROR)
+    _connect()
+    monitor = SystemMetricsMonitor(run_id, resume_logging=True, node_id=node)
+    monitor.start()
+    try:
+        yield
+    finally:
+        monitor.finish()
+
+
 def _open_run(experiment: str, tags: Mapping[str, str]) -> Run:
     with _clear_errors():
         _connect()
@@ -454,43 +475,3 @@ def _name_and_version(uri: str) -> tuple[str, str | None]:
         return uri, None
     name, *version = get_model_name_and_version(MlflowClient(), uri)
     return (name, str(version[0])) if version else (uri, None)
-
-
-def git_commit() -> str:
-    """The commit this code is of, with `-dirty` when it differs; `unknown` outside a checkout.
-
-    A submitted job runs in a copy without `.git`: the copy is compared with the checkout that
-    the package is installed from. `MASK_RAY_GIT_COMMIT` overrides both.
-    """
-    if commit := os.environ.get("MASK_RAY_GIT_COMMIT"):
-        return commit
-    tree = Path(mask_ray.__file__).parent.parent
-    for checkout in (tree, _installed_from()):
-        if checkout is not None and (checkout / ".git").exists():
-            return _describe(checkout / ".git", tree)
-    return "unknown"
-
-
-def _installed_from() -> Path | None:
-    try:
-        origin = importlib.metadata.distribution("mask-ray").read_text("direct_url.json")
-    except importlib.metadata.PackageNotFoundError:
-        return None
-    url = json.loads(origin or "{}").get("url", "")
-    return Path(unquote(urlparse(url).path)) if url.startswith("file:") else None
-
-
-def _describe(git_dir: Path, tree: Path) -> str:
-    describe = ["describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
-    try:
-        described = subprocess.run(
-            ["git", "--git-dir", git_dir, "--work-tree", tree, *describe],
-            cwd=tree,
-            env=os.environ | {"GIT_OPTIONAL_LOCKS": "0"},
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-    except FileNotFoundError:  # no git here
-        return "unknown"
-    return described.stdout.strip() or "unknown"

@@ -9,7 +9,7 @@ import os
 import shutil
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -27,7 +27,9 @@ from mask_ray import (
     features,
     launch,
     mobilenet,
+    node_metrics,
     promotion,
+    provenance,
     quantization,
     tracking,
     weights,
@@ -52,6 +54,8 @@ MAY_CHANGE = {
     "fusion_threshold_mb",
     "cycle_time_ms",
     "timeline",
+    "system_metrics",
+    "tensorboard",
     "feature_cache",
     "max_failures",
     "quantize",
@@ -61,7 +65,10 @@ MAY_CHANGE = {
     "promotion_margin",
     "min_recall",
     "resume",
+    "from_run",
 }
+
+_FILE_LIST = "files.parquet"
 
 
 class ResumeError(MaskRayError):
@@ -177,17 +184,39 @@ def opened(
             settings.experiment, _tags() | dict(tags or {}), settings.resume
         ) as tracked,
         _lock(tracked),
+        node_metrics.recorded(tracked) if settings.system_metrics else nullcontext(),
     ):
         say(f"MLflow run {tracked.run_id} in {tracking_uri()}")
         if settings.resume is None or not tracked.has_file(_SETTINGS_FILE):
             _log_settings(tracked, settings)
         with clock.stage("data"):
-            images = data.load(settings, settings.image_size, task_cpus=plan.task_cpus)
+            images = _load(tracked, settings, plan)
             _check_enough(settings, images)
             # All now, while the processes that can do it are still warm.
             splits = {name: images.split(name) for name in data.SPLITS}
         _log_data(tracked, images)
+        _tell_differences(tracked, settings)
         yield Job(tracked, plan, images, splits, pretrained)
+
+
+def _load(tracked: tracking.Run, settings: TrainSettings, plan: Plan) -> data.ImageData:
+    """The images; the run gets the list of their files."""
+    with TemporaryDirectory() as folder:
+        files = Path(folder, _FILE_LIST)
+        images = data.load(settings, settings.image_size, task_cpus=plan.task_cpus, file_list=files)
+        tracked.log_file(files)
+    return images
+
+
+def _tell_differences(tracked: tracking.Run, settings: TrainSettings) -> None:
+    """Say, before the workers start, what is not as it was in the run that is made again."""
+    if settings.from_run is None or settings.resume is not None:
+        return
+    differing = provenance.differences(tracking.Run(settings.from_run).tags(), tracked.tags())
+    for line in differing:
+        say(f"not as in run {settings.from_run}, so figures may differ: {line}")
+    if not differing:
+        say(f"data, code, libraries and platform are those of run {settings.from_run}")
 
 
 def stored_settings(run_id: str) -> dict[str, Any]:
@@ -197,7 +226,7 @@ def stored_settings(run_id: str) -> dict[str, Any]:
         tracking.TrackingError: there is no such run, or no settings in it.
     """
     settings: dict[str, Any] = tracking.Run(run_id).load_json(_SETTINGS_FILE)
-    return settings
+    return settings | {"resume": None, "from_run": None}
 
 
 def _check_resumable(settings: TrainSettings) -> None:
@@ -232,6 +261,9 @@ def _lock(tracked: tracking.Run) -> Iterator[None]:
 def _log_settings(tracked: tracking.Run, settings: TrainSettings) -> None:
     tracked.log_params(settings.model_dump())
     tracked.log_json(settings.model_dump(mode="json"), _SETTINGS_FILE)
+    tracked.log_json(provenance.environment(), "environment.json")
+    if patch := provenance.git_diff():
+        tracked.log_text(patch, "working_tree.patch")
 
 
 def _check_enough(settings: TrainSettings, images: data.ImageData) -> None:
@@ -274,7 +306,7 @@ def _open_pretrained(settings: TrainSettings) -> Pretrained | None:
 
 
 def _tags() -> dict[str, str]:
-    return {"git_commit": tracking.git_commit(), "ray_job_id": ray_job_id()}
+    return provenance.tags() | {"ray_job_id": ray_job_id()}
 
 
 def _log_data(tracked: tracking.Run, images: data.ImageData) -> None:
@@ -322,6 +354,7 @@ def worker_config(settings: TrainSettings, job: Job, storage: Path) -> dict[str,
         "run_id": job.tracked.run_id,
         "tracking_uri": tracking_uri(),
         "storage": str(storage),
+        "tensorboard": str(home() / "tensorboard") if settings.tensorboard else None,
         "export": True,
         "num_threads": None,
     }

@@ -25,7 +25,10 @@ def draw(settings: TuneSettings) -> list[TrainSettings]:
     The draws depend on the seed and on what is searched. No two trials are alike, so there may be
     fewer than `num_trials` where only few choices are searched.
     """
-    fixed = settings.model_dump(include=set(TrainSettings.model_fields)) | {"resume": None}
+    fixed = settings.model_dump(include=set(TrainSettings.model_fields)) | {
+        "resume": None,
+        "from_run": None,
+    }
     searched = settings.searched
     first: dict[str, Any] = {}
     if "finetune_learning_rate" in searched:

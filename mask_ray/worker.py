@@ -28,6 +28,7 @@ from mask_ray import checkpoints
 from mask_ray import model as models
 from mask_ray.batches import Batches, FeatureBatches, ImageBatches
 from mask_ray.config import MaskRayError, TrainSettings
+from mask_ray.event_files import EventFiles
 from mask_ray.horovod.keras import (
     average_batch_statistics,
     broadcast_state,
@@ -62,8 +63,9 @@ def train(config: dict[str, Any]) -> None:
         config: `settings` (of TrainSettings), `class_names`, `num_train` (images over all
             workers), `weights` (reference to the backbone's weights, or None), `features`
             (folder, or None), `epoch` (a `batches.Epoch`, or None), `run_id`, `tracking_uri`,
-            `storage` (folder of the checkpoints), `export` (whether the run ends with a model's
-            files) and `num_threads` (of this worker, or None for its share of the node).
+            `storage` (folder of the checkpoints), `tensorboard` (folder, or None), `export`
+            (whether the run ends with a model's files) and `num_threads` (of this worker, or None
+            for its share of the node).
     """
     settings = TrainSettings(**config["settings"])
     timeline = Path(tempfile.mkdtemp(), "timeline.json")
@@ -82,6 +84,8 @@ def train(config: dict[str, Any]) -> None:
     hvd.shutdown()
     if run is not None and settings.timeline:
         run.log_file(timeline)
+    if run is not None and config["tensorboard"] is not None:
+        run.log_folder(Path(config["tensorboard"], run.run_id), "tensorboard")
 
 
 def _horovod_environment(settings: TrainSettings, timeline: Path) -> dict[str, str]:
@@ -166,6 +170,9 @@ class _Session:
         self._num_train = config["num_train"] // hvd.size()
         self._num_steps = -(-self._num_train // self._batch_size)
         self._reported = time.perf_counter()
+        self._events: EventFiles | None = None
+        if run is not None and config["tensorboard"] is not None:
+            self._events = EventFiles(Path(config["tensorboard"], run.run_id))
 
     def run(self) -> None:
         checkpoint = ray.train.get_checkpoint()
@@ -282,6 +289,8 @@ class _Session:
         if self._run is not None:
             say(_progress_line(title, metrics))
             self._run.log_metrics(metrics, step=position.epoch)
+        if self._events is not None:
+            self._events.add(self._phases[position.phase].name, position.epoch, metrics)
         due = time.perf_counter() - self._reported >= _REPORT_EVERY_S
         # Rank 0 decides: Ray Train wants as many reports of each worker.
         if hvd.broadcast(tf.constant(due or done.phase > position.phase), root_rank=0):

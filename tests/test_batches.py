@@ -21,7 +21,9 @@ from mask_ray.batches import (
 from mask_ray.config import MaskRayError
 
 NUM_VIEWS = 3
-FILES = ("train_features.npy", "train_labels.npy", "val_features.npy", "val_labels.npy")
+FILES = [
+    f"{split}_{name}.npy" for split in ("train", "val") for name in ("features", "labels", "order")
+]
 
 
 def write_features(folder: Path, num_train: int = 20, num_val: int = 7) -> Path:
@@ -32,6 +34,7 @@ def write_features(folder: Path, num_train: int = 20, num_val: int = 7) -> Path:
         features[..., 1] = np.arange(views)
         np.save(folder / f"{split}_features.npy", features)
         np.save(folder / f"{split}_labels.npy", np.arange(rows))
+        np.save(folder / f"{split}_order.npy", np.arange(rows))
     return folder
 
 

@@ -160,6 +160,19 @@ class TestResume:
             data="stored", num_workers=1, max_failures=0, seed=5, image_size=96, resume=RUN_ID
         )
 
+    def test_a_run_made_again_takes_them_likewise(self) -> None:
+        again = cli.parse(TrainSettings, ["--from-run", RUN_ID, "--seed", "6"], self.stored)
+        assert again == TrainSettings(
+            data="stored", num_workers=4, seed=6, image_size=96, from_run=RUN_ID
+        )
+
+    def test_a_run_is_either_gone_on_with_or_made_again(
+        self, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        with pytest.raises(SystemExit):
+            cli.parse(TrainSettings, ["--from-run", RUN_ID, "--resume", RUN_ID], self.stored)
+        assert "resume and from_run exclude each other" in capsys.readouterr().err
+
     def test_is_not_asked_for_by_other_runs(self) -> None:
         def stored(run_id: str) -> NoReturn:
             raise AssertionError("not reached")

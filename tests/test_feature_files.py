@@ -20,7 +20,9 @@ from mask_ray.features import FeatureError, Key, prepare
 NUM_FEATURES = 4
 DIGEST = "d" * 64
 BACKBONE = b"onnx"
-FILES = {"train_features.npy", "train_labels.npy", "val_features.npy", "val_labels.npy"}
+FILES = {
+    f"{split}_{name}.npy" for split in ("train", "val") for name in ("features", "labels", "order")
+}
 
 
 def data_set(digest: str = DIGEST, num_images: int = 50) -> ImageData:
@@ -46,6 +48,7 @@ def expected_rows(key: Key, images: ImageData) -> dict[str, np.ndarray]:
         "split": rng.permutation(splits),
         "features": rng.normal(size=views).astype(np.float16),
         "label": rng.integers(0, 2, len(splits)),
+        "digest": np.array([f"{n:032x}" * 2 for n in rng.permutation(len(splits))]),
     }
 
 
@@ -93,6 +96,8 @@ def assert_right(folder: Path, key: Key, images: ImageData = IMAGES) -> None:
         views = slice(None) if split == "train" else slice(1)
         np.testing.assert_array_equal(loaded, rows["features"][own][:, views])
         np.testing.assert_array_equal(labels, rows["label"][own])
+        order = np.load(folder / f"{split}_order.npy")
+        np.testing.assert_array_equal(order, np.argsort(rows["digest"][own]))
 
 
 def key_of(**given: Any) -> Key:

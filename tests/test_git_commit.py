@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 import mask_ray
-from mask_ray import tracking
+from mask_ray import provenance
 
 
 def git(folder: Path, *arguments: str) -> str:
@@ -29,20 +29,20 @@ def checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     git(folder, "commit", "-q", "-m", "First")
     git(folder, "tag", "v1")
     monkeypatch.setattr(mask_ray, "__file__", str(package / "__init__.py"))
-    monkeypatch.setattr(tracking, "_installed_from", lambda: None)
+    monkeypatch.setattr(provenance, "_installed_from", lambda: None)
     return folder
 
 
 def test_the_commit_is_the_checkouts(checkout: Path) -> None:
-    assert tracking.git_commit() == git(checkout, "rev-parse", "HEAD")
+    assert provenance.git_commit() == git(checkout, "rev-parse", "HEAD")
 
 
 def test_changed_code_is_dirty_and_other_files_are_not(checkout: Path) -> None:
     (checkout / "notes.txt").write_text("not of the repository")
-    assert tracking.git_commit() == git(checkout, "rev-parse", "HEAD")
+    assert provenance.git_commit() == git(checkout, "rev-parse", "HEAD")
 
     (checkout / "mask_ray" / "__init__.py").write_text("changed = True")
-    assert tracking.git_commit() == git(checkout, "rev-parse", "HEAD") + "-dirty"
+    assert provenance.git_commit() == git(checkout, "rev-parse", "HEAD") + "-dirty"
 
 
 def test_a_copy_is_compared_with_the_checkout_it_was_installed_from(
@@ -51,24 +51,55 @@ def test_a_copy_is_compared_with_the_checkout_it_was_installed_from(
     copy = tmp_path / "copy"
     shutil.copytree(checkout / "mask_ray", copy / "mask_ray")
     monkeypatch.setattr(mask_ray, "__file__", str(copy / "mask_ray" / "__init__.py"))
-    assert tracking.git_commit() == "unknown"
+    assert provenance.git_commit() == "unknown"
 
-    monkeypatch.setattr(tracking, "_installed_from", lambda: checkout)
-    assert tracking.git_commit() == git(checkout, "rev-parse", "HEAD")
+    monkeypatch.setattr(provenance, "_installed_from", lambda: checkout)
+    assert provenance.git_commit() == git(checkout, "rev-parse", "HEAD")
 
     (copy / "mask_ray" / "__init__.py").write_text("changed = True")
-    assert tracking.git_commit() == git(checkout, "rev-parse", "HEAD") + "-dirty"
+    assert provenance.git_commit() == git(checkout, "rev-parse", "HEAD") + "-dirty"
+
+
+def test_the_diff_is_the_patch_that_makes_this_code_of_the_commit(checkout: Path) -> None:
+    assert provenance.git_diff() == ""
+    assert provenance.tags()["git_diff_digest"] == "none"
+
+    (checkout / "mask_ray" / "__init__.py").write_text("changed = True\n")
+    patch = checkout.parent / "working_tree.patch"
+    patch.write_text(provenance.git_diff())
+    assert len(provenance.tags()["git_diff_digest"]) == 64
+    git(checkout, "checkout", "-q", ".")
+    git(checkout, "apply", str(patch))
+    assert (checkout / "mask_ray" / "__init__.py").read_text() == "changed = True\n"
+
+
+def test_the_lock_is_of_the_copy_or_else_of_the_checkout(
+    checkout: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert provenance.lock_digest() == "unknown"
+    monkeypatch.setattr(provenance, "_installed_from", lambda: tmp_path)
+    (tmp_path / "uv.lock").write_text("of the installed")
+    installed = provenance.lock_digest()
+    (checkout / "uv.lock").write_text("of the copy")
+    assert len({"unknown", installed, provenance.lock_digest()}) == 3
+
+
+def test_what_differs_is_named_with_both_values() -> None:
+    earlier = {"git_commit": "abc", "lock_digest": "1", "platform": "Linux"}
+    own = {"git_commit": "abd", "lock_digest": "1", "platform": "Linux"}
+    assert provenance.differences(earlier, own) == ["the code (git_commit): abc there, abd here"]
+    assert provenance.differences(own, own) == []
 
 
 def test_without_git_the_commit_is_unknown(
     checkout: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
-    assert tracking.git_commit() == "unknown"
+    assert provenance.git_commit() == "unknown"
 
 
 def test_the_environment_overrides_the_commit(
     checkout: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("MASK_RAY_GIT_COMMIT", "release-7")
-    assert tracking.git_commit() == "release-7"
+    assert provenance.git_commit() == "release-7"

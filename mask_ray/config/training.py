@@ -143,6 +143,14 @@ class RunSettings(DataSettings, TrackingSettings, PromotionRule):
     timeline: bool = Field(
         False, description="Keep Horovod's timeline as an artifact of the run; it slows steps."
     )
+    system_metrics: bool = Field(
+        True, description="Record how busy each node is, every 10 s, as metrics of the run."
+    )
+    tensorboard: bool = Field(
+        False,
+        description="Write each epoch's figures for TensorBoard, in MASK_RAY_HOME/tensorboard and "
+        "as artifacts of the run.",
+    )
     max_failures: int = Field(
         3, ge=-1, description="Restarts from the last checkpoint after a worker dies; -1: no limit."
     )
@@ -206,3 +214,15 @@ class TrainSettings(RunSettings):
         description="Go on with this MLflow run from its last checkpoint. Its settings are taken "
         "from the run, but for flags that are given.",
     )
+    from_run: str | None = Field(
+        None,
+        pattern=r"^[0-9a-f]{32}$",
+        description="Make this MLflow run again, as a new one. Its settings are taken from the "
+        "run, but for flags that are given; a line tells what else is not as it was.",
+    )
+
+    @model_validator(mode="after")
+    def _one_earlier_run(self) -> Self:
+        if self.resume is not None and self.from_run is not None:
+            raise ValueError("resume and from_run exclude each other: give one of them")
+        return self

@@ -1,0 +1,17 @@
+"""Classify many images into a Parquet or CSV file. See `--help`."""
+
+from typing import Any
+
+from mask_ray import cli
+from mask_ray.prediction_settings import PredictSettings
+
+
+def predict(settings: PredictSettings) -> dict[str, Any]:
+    """Import what is heavy only once the settings are known to be good."""
+    from mask_ray import batch_prediction
+
+    return batch_prediction.run(settings)
+
+
+if __name__ == "__main__":
+    cli.main(PredictSettings, predict)

@@ -1,0 +1,284 @@
+"""A source of images and a model -> a file with one row for each image.
+
+Ray Data's tasks read files; a pool of predictors, with one core each, decodes and classifies them.
+Both are done by the same process: decoded pixels are ten times as large as files, and sending
+them from process to process would cost more than the balance it brings.
+"""
+
+import hashlib
+import logging
+import math
+import time
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import ray
+from numpy.typing import NDArray
+from ray.data import ActorPoolStrategy, Dataset, Datasource
+from ray.data.block import BlockMetadata
+from ray.data.datasource import ReadTask
+
+from mask_ray import data, tracking
+from mask_ray.config import ImageLimits
+from mask_ray.images import ImageError, decode_resized
+from mask_ray.prediction_parts import Parts, is_among
+from mask_ray.prediction_settings import PredictSettings
+from mask_ray.predictor import Predictor
+from mask_ray.progress import Progress, say
+
+# Of a core that a predictor works on, this is left for a task that reads: it mostly waits.
+_TASK_CPUS = 0.25
+
+# What a predictor takes at a time: enough that handing it over costs nothing beside.
+_BATCH_SIZE = 64
+
+# See `predictor._NUM_TOGETHER`: more activations leave the caches of a core.
+_NUM_TOGETHER = 8
+
+_FILES_PER_TASK = 256
+_ROWS_PER_PART = 2048
+
+# What the column of a class is called, before the class's name.
+_OF_CLASS = "probability_"
+
+
+def run(settings: PredictSettings) -> dict[str, Any]:
+    """Classify all images of the source that are not done yet. Ray must be running.
+
+    Returns:
+        `output`, `model` (`name`, `version`), `num_images`, `num_errors`, `labels` (images by
+        predicted class), `num_done_before`, `seconds` and `images_per_second`.
+
+    Raises:
+        tracking.ModelNotFoundError: there is no such model.
+        ModelFileError: the file is not a classifier.
+        data.DataError: there is no such source, or no file in it.
+        OutputError: the output cannot be written, or belongs to another prediction.
+    """
+    started = time.perf_counter()
+    model = tracking.resolve_model(settings.model_uri)
+    class_names = Predictor(model.path).class_names
+    onnx = model.path.read_bytes()
+    dataset, num_files = _open(settings.source)
+    parts = Parts(settings.output.absolute(), _schema(class_names))
+    with parts.opened(_made_with(settings, model, onnx)) as done:
+        if len(done):
+            say(f"{len(done)} images are done already: going on after them")
+        progress = Progress("predicting", num_files - len(done))
+        predicted = _predicted(settings, _left(dataset, done), onnx)
+        num_predicted = _write(predicted, parts, model, progress)
+        counts = parts.join(settings.output_format)
+    seconds = time.perf_counter() - started
+    return {
+        "output": str(settings.output.absolute()),
+        "model": {"name": model.name, "version": model.version},
+        "num_images": counts.total(),
+        "num_errors": counts.pop("", 0),
+        "labels": dict(sorted(counts.items())),
+        "num_done_before": len(done),
+        "seconds": round(seconds, 2),
+        "images_per_second": round(num_predicted / seconds, 1),
+    }
+
+
+def _schema(class_names: tuple[str, ...]) -> pa.Schema:
+    return pa.schema(
+        [
+            ("path", pa.string()),
+            ("label", pa.string()),
+            ("probability", pa.float32()),
+            *((f"{_OF_CLASS}{name}", pa.float32()) for name in class_names),
+            ("error", pa.string()),
+            ("model_name", pa.string()),
+            ("model_version", pa.string()),
+        ]
+    )
+
+
+def _made_with(
+    settings: PredictSettings, model: tracking.ResolvedModel, onnx: bytes
+) -> dict[str, Any]:
+    return {
+        "source": settings.source,
+        "model_name": model.name,
+        "model_version": model.version,
+        "model_sha256": hashlib.sha256(onnx).hexdigest(),
+        "max_image_bytes": settings.max_image_bytes,
+        "max_image_pixels": settings.max_image_pixels,
+    }
+
+
+def _open(source: str) -> tuple[Dataset, int]:
+    """Rows `path`, `bytes` and `error` of all files below a folder, and how many there are.
+
+    Raises:
+        data.DataError: there is no such folder, or no file in it.
+    """
+    root = Path(source).expanduser()
+    if not root.is_dir():
+        raise data.DataError(f"source must be an existing folder; got {source}")
+    files = sorted(str(p) for p in root.resolve().rglob("[!.]*") if p.is_file())
+    if not files:
+        raise data.DataError(f"source must hold images; there is no file below {root.resolve()}")
+    context = ray.data.DataContext.get_current()
+    # Rows then come in the order of paths, whatever ends first.
+    context.execution_options.preserve_order = True
+    context.enable_progress_bars = False
+    logging.getLogger("ray.data").setLevel(logging.WARNING)
+    num_tasks = max(math.ceil(len(files) / _FILES_PER_TASK), min(len(files), 8))
+    dataset = ray.data.read_datasource(
+        _Files(files), override_num_blocks=num_tasks, num_cpus=_TASK_CPUS
+    )
+    return dataset, len(files)
+
+
+class _Files(Datasource):
+    """Rows `path`, `bytes` and `error` of local files."""
+
+    def __init__(self, files: list[str]) -> None:
+        super().__init__()
+        self._files = np.asarray(files, dtype=object)
+
+    def estimate_inmemory_data_size(self) -> None:
+        """Not known without looking at every file."""
+
+    def get_read_tasks(
+        self,
+        parallelism: int,
+        per_task_row_limit: int | None = None,
+        data_context: ray.data.DataContext | None = None,
+    ) -> list[ReadTask]:
+        """Neighbours in order of path, together."""
+        return [
+            ReadTask(
+                partial(_read_files, files),
+                BlockMetadata(len(files), None, None, None),
+                per_task_row_limit=per_task_row_limit,
+            )
+            for files in np.array_split(self._files, parallelism)
+        ]
+
+
+def _read_files(files: NDArray[Any]) -> Iterator[pa.Table]:
+    """In several tables, so that large photos become several blocks."""
+    for start in range(0, len(files), _BATCH_SIZE):
+        some = files[start : start + _BATCH_SIZE]
+        encoded, errors = zip(*map(_read_file, some), strict=True)
+        yield pa.table({"path": pa.array(some), "bytes": encoded, "error": errors})
+
+
+def _read_file(path: str) -> tuple[bytes, str]:
+    try:
+        return Path(path).read_bytes(), ""
+    except OSError as error:
+        return b"", f"cannot be read: {error.strerror or error}"
+
+
+def _left(dataset: Dataset, done: NDArray[np.bytes_]) -> Dataset:
+    if not len(done):
+        return dataset
+    return data.map_rows(dataset, _leave_out, _TASK_CPUS, done=ray.put(done))
+
+
+def _leave_out(batch: data.Batch, done: Any) -> data.Batch:
+    # Ray Data passes references as they are.
+    left = ~is_among(batch["path"], ray.get(done))
+    return {name: column[left] for name, column in batch.items()}
+
+
+def _predicted(settings: PredictSettings, images: Dataset, onnx: bytes) -> Dataset:
+    """Rows `path`, `error` (empty where there is none) and `probabilities` (NaN where there is)."""
+    free = ray.available_resources().get("CPU", 0)
+    num_predictors = settings.num_predictors or max(1, math.floor(free))
+    share = min(1.0, free / num_predictors)
+    limits = ImageLimits(
+        max_image_bytes=settings.max_image_bytes, max_image_pixels=settings.max_image_pixels
+    )
+    return images.map_batches(
+        _Classifier,
+        fn_constructor_args=(ray.put(onnx), limits),
+        batch_size=_BATCH_SIZE,
+        num_cpus=share * (1 - _TASK_CPUS),
+        compute=ActorPoolStrategy(size=num_predictors),
+        zero_copy_batch=True,
+    )
+
+
+class _Classifier:
+    """Decodes and classifies on one core of its own."""
+
+    def __init__(self, onnx: Any, limits: ImageLimits) -> None:
+        with TemporaryDirectory() as folder:
+            path = Path(folder, "model.onnx")
+            path.write_bytes(ray.get(onnx))
+            self._predictor = Predictor(path)
+        self._limits = limits
+
+    def __call__(self, batch: data.Batch) -> dict[str, Any]:
+        num_images, size = len(batch["bytes"]), self._predictor.image_size
+        pixels = np.zeros((num_images, size, size, 3), np.uint8)
+        rows = zip(batch["error"], pixels, batch["bytes"], strict=True)
+        errors = [error or self._decode(own, encoded) for error, own, encoded in rows]
+        readable = np.flatnonzero([not error for error in errors])
+        probabilities = np.full((num_images, len(self._predictor.class_names)), np.nan, np.float32)
+        for start in range(0, len(readable), _NUM_TOGETHER):
+            some = readable[start : start + _NUM_TOGETHER]
+            probabilities[some] = self._predictor.predict(pixels[some])
+        error = np.array(errors, str)
+        return {"path": batch["path"], "error": error, "probabilities": probabilities}
+
+    def _decode(self, pixels: NDArray[np.uint8], encoded: bytes) -> str:
+        """Why it cannot be decoded, if so."""
+        try:
+            pixels[:] = decode_resized(encoded, len(pixels), self._limits)
+        except ImageError as error:
+            return str(error)
+        return ""
+
+
+def _write(
+    predicted: Dataset, parts: Parts, model: tracking.ResolvedModel, progress: Progress
+) -> int:
+    """Write parts as rows come; how many came."""
+    num_rows = 0
+    for batch in _collected(predicted, progress):
+        parts.write(_table(batch, parts.schema, model))
+        num_rows += len(batch["path"])
+    return num_rows
+
+
+def _collected(predicted: Dataset, progress: Progress) -> Iterator[data.Batch]:
+    """The rows, as many together as make a part."""
+    waiting: list[data.Batch] = []
+    for batch in predicted.iter_batches(batch_size=None):
+        progress.add(len(batch["path"]))
+        waiting.append(batch)
+        if sum(len(batch["path"]) for batch in waiting) >= _ROWS_PER_PART:
+            yield _concatenated(waiting)
+            waiting = []
+    if waiting:
+        yield _concatenated(waiting)
+
+
+def _concatenated(batches: list[data.Batch]) -> data.Batch:
+    return {name: np.concatenate([batch[name] for batch in batches]) for name in batches[0]}
+
+
+def _table(batch: data.Batch, schema: pa.Schema, model: tracking.ResolvedModel) -> pa.Table:
+    num_rows, errors, probabilities = len(batch["path"]), batch["error"], batch["probabilities"]
+    failed = errors != ""
+    class_names = np.array(schema.names[3:-3])
+    best = np.argmax(np.nan_to_num(probabilities), axis=1)
+    columns = [
+        pa.array(batch["path"]),
+        pa.array([n.removeprefix(_OF_CLASS) for n in class_names[best]], mask=failed),
+        *(pa.array(column, mask=failed) for column in (probabilities.max(1), *probabilities.T)),
+        pa.array(errors, mask=~failed),
+        *(pa.array([value] * num_rows, pa.string()) for value in (model.name, model.version)),
+    ]
+    return pa.table(columns, schema=schema)

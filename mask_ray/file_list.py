@@ -1,0 +1,79 @@
+"""The list of a data set's files, as a compact file that is written as they are read."""
+
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+_READ = pa.schema([(name, pa.string()) for name in ("path", "digest", "label", "error")])
+_LISTED = _READ.append(pa.field("split", pa.string()))
+
+
+class FileList:
+    """Rows `path`, `digest`, `label` (a class's name), `error` and `split`, in a Parquet file.
+
+    Which split an image is in depends on all of them, so rows are written without it, beside the
+    file, and again once it is known.
+
+    Args:
+        file: Where they go; None for nowhere.
+        class_names: In the order of labels.
+    """
+
+    def __init__(self, file: Path | None, class_names: Sequence[str]) -> None:
+        self._file = file
+        self._class_names = np.array(class_names, dtype=object)
+        self._stack = ExitStack()
+
+    def __enter__(self) -> "FileList":
+        if self._file is not None:
+            self._unsplit = self._file.with_suffix(".part")
+            self._stack.callback(self._unsplit.unlink, missing_ok=True)
+            writer = pq.ParquetWriter(self._unsplit, _READ, compression="zstd")
+            self._writer = self._stack.enter_context(writer)
+        return self
+
+    def add(self, batch: Mapping[str, NDArray[Any]]) -> None:
+        """Add the rows of a batch with `label` as an index; `error` is empty where it is read."""
+        if self._file is None:
+            return
+        columns = {**batch, "label": self._class_names[batch["label"]]}
+        arrays = [pa.array(columns[name].astype(object), pa.string()) for name in _READ.names]
+        self._writer.write_table(pa.table(arrays, schema=_READ))
+
+    def finish(self, splits: Sequence[str], indices: NDArray[np.int8]) -> None:
+        """Write the file.
+
+        Args:
+            splits: Names of the splits.
+            indices: Of each readable row, in their order; the others are in none.
+        """
+        if self._file is None:
+            return
+        self._writer.close()
+        names, at = np.array(splits, dtype=object), 0
+        with (
+            pq.ParquetFile(self._unsplit) as rows,
+            pq.ParquetWriter(self._file, _LISTED, compression="zstd") as writer,
+        ):
+            for batch in rows.iter_batches():
+                readable = np.asarray(batch["error"]) == ""
+                split = np.full(len(readable), "", dtype=object)
+                split[readable] = names[indices[at : at + readable.sum()]]
+                at += int(readable.sum())
+                columns = [*batch.columns, pa.array(split, pa.string())]
+                writer.write_table(pa.table(columns, schema=_LISTED))
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._stack.close()

@@ -1,0 +1,53 @@
+"""How busy each node is while a run goes on: CPU, memory, disk, network and GPUs, in MLflow."""
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from mask_ray import tracking
+from mask_ray.config import tracking_uri
+
+
+@contextmanager
+def recorded(run: tracking.Run) -> Iterator[None]:
+    """Record every node there is now, as `system/node_0/cpu_utilization_percentage` and so on.
+
+    Nodes are numbered as in the run's environment.json. The driver's own is watched from this
+    process, each other one by a small actor on it.
+    """
+    here = ray.get_runtime_context().get_node_id()
+    nodes = [node["NodeID"] for node in ray.nodes() if node["Alive"]]
+    watchers = []
+    with ExitStack() as stack:
+        for number, node_id in enumerate(nodes):
+            if node_id == here:
+                stack.enter_context(tracking.system_metrics(run.run_id, f"node_{number}"))
+            else:
+                watchers.append(_start_watcher(run.run_id, number, node_id))
+        try:
+            yield
+        finally:
+            for watcher in watchers:
+                watcher.stop.remote()
+
+
+def _start_watcher(run_id: str, number: int, node_id: str) -> Any:
+    """It ends with this process; a node that is lost takes its own with it."""
+    on_node = NodeAffinitySchedulingStrategy(node_id, soft=False)
+    options: dict[str, Any] = {"num_cpus": 0, "scheduling_strategy": on_node}
+    environment = {"env_vars": {"MLFLOW_TRACKING_URI": tracking_uri()}}
+    remote = ray.remote(_Watcher).options(runtime_env=environment, **options)
+    return remote.remote(run_id, f"node_{number}")
+
+
+class _Watcher:
+    def __init__(self, run_id: str, node: str) -> None:
+        self._stack = ExitStack()
+        self._stack.enter_context(tracking.system_metrics(run_id, node))
+
+    def stop(self) -> None:
+        """Write what was not written yet."""
+        self._stack.close()
