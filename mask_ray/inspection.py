@@ -220,7 +220,9 @@ class _Chosen:
             return [picture for key in keys for picture in pictures[key]]
 
         def grouped(groups: list[NDArray[np.int64]]) -> list[Group]:
-            return [Group(of(rows)[:_NUM_SHOWN_BY_GROUP], len(rows)) for rows in groups]
+            return [
+                Group(_alternating(of(rows))[:_NUM_SHOWN_BY_GROUP], len(rows)) for rows in groups
+            ]
 
         return Findings(
             class_names,
@@ -230,6 +232,17 @@ class _Chosen:
             grouped(self.conflicts),
             [(of(np.array([row]))[0], confidence) for row, confidence in self.suspects],
         )
+
+
+def _alternating(pictures: list[Picture]) -> list[Picture]:
+    """Label by label in turn, so that the first few show all labels."""
+    seen: Counter[int] = Counter()
+    ranks = []
+    for picture in pictures:
+        ranks.append(seen[picture.label])
+        seen[picture.label] += 1
+    order = sorted(range(len(pictures)), key=lambda row: (ranks[row], pictures[row].label))
+    return [pictures[row] for row in order]
 
 
 def _is_mixed(labels: NDArray[np.int32], groups: NDArray[np.int64]) -> NDArray[np.bool_]:

@@ -25,6 +25,7 @@ from mask_ray import (
     data,
     evaluation,
     features,
+    inspection,
     launch,
     mobilenet,
     node_metrics,
@@ -196,6 +197,8 @@ def opened(
             splits = {name: images.split(name) for name in data.SPLITS}
         _log_data(tracked, images)
         _tell_differences(tracked, settings)
+        if images.kept and settings.resume is None:
+            _log_inspection(tracked, settings)
         yield Job(tracked, plan, images, splits, pretrained)
 
 
@@ -322,6 +325,13 @@ def _log_data(tracked: tracking.Run, images: data.ImageData) -> None:
     )
     tracked.log_json(summary.bad_files, "bad_files.json")
     say(summary.report())
+
+
+def _log_inspection(tracked: tracking.Run, settings: TrainSettings) -> None:
+    """Only of a set that is small enough to keep: it reads every file again, twice."""
+    findings = inspection.inspect(settings)
+    tracked.log_text(inspection.html(settings.data, findings), "data_report.html")
+    tracked.log_json(inspection.as_json(findings), "data_report.json")
 
 
 def _train(settings: TrainSettings, job: Job, clock: Clock) -> ray.train.Checkpoint:

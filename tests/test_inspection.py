@@ -23,7 +23,7 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
         path.write_bytes(encoded)
     with_mask, without = root / "with_mask", root / "without_mask"
     shutil.copy(with_mask / "0.jpg", with_mask / "copy.jpg")
-    Image.open(with_mask / "2.jpg").rotate(15).save(with_mask / "turned.png")
+    Image.open(with_mask / "6.jpg").rotate(15).save(with_mask / "turned.png")
     shutil.copy(without / "1.jpg", with_mask / "wrong.jpg")
     (with_mask / "notes.jpg").write_bytes(image_files.text())
     (with_mask / "cut.jpg").write_bytes(image_files.truncated_jpeg())
