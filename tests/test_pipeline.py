@@ -16,7 +16,7 @@ from mlflow import MlflowClient
 from ray import serve
 from ray_jobs import SMALL, run_job
 
-from mask_ray import tracking
+from mask_ray import promotion, tracking
 from mask_ray.config import DEFAULT_MODEL_NAME as NAME
 from mask_ray.config import tracking_uri
 from mask_ray.demo import free_port
@@ -137,7 +137,7 @@ def test_a_version_is_promoted_by_hand_and_taken_back(
     compared = run_job("jobs.promote", "2", "--promotion-margin", "1", env=cluster).result
     assert not compared["promoted"]
     assert compared["champion"]["num_images"] == compared["challenger"]["num_images"] > 0
-    assert run_job("jobs.promote", "2", "--force", env=cluster).result["promoted"]
+    promotion.force(NAME, "2")
     assert tracking.aliases(NAME) == {"champion": "2", "previous": "1"}
     assert run_job("jobs.promote", "--rollback", env=cluster).result["version"] == "1"
     assert tracking.aliases(NAME) == {"champion": "1"}

@@ -8,7 +8,17 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from mask_ray import cluster, data, evaluation, promotion, serving, synthetic, tracking, training
+from mask_ray import (
+    cluster,
+    data,
+    evaluation,
+    inspection,
+    promotion,
+    serving,
+    synthetic,
+    tracking,
+    training,
+)
 from mask_ray.config import (
     CHAMPION,
     DataSettings,
@@ -96,26 +106,33 @@ class _Line:
         return stages
 
     def _fetch_inputs(self, results: Results) -> Result:
-        source = self._settings.data
-        return {"source": source, "fingerprint": fingerprint.of_source(source)}
+        sources = [s for s in (self._settings.data, self._settings.test_data) if s is not None]
+        return {"sources": sources, "fingerprint": [fingerprint.of_source(s) for s in sources]}
 
     def _fetch(self, results: Results, run: tracking.Run) -> Result:
-        source = self._settings.data
-        local = source if data.is_synthetic(source) else str(data.check_folder(source))
-        return self._fetch_inputs(results) | {"data": local}
+        test_data = self._settings.test_data
+        local = {
+            "data": _local(self._settings.data),
+            "test_data": None if test_data is None else _local(test_data),
+        }
+        return self._fetch_inputs(results) | local
 
     def _data_settings(self, results: Results) -> dict[str, Any]:
         own = self._settings.model_dump(mode="json", include=set(DataSettings.model_fields))
-        return own | {"data": results["fetch"]["data"]}
+        return own | {key: results["fetch"][key] for key in ("data", "test_data")}
 
     def _inspect_inputs(self, results: Results) -> Result:
         return results["fetch"] | self._data_settings(results)
 
     def _inspect(self, results: Results, run: tracking.Run) -> Result:
         settings = DataSettings(**self._data_settings(results))
-        summary = data.load(settings, self._settings.image_size).summary
-        say(summary.report())
-        return {"data_digest": summary.digest}
+        findings = inspection.inspect(settings, self._settings.backbone_weights)
+        run.log_text(inspection.html(settings.data, findings), "inspection.html")
+        run.log_json(inspection.as_json(findings), "inspection.json")
+        run.log_metrics(evaluation.flatten(_only_numbers(findings.figures)))
+        told = "num_images", "num_unreadable", "num_near_groups", "num_groups_under_two_labels"
+        say(", ".join(f"{name} {findings.figures[name]}" for name in told))
+        return {name: findings.figures[name] for name in told}
 
     def _train_settings(self, results: Results) -> dict[str, Any]:
         own = self._settings.model_dump(mode="json", include=set(RunSettings.model_fields))
@@ -124,7 +141,7 @@ class _Line:
     def _train_inputs(self, results: Results) -> Result:
         settings = self._train_settings(results)
         made_of = {key: value for key, value in settings.items() if key not in _NOT_OF_TRAINING}
-        return made_of | {"data_digest": results["inspect"]["data_digest"]}
+        return made_of | _source(results)
 
     def _train(self, results: Results, attempt: Attempt) -> Result:
         settings = self._train_settings(results) | {"resume": attempt.cut_off}
@@ -208,14 +225,28 @@ class _Line:
         return told
 
 
+def _local(source: str) -> str:
+    """Where the images of a source are, for the other stages."""
+    return source if data.is_synthetic(source) else str(data.check_folder(source))
+
+
 def _is_there(result: Result) -> bool:
-    return data.is_synthetic(result["data"]) or Path(result["data"]).exists()
+    sources = [result[key] for key in ("data", "test_data") if result[key] is not None]
+    return all(data.is_synthetic(source) or Path(source).exists() for source in sources)
 
 
 def _made(results: Results) -> Result:
-    return {key: results["train"][key] for key in ("model_uri", "run_id")} | {
-        "data_digest": results["inspect"]["data_digest"]
-    }
+    made = {key: results["train"][key] for key in ("model_uri", "run_id")}
+    return made | _source(results)
+
+
+def _source(results: Results) -> Result:
+    """What tells the images of one moment from those of another."""
+    return {"fingerprint": results["fetch"]["fingerprint"]}
+
+
+def _only_numbers(figures: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in figures.items() if isinstance(value, int | float)}
 
 
 def _numbers(figures: promotion.Figures) -> dict[str, float]:
@@ -240,7 +271,7 @@ def _test_images(
 
 
 def _read(path: str, settings: DataSettings) -> bytes:
-    if data.is_synthetic(settings.data):
+    if data.is_synthetic(settings.test_data or settings.data):
         encoded, _ = synthetic.encode(int(Path(path).stem), seed=settings.seed)
         return encoded
     return Path(path).read_bytes()
