@@ -113,6 +113,9 @@ class ShardConfig(DataConfig):
             own = dataset.copy(dataset)
             own.context.execution_options = self.default_ingest_options()
             own.context.enable_progress_bars = False  # each epoch prints a line of its own
+            # By it, files that are read anew come in another order in each epoch. It counts from
+            # here, or the order would depend on whether features had to be computed before.
+            own.context._execution_idx = 0
             splits = own.streaming_split(
                 world_size, equal=name == "train", locality_hints=worker_node_ids
             )
