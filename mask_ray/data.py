@@ -26,7 +26,7 @@ from ray.data.datasource import ReadTask
 from mask_ray import duplicates, synthetic
 from mask_ray.config import DataSettings, ImageLimits, MaskRayError, SplitName
 from mask_ray.file_list import FileList
-from mask_ray.images import ImageError, decode, resize
+from mask_ray.images import ImageError, decode, read_header, resize
 from mask_ray.inventory import Inventory
 from mask_ray.progress import Progress
 from mask_ray.splits import LEFT_OUT, Assignment, SplitConflictError, assign
@@ -105,7 +105,7 @@ class ImageData:
     Args:
         decoded: Gives, for splits, the rows of at least these, decoded: `image` (uint8, shape
             (image_size, image_size, 3)), `label` (index into `class_names`), `split`, `path`,
-            `digest` and `error` (empty where the image is readable).
+            `longer_side` (px, of the file), `digest` and `error` (empty where it is readable).
         class_names: In the order of labels.
         summary: Of all rows.
         kept: Whether all is decoded already; otherwise each pass over it reads files and decodes
@@ -121,7 +121,16 @@ class ImageData:
 
     def split(self, *names: SplitName) -> Dataset:
         """Rows `image` and `label` of these splits."""
-        selected = map_rows(self.decoded(names), _select, self.task_cpus, splits=names)
+        return self._readable(names, ("image", "label"))
+
+    def examples(self, *names: SplitName) -> Dataset:
+        """Rows `image`, `label`, `path` and `longer_side` of these splits."""
+        return self._readable(names, ("image", "label", "path", "longer_side"))
+
+    def _readable(self, names: Sequence[SplitName], columns: Sequence[str]) -> Dataset:
+        selected = map_rows(
+            self.decoded(names), _select, self.task_cpus, splits=names, columns=columns
+        )
         return selected.materialize() if self.kept else selected
 
 
@@ -396,15 +405,17 @@ def _decode_batch(
     encoded = batch.pop("bytes")
     pixels = np.zeros((len(encoded), image_size, image_size, 3), dtype=np.uint8)
     signatures = np.zeros((len(encoded), duplicates.SIGNATURE_BYTES), dtype=np.uint8)
-    rows = zip(pixels, signatures, encoded, strict=True)
+    longer_sides = np.zeros(len(encoded), dtype=np.int32)
+    rows = zip(pixels, signatures, longer_sides[:, None], encoded, strict=True)
     errors = [_decode_into(*row, settings, splits is None) for row in rows]
-    batch |= {"image": pixels, "error": np.array(errors, str)}
+    batch |= {"image": pixels, "error": np.array(errors, str), "longer_side": longer_sides}
     return batch | {"signature": signatures} if splits is None else batch
 
 
 def _decode_into(
     pixels: NDArray[np.uint8],
     signature: NDArray[np.uint8],
+    longer_side: NDArray[np.int32],
     encoded: bytes,
     limits: ImageLimits,
     is_signed: bool,
@@ -415,6 +426,8 @@ def _decode_into(
     except ImageError as error:
         return str(error)
     pixels[:] = resize(picture, len(pixels))
+    header = read_header(encoded, limits)
+    longer_side[:] = max(header.width, header.height)
     if is_signed:
         signature[:] = duplicates.signature(pixels, *picture.shape[:2])
     return ""
@@ -439,9 +452,9 @@ def digest_of(encoded: bytes) -> str:
     return hashlib.sha256(encoded).hexdigest()
 
 
-def _select(batch: Batch, splits: tuple[SplitName, ...]) -> Batch:
+def _select(batch: Batch, splits: Sequence[SplitName], columns: Sequence[str]) -> Batch:
     wanted = np.isin(batch["split"], splits) & (batch["error"] == "")
-    return {"image": batch["image"][wanted], "label": batch["label"][wanted]}
+    return {name: batch[name][wanted] for name in columns}
 
 
 def take_stock(

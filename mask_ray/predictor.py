@@ -50,6 +50,7 @@ class Predictor:
         try:
             self.class_names = _class_names(self._session)
             self.image_size = _image_size(self._session)
+            self.temperature = _temperature(self._session)
             _check_tensors(self._session, self.image_size, len(self.class_names))
         except ModelFileError as error:
             raise ModelFileError(f"{path} is not a classifier made by mask_ray: {error}") from None
@@ -122,16 +123,23 @@ def _rows_or_error(
 
 
 class FeatureExtractor:
-    """The backbone alone, loaded from the ONNX file that `mobilenet.backbone_onnx` makes."""
+    """A network whose output is not a class, loaded from an encoded ONNX file.
 
-    def __init__(self, onnx: bytes, num_threads: int = 1) -> None:
+    Args:
+        onnx: With the input `image`, such as `mobilenet.backbone_onnx` makes.
+        num_threads: For one batch.
+        output: Name of the output.
+    """
+
+    def __init__(self, onnx: bytes, num_threads: int = 1, output: str = "features") -> None:
         self._session = ort.InferenceSession(
             onnx, sess_options=_options(num_threads), providers=["CPUExecutionProvider"]
         )
+        self._output = output
 
     def extract(self, images: Images) -> npt.NDArray[np.float32]:
-        """Features of shape (N, D) of uint8 images of shape (N, S, S, 3)."""
-        return _run(self._session, "features", images)
+        """The output, of shape (N, ...), for uint8 images of shape (N, S, S, 3)."""
+        return _run(self._session, self._output, images)
 
 
 def _run(session: ort.InferenceSession, output: str, images: Images) -> npt.NDArray[np.float32]:
@@ -187,6 +195,11 @@ def _image_size(session: ort.InferenceSession) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise ModelFileError(f"image_size must be a positive integer; got {text}")
     return int(text)
+
+
+def _temperature(session: ort.InferenceSession) -> float:
+    """What the logits are divided by, fitted when the model was made; 1 where nothing was."""
+    return float(session.get_modelmeta().custom_metadata_map.get("temperature", 1))
 
 
 def _check_tensors(session: ort.InferenceSession, image_size: int, num_classes: int) -> None:

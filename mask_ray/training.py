@@ -10,7 +10,7 @@ import shutil
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -108,14 +108,14 @@ class Served:
     """The model file that is registered.
 
     Args:
-        onnx: The file.
-        predictions: What it says of the test split.
-        metadata: What its version is to tell of how it was chosen.
+        onnx: The file, with a temperature fitted on the validation split.
+        examined: What it says of the test split.
+        metadata: What its version is to tell of how it was made.
     """
 
     onnx: Path
-    predictions: evaluation.Predictions
-    metadata: dict[str, Any] = field(default_factory=dict)
+    examined: evaluation.Examined
+    metadata: dict[str, Any]
 
 
 def run(settings: TrainSettings, tags: Mapping[str, str] | None = None) -> dict[str, Any]:
@@ -139,10 +139,11 @@ def run(settings: TrainSettings, tags: Mapping[str, str] | None = None) -> dict[
             result = _train(settings, job, clock)
         # The checkpoint's own folder is left as it is.
         with result.as_directory() as folder, TemporaryDirectory() as scratch:
-            files, int8 = Path(folder), Path(scratch) / checkpoints.ONNX_FILE
+            files = Path(folder)
             with clock.stage("evaluate"):
-                served = _choose_served(settings, job, files / checkpoints.ONNX_FILE, int8)
-                test = _report(job.tracked, served.predictions)
+                onnx = files / checkpoints.ONNX_FILE
+                served = _choose_served(settings, job, onnx, Path(scratch))
+                test = _report(settings, job, served)
             version = _register(settings, job, served, files / checkpoints.KERAS_FILE)
         promoted, reason = _promote(settings, job, version)
         seconds = {f"seconds_{name}": value for name, value in clock.seconds().items()}
@@ -397,43 +398,63 @@ def _explained(error: Exception, settings: TrainSettings, tracked: tracking.Run)
     )
 
 
-def _choose_served(settings: TrainSettings, job: Job, onnx: Path, int8_onnx: Path) -> Served:
+def _choose_served(settings: TrainSettings, job: Job, onnx: Path, scratch: Path) -> Served:
     """The trained model, or its int8 version where that is asked for, as good, and faster."""
-    float32 = Served(onnx, _predict(job, onnx))
+    float32 = _calibrated(settings, job, onnx, scratch / "float32")
     if not settings.quantize:
         return float32
-    calibration = job.splits["train"].take_batch(quantization.NUM_CALIBRATION_IMAGES)["image"]
-    quantization.quantize(onnx, int8_onnx, calibration)
-    int8 = Served(int8_onnx, _predict(job, int8_onnx))
-    figures = _figures([float32, int8], calibration)
+    images = job.splits["train"].take_batch(quantization.NUM_CALIBRATION_IMAGES)["image"]
+    int8_onnx = scratch / "int8.onnx"
+    quantization.quantize(onnx, int8_onnx, images)
+    int8 = _calibrated(settings, job, int8_onnx, scratch / "int8")
+    figures = _figures([float32, int8], images)
     against = quantization.reason_against(*figures)
     by_name = {name: asdict(own) for name, own in zip(("float32", "int8"), figures, strict=True)}
     job.tracked.log_metrics(evaluation.flatten(by_name))
     say(f"int8 is not served: {against}" if against else f"int8 is served: {by_name}")
-    metadata = {"quantization": by_name | {"served": "float32" if against else "int8"}}
-    return replace(float32 if against else int8, metadata=metadata)
+    chosen = float32 if against else int8
+    quantized = by_name | {"served": "float32" if against else "int8"}
+    return replace(chosen, metadata=chosen.metadata | {"quantization": quantized})
 
 
-def _predict(job: Job, onnx: Path) -> evaluation.Predictions:
-    return evaluation.predict(job.splits["test"], Predictor(onnx, num_threads=os.cpu_count() or 1))
+def _calibrated(settings: TrainSettings, job: Job, onnx: Path, folder: Path) -> Served:
+    """A model with its temperature, and what it says of the test split."""
+    raw = evaluation.predict(job.splits["val"], _predictor(onnx))
+    temperature = evaluation.fit_temperature(raw.labels, raw.probabilities)
+    folder.mkdir()
+    calibrated = folder / checkpoints.ONNX_FILE
+    evaluation.write_calibrated(onnx, calibrated, temperature)
+    examined = evaluation.examine(
+        job.images.examples("test"), _predictor(calibrated), settings.robustness_images
+    )
+    return Served(calibrated, examined, {"temperature": temperature})
+
+
+def _predictor(onnx: Path) -> Predictor:
+    return Predictor(onnx, num_threads=os.cpu_count() or 1)
 
 
 def _figures(models: list[Served], images: Images) -> list[quantization.Figures]:
     rates = quantization.images_per_second([Predictor(model.onnx) for model in models], images)
     return [
         quantization.Figures(
-            accuracy=evaluation.metrics(model.predictions)["accuracy"],
+            accuracy=evaluation.metrics(model.examined.predictions)["accuracy"],
             images_per_second=round(rate, 1),
         )
         for model, rate in zip(models, rates, strict=True)
     ]
 
 
-def _report(tracked: tracking.Run, predictions: evaluation.Predictions) -> dict[str, Any]:
-    metrics = evaluation.metrics(predictions)
-    tracked.log_metrics(evaluation.flatten(metrics, "test_"))
-    tracked.log_figure(evaluation.confusion_matrix_figure(predictions), "confusion_matrix.png")
-    tracked.log_figure(evaluation.roc_figure(predictions), "roc.png")
+def _report(settings: TrainSettings, job: Job, served: Served) -> dict[str, Any]:
+    """Log the evaluation; the metrics of the test split."""
+    model = {"name": settings.register_as, "split": "test"}
+    temperature = round(served.metadata["temperature"], 4)
+    made = evaluation.report(
+        served.examined, served.onnx, model | {"version": None, "temperature": temperature}
+    )
+    metrics: dict[str, Any] = made.figures["metrics"]
+    job.tracked.log_metrics(evaluation.flatten(metrics, "test_") | {"temperature": temperature})
+    evaluation.log(made, job.tracked)
     return metrics
 
 

@@ -1,11 +1,12 @@
 """Settings of where images come from, and of what is done with them but training."""
 
 import re
+from pathlib import Path
 from typing import Annotated, Literal, Self
 
 from pydantic import AfterValidator, Field, model_validator
 
-from mask_ray.config.base import DEFAULT_MODEL_URI, ImageLimits
+from mask_ray.config.base import DEFAULT_MODEL_URI, ImageLimits, ReportSettings
 
 SplitName = Literal["train", "val", "test"]
 
@@ -54,7 +55,7 @@ class DataSettings(ImageLimits):
         return self
 
 
-class EvaluateSettings(DataSettings):
+class EvaluateSettings(DataSettings, ReportSettings):
     """Evaluate a model file on labelled images and print its metrics."""
 
     model_uri: str = Field(
@@ -62,4 +63,7 @@ class EvaluateSettings(DataSettings):
     )
     split: Literal["train", "val", "test", "all"] = Field(
         "test", description="Which images of the data set to evaluate on."
+    )
+    output: Path | None = Field(
+        None, description="Folder for a report: evaluation.html, and evaluation.json."
     )
