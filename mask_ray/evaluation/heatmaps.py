@@ -5,8 +5,6 @@ the last feature maps, weighted by the class's column, add up to: Zhou et al. 20
 https://arxiv.org/abs/1512.04150. The maps are read from the very file that is served.
 """
 
-from pathlib import Path
-
 import numpy as np
 import onnx
 from matplotlib import colormaps
@@ -20,28 +18,35 @@ _MAP = "feature_map"
 _OPACITY = 0.5
 
 
+class NoHeatMapsError(Exception):
+    """The model does not end in global average pooling and one dense layer."""
+
+
 class HeatMaps:
     """Draws them for one model.
 
     Args:
-        path: Its ONNX file, which ends in global average pooling, a dense layer and a softmax.
+        onnx_model: Whose pooling, dense layer and softmax are its last.
+
+    Raises:
+        NoHeatMapsError: it has none.
     """
 
-    def __init__(self, path: Path) -> None:
-        model = onnx.load(path)
-        pooling = next(n for n in model.graph.node if n.op_type == "GlobalAveragePool")
-        dense = next(n for n in model.graph.node if n.op_type == "Gemm")
-        weights = {each.name: each for each in model.graph.initializer}
+    def __init__(self, onnx_model: onnx.ModelProto) -> None:
+        graph = onnx_model.graph
+        pooling = next((n for n in graph.node if n.op_type == "GlobalAveragePool"), None)
+        dense = next((n for n in graph.node if n.op_type == "Gemm"), None)
+        weights = {each.name: each for each in graph.initializer}
+        if pooling is None or dense is None or dense.input[1] not in weights:
+            raise NoHeatMapsError
         kernel = numpy_helper.to_array(weights[dense.input[1]])
         # What speaks for all classes alike speaks for none.
         self._kernel = kernel - kernel.mean(axis=1, keepdims=True)
-        model.graph.node.append(helper.make_node("Identity", [pooling.input[0]], [_MAP]))
+        graph.node.append(helper.make_node("Identity", [pooling.input[0]], [_MAP]))
         shape = ["batch", len(kernel), "rows", "columns"]
-        del model.graph.output[:]
-        model.graph.output.append(
-            helper.make_tensor_value_info(_MAP, onnx.TensorProto.FLOAT, shape)
-        )
-        self._extractor = FeatureExtractor(model.SerializeToString(), output=_MAP)
+        del graph.output[:]
+        graph.output.append(helper.make_tensor_value_info(_MAP, onnx.TensorProto.FLOAT, shape))
+        self._extractor = FeatureExtractor(onnx_model.SerializeToString(), output=_MAP)
 
     def evidence(self, image: Images, label: int) -> NDArray[np.float32]:
         """How much each place speaks for a class, in 0..1 of the most; 0 where it speaks against.

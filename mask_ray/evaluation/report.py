@@ -6,13 +6,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 from markupsafe import Markup
 from sklearn.metrics import confusion_matrix
 
 from mask_ray import reports
 from mask_ray.evaluation import calibration, charts, robustness
 from mask_ray.evaluation.examination import Examined, Mistake
-from mask_ray.evaluation.heatmaps import HeatMaps
+from mask_ray.evaluation.heatmaps import HeatMaps, NoHeatMapsError
 from mask_ray.evaluation.intervals import intervals
 from mask_ray.evaluation.scores import Predictions, metrics
 from mask_ray.evaluation.slices import slices
@@ -28,20 +29,20 @@ class Report:
     Args:
         figures: As JSON has them.
         examined: What they are of.
-        heat_maps: Of the model.
+        heat_maps: Of the model, where it is one that has them.
     """
 
     figures: dict[str, Any]
     examined: Examined
-    heat_maps: HeatMaps
+    heat_maps: HeatMaps | None
 
 
-def report(examined: Examined, onnx: Path, model: Mapping[str, Any]) -> Report:
+def report(examined: Examined, path: Path, model: Mapping[str, Any]) -> Report:
     """Work everything out.
 
     Args:
         examined: Of the images.
-        onnx: The model's file, for what is asked of it beyond its answers.
+        path: The model's file, for what is asked of it beyond its answers.
         model: Its name and such, to be told.
     """
     predictions = examined.predictions
@@ -60,17 +61,24 @@ def report(examined: Examined, onnx: Path, model: Mapping[str, Any]) -> Report:
             asdict(each) for each in calibration.bins(predictions.labels, predictions.probabilities)
         ],
         "thresholds": _thresholds(predictions),
-        "robustness": _robustness(examined, onnx),
+        "robustness": _robustness(examined, path),
         "mistakes": [_told(mistake, predictions.class_names) for mistake in examined.mistakes],
     }
-    return Report(figures, examined, HeatMaps(onnx))
+    return Report(figures, examined, _heat_maps(path))
 
 
-def _robustness(examined: Examined, onnx: Path) -> dict[str, Any]:
+def _heat_maps(path: Path) -> HeatMaps | None:
+    try:
+        return HeatMaps(onnx.load(path))
+    except NoHeatMapsError:
+        return None
+
+
+def _robustness(examined: Examined, path: Path) -> dict[str, Any]:
     images, labels = examined.sampled
     if not len(images):
         return {"num_images": 0}
-    predictor = Predictor(onnx)
+    predictor = Predictor(path)
     plain = float((predictor.predict(images).argmax(axis=1) == labels).mean())
     found = robustness.accuracies(predictor, images, labels)
     return {
@@ -153,12 +161,12 @@ def _subtitle(figures: dict[str, Any]) -> str:
     return f"{model['name']}{version} on {figures['metrics']['num_images']:,} images{split}"
 
 
-def _shown(heat_maps: HeatMaps, mistake: Mistake) -> dict[str, str]:
-    predicted = int(mistake.probabilities.argmax())
-    return {
-        "seen": reports.data_uri(reports.jpeg(mistake.image)),
-        "heat": reports.data_uri(reports.jpeg(heat_maps.drawn(mistake.image, predicted))),
-    }
+def _shown(heat_maps: HeatMaps | None, mistake: Mistake) -> dict[str, str | None]:
+    seen = reports.data_uri(reports.jpeg(mistake.image))
+    if heat_maps is None:
+        return {"seen": seen, "heat": None}
+    heat = heat_maps.drawn(mistake.image, int(mistake.probabilities.argmax()))
+    return {"seen": seen, "heat": reports.data_uri(reports.jpeg(heat))}
 
 
 def _shades(confusion: list[list[int]]) -> list[list[float]]:
