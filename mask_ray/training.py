@@ -60,6 +60,8 @@ MAY_CHANGE = {
     "feature_cache",
     "max_failures",
     "quantize",
+    "data_report",
+    "robustness_images",
     "register_as",
     "promote",
     "promotion_metric",
@@ -198,7 +200,7 @@ def opened(
             splits = {name: images.split(name) for name in data.SPLITS}
         _log_data(tracked, images)
         _tell_differences(tracked, settings)
-        if images.kept and settings.resume is None:
+        if settings.data_report and images.kept and settings.resume is None:
             _log_inspection(tracked, settings)
         yield Job(tracked, plan, images, splits, pretrained)
 

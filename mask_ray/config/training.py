@@ -135,6 +135,11 @@ class RunSettings(DataSettings, TrackingSettings, PromotionRule, ReportSettings)
         gt=0,
         description="Horovod's pause between looking for gradients, in ms (default: Horovod's, 1).",
     )
+    data_report: bool = Field(
+        True,
+        description="Keep the report of jobs.inspect_data with the run. Left out where the decoded "
+        "images do not fit into a fifth of Ray's object store, since it reads files anew.",
+    )
     quantize: bool = Field(
         False,
         description="Register the model in 8-bit integers, if that costs at most 0.2 points of "
