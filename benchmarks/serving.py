@@ -9,6 +9,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Self
 
@@ -29,6 +30,7 @@ _IMAGE_SIZE = 224
 _DEFAULT_IMAGE_SIZE = TrainSettings(data="synthetic").image_size
 
 _NUM_CHECKED = 16
+_NUM_CALIBRATED = 256
 # Pillow decodes to a smaller picture where a JPEG allows it, in this project only.
 _TOLERANCE = 0.1
 
@@ -79,9 +81,12 @@ def _run(settings: ServingSettings) -> None:
         }
         print("\n" + _table(f"The same model for all, {_IMAGE_SIZE} px", chosen, at_224))
         if {"mask_ray", "fastapi"} <= set(chosen):
-            own = _measure(
-                settings, chosen["mask_ray"], _DEFAULT_IMAGE_SIZE, photos, Path(folder, "default")
-            )
+            own = {
+                kind: _measure(
+                    settings, chosen["mask_ray"], _DEFAULT_IMAGE_SIZE, photos, Path(folder, kind)
+                )
+                for kind in ("int8", "float32")
+            }
             print("\n" + _default_table(own, at_224["fastapi"]))
 
 
@@ -99,6 +104,9 @@ def _measure(
     """Load by number of connections."""
     folder.mkdir()
     models = write_models(settings, image_size, folder)
+    if folder.name == "int8":
+        int8 = served_models.write_int8(folder / "int8.onnx", models.onnx, photos[:_NUM_CALIBRATED])
+        models = replace(models, onnx=int8)
     bodies = load.write_bodies(photos, server.form, folder / "bodies")
     measured = {}
     with server.run(models) as url:
@@ -172,16 +180,20 @@ def _table(title: str, chosen: dict[str, Server], measured: dict[str, dict[int, 
     return f"{title}\n\n{table.render(_HEADER, rows)}"
 
 
-def _default_table(own: dict[int, Load], base: dict[int, Load]) -> str:
+def _default_table(own: dict[str, dict[int, Load]], base: dict[int, Load]) -> str:
     rows = [
         row
         for n in _CONNECTIONS
         for row in (
-            _row(f"this project, {_DEFAULT_IMAGE_SIZE} px", n, own[n], base),
+            *(
+                _row(f"this project, {_DEFAULT_IMAGE_SIZE} px, {kind}", n, loads[n], base)
+                for kind, loads in own.items()
+            ),
             _row(f"bare FastAPI, {_IMAGE_SIZE} px", n, base[n], base),
         )
     ]
-    return f"The model as this project trains it by default\n\n{table.render(_HEADER, rows)}"
+    title = "The model as this project trains it by default, and in float32"
+    return f"{title}\n\n{table.render(_HEADER, rows)}"
 
 
 def _row(

@@ -19,7 +19,6 @@ from types import FrameType
 from typing import Any, NoReturn
 from urllib.parse import unquote, urlparse
 
-import matplotlib.figure
 import mlflow
 import numpy as np
 import onnx
@@ -197,11 +196,6 @@ class Run:
         """Store all files of a folder as artifacts, in a folder of this name."""
         with _clear_errors():
             self._client.log_artifacts(self.run_id, str(path), name)
-
-    def log_figure(self, figure: matplotlib.figure.Figure, file_name: str) -> None:
-        """Store a figure as an artifact; the file name's ending gives the format."""
-        with _clear_errors():
-            self._client.log_figure(self.run_id, figure, file_name)
 
     def register_model(
         self,

@@ -252,6 +252,7 @@ def start_job(head: Node, cluster: dict[str, str]) -> subprocess.Popen[str]:
     flags = (
         "--data synthetic:160 --num-workers 2 --min-workers 1 --cpus-per-worker 1.5 "
         "--image-size 96 --alpha 0.35 --backbone-weights none --batch-size 16 "
+        "--no-quantize --no-data-report "
         f"--finetune-epochs {NUM_EPOCHS} --patience {NUM_EPOCHS} --max-failures 3"
     )
     return head.popen(

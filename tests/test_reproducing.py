@@ -35,6 +35,7 @@ def flags(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     (weights,) = (shared / "weights").glob("*_1.0_224_no_top.h5")
     small = ["--image-size", "96", "--head-epochs", "3", "--finetune-epochs", "1"]
     weighted = ["--backbone-weights", str(weights), "--finetune-from", "block_16"]
+    weighted += ["--no-quantize", "--no-data-report"]
     return ["--data", str(photos), "--batch-size", "16", *small, *weighted]
 
 

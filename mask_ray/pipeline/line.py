@@ -156,9 +156,10 @@ class _Line:
     def _evaluate(self, results: Results, run: tracking.Run) -> Result:
         uri = results["train"]["model_uri"]
         settings = EvaluateSettings(**self._data_settings(results), model_uri=uri)
-        metrics = evaluation.run(settings)
-        told = {key: value for key, value in metrics.items() if key not in ("model", "split")}
-        run.log_metrics(evaluation.flatten(told, "test_"))
+        made = evaluation.evaluate(settings)
+        evaluation.log(made, run)
+        metrics: Result = made.figures["metrics"]
+        run.log_metrics(evaluation.flatten(metrics, "test_"))
         return metrics
 
     def _promote_inputs(self, results: Results) -> Result:
