@@ -18,7 +18,7 @@ import yaml
 from pydantic import Field, ValidationError
 from pydantic_settings import BaseSettings, CliPositionalArg, CliSettingsSource
 
-from mask_ray.config import MaskRayError, Settings, explain
+from mask_ray.config import MaskRayError, Repeatable, Settings, explain
 
 S = TypeVar("S", bound=Settings)
 
@@ -80,13 +80,16 @@ def _read_flags(settings_class: type[Settings], arguments: list[str]) -> dict[st
     class Flags(settings_class, BaseSettings):  # type: ignore[misc, valid-type]
         config: Path | None = Field(None, description="YAML file with any of these flags.")
 
-    positional: dict[str, Any] = {}
+    as_given: dict[str, Any] = {}
 
     def parse_arguments(parser: argparse.ArgumentParser, given: list[str]) -> argparse.Namespace:
-        """Keep names of files from pydantic-settings, which splits them at commas."""
+        """Keep names of files and sources from pydantic-settings, which splits them at commas."""
         parsed = parser.parse_intermixed_args(given)
         for name in _positional_names(settings_class):
-            positional[name] = vars(parsed).pop(name)
+            as_given[name] = vars(parsed).pop(name)
+        for name in _repeatable_names(settings_class):
+            if vars(parsed).get(name) is not None:
+                as_given[name] = vars(parsed).pop(name)
         return parsed
 
     flags = CliSettingsSource[argparse.ArgumentParser](
@@ -104,12 +107,21 @@ def _read_flags(settings_class: type[Settings], arguments: list[str]) -> dict[st
         cli_hide_none_type=True,
         cli_avoid_json=True,
     )
-    return flags() | positional
+    return flags() | as_given
 
 
 def _positional_names(settings_class: type[Settings]) -> list[str]:
     fields = settings_class.model_fields.items()
     return [name for name, field in fields if _POSITIONAL in field.metadata]
+
+
+def _repeatable_names(settings_class: type[Settings]) -> list[str]:
+    fields = settings_class.model_fields.items()
+    return [
+        name
+        for name, field in fields
+        if any(isinstance(mark, Repeatable) for mark in field.metadata)
+    ]
 
 
 def _usage(settings_class: type[Settings]) -> str:

@@ -8,7 +8,17 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from mask_ray import cluster, data, evaluation, promotion, serving, synthetic, tracking, training
+from mask_ray import (
+    cluster,
+    data,
+    evaluation,
+    promotion,
+    serving,
+    sources,
+    synthetic,
+    tracking,
+    training,
+)
 from mask_ray.config import (
     CHAMPION,
     DataSettings,
@@ -101,8 +111,7 @@ class _Line:
 
     def _fetch(self, results: Results, run: tracking.Run) -> Result:
         source = self._settings.data
-        local = source if data.is_synthetic(source) else str(data.check_folder(source))
-        return self._fetch_inputs(results) | {"data": local}
+        return self._fetch_inputs(results) | {"data": sources.fetch(source)}
 
     def _data_settings(self, results: Results) -> dict[str, Any]:
         own = self._settings.model_dump(mode="json", include=set(DataSettings.model_fields))
@@ -209,7 +218,7 @@ class _Line:
 
 
 def _is_there(result: Result) -> bool:
-    return data.is_synthetic(result["data"]) or Path(result["data"]).exists()
+    return sources.is_there(result["data"])
 
 
 def _made(results: Results) -> Result:
@@ -243,4 +252,4 @@ def _read(path: str, settings: DataSettings) -> bytes:
     if data.is_synthetic(settings.data):
         encoded, _ = synthetic.encode(int(Path(path).stem), seed=settings.seed)
         return encoded
-    return Path(path).read_bytes()
+    return sources.read_file(path)
