@@ -79,13 +79,13 @@ def test_data_may_be_a_folder_or_drawn(data: str) -> None:
 @pytest.mark.parametrize("data", ["synthetic:0", "synthetic:", "synthetic:many", "synthetic:-5"])
 def test_a_wrong_number_of_drawn_images_is_told_the_form(data: str) -> None:
     assert mistake(DataSettings, {"data": data}) == (
-        f"data must be a folder, synthetic or synthetic:N with N >= 1; got {data}"
+        f"data must be a source of images, synthetic or synthetic:N with N >= 1; got {data}"
     )
 
 
 def test_empty_data_is_told_the_form() -> None:
     assert mistake(DataSettings, {"data": " "}) == (
-        "data must be a folder or synthetic[:N]; got an empty string"
+        "data must be a source of images or synthetic[:N]; got an empty string"
     )
 
 
