@@ -112,6 +112,11 @@ class TestExtraction:
         archives.extract(written(tmp_path, photo_archives.zip_bytes()), tmp_path / "target")
         assert contents(tmp_path / "target") == photo_archives.FILES
 
+    def test_the_folder_of_a_lone_class_is_not_entered(self, tmp_path: Path) -> None:
+        lone = {"a/1.jpg": b"one", "a/2.jpg": b"two"}
+        archive = written(tmp_path, photo_archives.zip_bytes(lone, top="photos/"))
+        assert contents(Path(sources.fetch(str(archive)))) == lone
+
     def test_hidden_files_and_those_of_macos_are_left_out(self, tmp_path: Path) -> None:
         odd = {"__MACOSX/a/._1.jpg": b"", ".DS_Store": b"", "a/.hidden": b""}
         archive = written(tmp_path, photo_archives.zip_bytes(photo_archives.FILES | odd))

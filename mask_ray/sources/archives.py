@@ -19,7 +19,7 @@ from pathlib import Path, PurePosixPath
 from typing import IO
 
 from mask_ray.progress import Progress
-from mask_ray.sources.location import DataError
+from mask_ray.sources.location import METADATA, DataError
 
 _CHUNK_BYTES = 2**20
 # What macOS adds to every zip.
@@ -191,9 +191,20 @@ def _no_file(archive: Path, name: str) -> DataError:
 
 
 def entered(folder: Path) -> Path:
-    """The folder, or the only one in it, as archives of one folder have it."""
+    """The folder, or the only one in it, as archives of one folder have it.
+
+    One that holds files alone is not entered: it is a class, whose name counts.
+    """
     while True:
-        entries = [entry for entry in folder.iterdir() if not entry.name.startswith(".")]
-        if len(entries) != 1 or not entries[0].is_dir():
+        entries = _shown(folder)
+        if len(entries) != 1 or not entries[0].is_dir() or not _has_structure(entries[0]):
             return folder
         folder = entries[0]
+
+
+def _has_structure(folder: Path) -> bool:
+    return any(entry.is_dir() or entry.name == METADATA for entry in _shown(folder))
+
+
+def _shown(folder: Path) -> list[Path]:
+    return [entry for entry in folder.iterdir() if not entry.name.startswith(".")]

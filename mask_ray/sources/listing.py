@@ -16,7 +16,6 @@ import pyarrow.fs as pafs
 from mask_ray.sources.location import Place, reached
 
 _ROWS_TOGETHER = 65_536
-METADATA = "metadata.csv"
 
 SCHEMA = pa.schema(
     [

@@ -8,8 +8,8 @@ import pyarrow.compute as pc
 import pyarrow.csv as pacsv
 import pyarrow.parquet as pq
 
-from mask_ray.sources.listing import METADATA, SCHEMA, Listing, of_columns
-from mask_ray.sources.location import DataError, Place, locate, reached
+from mask_ray.sources.listing import SCHEMA, Listing, of_columns
+from mask_ray.sources.location import METADATA, DataError, Place, locate, reached
 
 # How data sets name the splits, and how they are named here.
 _SPLITS = {
