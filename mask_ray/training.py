@@ -177,6 +177,8 @@ def opened(
     tracking.check_shared(num_nodes=sum(node["Alive"] for node in ray.nodes()))
     plan = plan_workers(settings)
     sources.check(settings.data)
+    if settings.test_data is not None:
+        sources.check(settings.test_data)
     pretrained = _open_pretrained(settings)
     _check_resumable(settings)
     with (

@@ -429,3 +429,14 @@ def test_serve_config_explains_every_setting_and_has_the_defaults() -> None:
     assert given == ServeSettings.model_validate({})
     assert application["args"].keys() == ServeSettings.model_fields.keys()
     assert [line for line in lines if " # " not in line] == []
+
+
+def test_several_sources_are_one_a_line() -> None:
+    assert DataSettings(data=["a,b", "s3://c"]).data == "a,b\ns3://c"  # type: ignore[arg-type]
+    assert DataSettings(data="x", test_data=["y"]).test_data == "y"  # type: ignore[arg-type]
+
+
+def test_drawn_faces_are_a_source_alone() -> None:
+    assert mistake(DataSettings, {"data": ["photos", "synthetic:9"]}) == (
+        "data must be synthetic:9 alone, or sources of files; got both"
+    )

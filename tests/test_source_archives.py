@@ -128,9 +128,9 @@ class TestExtraction:
         archive = written(tmp_path, photo_archives.zip_bytes())
         unpacked, extract = [], archives.extract
 
-        def counted(path: Path, folder: Path) -> None:
+        def counted(path: Path, folder: Path, name: str) -> None:
             unpacked.append(folder)
-            extract(path, folder)
+            extract(path, folder, name=name)
 
         monkeypatch.setattr(archives, "extract", counted)
         with ThreadPoolExecutor(4) as pool:
@@ -187,6 +187,13 @@ class TestDownload:
         assert sources.fetch(f"{served.url}#sha256={digest}") == first
         assert len(served.requests) == 1
 
+    def test_an_archive_here_may_be_checked_too(self, tmp_path: Path) -> None:
+        archive = written(tmp_path, photo_archives.zip_bytes())
+        digest = hashlib.sha256(archive.read_bytes()).hexdigest()
+        assert sources.fetch(f"{archive}#sha256={digest}") == sources.fetch(str(archive))
+        with pytest.raises(DataError, match=r"must have the SHA-256 1+; what is there"):
+            sources.fetch(f"{archive}#sha256={'1' * 64}")
+
     def test_another_digest_is_refused_now_and_later(self, home: Path) -> None:
         with range_server.serve(photo_archives.zip_bytes()) as served:
             sources.fetch(served.url)
@@ -201,7 +208,7 @@ class TestDownload:
 
     def test_an_answer_that_is_no_archive_is_named(self) -> None:
         with range_server.serve(b"<html>not here</html>") as served:  # noqa: SIM117
-            with pytest.raises(DataError, match="cannot be unpacked"):
+            with pytest.raises(DataError, match=r"http://\S+/photos\.zip cannot be unpacked"):
                 sources.fetch(served.url)
 
     def test_a_server_that_does_not_answer_is_named(self, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -76,6 +76,11 @@ class TestFolders:
         with pytest.raises(DataError, match=r"at least 2 folders .* holds 1: a"):
             sources.check(str(first))
 
+    def test_a_name_that_is_no_text_is_told(self, tmp_path: Path) -> None:
+        photo_archives.folder(tmp_path, {"a/1": b"", "b/\udcff": b""})
+        with pytest.raises(DataError, match=r"names of files must be UTF-8; .* has 'b/"):
+            sources.list_labelled(str(tmp_path))
+
     def test_what_is_no_source_is_told_the_kinds(self, tmp_path: Path) -> None:
         text = photo_archives.folder(tmp_path, {"notes.txt": b""}) / "notes.txt"
         with pytest.raises(DataError, match=r"a folder, a \.zip or .* got .*notes\.txt\. A submi"):
@@ -136,6 +141,12 @@ class TestManifests:
     def test_an_image_folder_has_its_labels_in_metadata_csv(self, tmp_path: Path) -> None:
         (tmp_path / "metadata.csv").write_text("file_name,label\nx/1.jpg,a\n2.jpg,b\n")
         assert labels(str(tmp_path)) == {"x/1.jpg": "a", "2.jpg": "b"}
+
+    @pytest.mark.parametrize("name", ["../1.jpg", "a/../../1.jpg", "/etc/1.jpg"])
+    def test_an_image_folder_names_no_files_elsewhere(self, tmp_path: Path, name: str) -> None:
+        (tmp_path / "metadata.csv").write_text(f"file_name,label\nx,a\n{name},b\n")
+        with pytest.raises(DataError, match=f"must name files below its folder; got {name}"):
+            sources.list_labelled(str(tmp_path))
 
     def test_folders_of_an_image_folder_are_its_splits(self, tmp_path: Path) -> None:
         for name in ("train", "validation", "test"):

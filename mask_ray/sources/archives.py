@@ -64,8 +64,8 @@ class _Member:
 class _Budget:
     """Counts what comes out, and ends it at the limit."""
 
-    def __init__(self, archive: Path, folder: Path, limits: Limits) -> None:
-        self._archive = archive
+    def __init__(self, archive: Path, folder: Path, limits: Limits, name: str) -> None:
+        self._name = name
         self._limits = limits
         self._max_bytes = limits.bytes_from(archive.stat().st_size)
         self._free_bytes = shutil.disk_usage(folder).free
@@ -75,27 +75,30 @@ class _Budget:
         self._members += 1
         if self._members > self._limits.max_members:
             raise DataError(
-                f"{self._archive} must hold at most {self._limits.max_members} files; it holds more"
+                f"{self._name} must hold at most {self._limits.max_members} files; it holds more"
             )
 
     def take(self, num_bytes: int) -> None:
         self._bytes += num_bytes
         if self._bytes > self._max_bytes:
             raise DataError(
-                f"{self._archive} must unpack to at most {self._max_bytes} bytes, "
+                f"{self._name} must unpack to at most {self._max_bytes} bytes, "
                 f"{self._limits.max_ratio} times its size; it gives more"
             )
         if self._bytes > self._free_bytes:
             raise DataError(
-                f"{self._archive} needs more than the {self._free_bytes} bytes that are free "
+                f"{self._name} needs more than the {self._free_bytes} bytes that are free "
                 "under MASK_RAY_HOME"
             )
 
 
-def extract(archive: Path, folder: Path, limits: Limits | None = None) -> None:
+def extract(
+    archive: Path, folder: Path, limits: Limits | None = None, name: str | None = None
+) -> None:
     """Unpack a zip or tar archive into a new folder, all of it or nothing.
 
-    The caller keeps others from unpacking into the same folder. Hidden files are left out.
+    The caller keeps others from unpacking into the same folder. Hidden files are left out. `name`
+    is what errors call the archive, where not by its path.
 
     Raises:
         DataError: it is no archive, is broken or locked, holds links, devices or names that lead
@@ -105,30 +108,30 @@ def extract(archive: Path, folder: Path, limits: Limits | None = None) -> None:
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     try:
-        _extract_into(partial, archive, limits or Limits())
+        _extract_into(partial, archive, limits or Limits(), name or str(archive))
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
         raise
     partial.replace(folder)
 
 
-def _extract_into(folder: Path, archive: Path, limits: Limits) -> None:
-    budget = _Budget(archive, folder, limits)
+def _extract_into(folder: Path, archive: Path, limits: Limits, name: str) -> None:
+    budget = _Budget(archive, folder, limits, name)
     progress = Progress("unpacking", None, unit="files")
     try:
-        with _members(archive, folder) as members:
+        with _members(archive, folder, name) as members:
             for member in members:
                 budget.member()
-                target = folder / _checked(member.name, archive)
+                target = folder / _checked(member.name, name)
                 if not _is_data(member.name):
                     continue
                 _write(member, target, budget)
                 progress.add(1)
     except _BROKEN as error:
-        raise DataError(f"{archive} cannot be unpacked: {error}") from error
+        raise DataError(f"{name} cannot be unpacked: {error}") from error
 
 
-def _checked(name: str, archive: Path) -> str:
+def _checked(name: str, archive: str) -> str:
     """The name, if it stays below the folder on every system."""
     path = PurePosixPath(name.replace("\\", "/"))
     if path.is_absolute() or ".." in path.parts or ":" in name.partition("/")[0] or "\0" in name:
@@ -154,16 +157,16 @@ def _write(member: _Member, target: Path, budget: _Budget) -> None:
 
 
 @contextmanager
-def _members(archive: Path, folder: Path) -> Iterator[Iterator[_Member]]:
+def _members(archive: Path, folder: Path, name: str) -> Iterator[Iterator[_Member]]:
     if zipfile.is_zipfile(archive):
         with zipfile.ZipFile(archive) as zipped:
-            yield _of_zip(zipped, archive)
+            yield _of_zip(zipped, name)
     else:
         with tarfile.open(archive, "r|*") as tar:
-            yield _of_tar(tar, archive, folder)
+            yield _of_tar(tar, name, folder)
 
 
-def _of_zip(zipped: zipfile.ZipFile, archive: Path) -> Iterator[_Member]:
+def _of_zip(zipped: zipfile.ZipFile, archive: str) -> Iterator[_Member]:
     for entry in zipped.infolist():
         kind = stat.S_IFMT(entry.external_attr >> 16)
         if kind not in (0, stat.S_IFREG, stat.S_IFDIR):
@@ -172,7 +175,7 @@ def _of_zip(zipped: zipfile.ZipFile, archive: Path) -> Iterator[_Member]:
         yield _Member(entry.filename, is_folder, None if is_folder else zipped.open(entry))
 
 
-def _of_tar(tar: tarfile.TarFile, archive: Path, folder: Path) -> Iterator[_Member]:
+def _of_tar(tar: tarfile.TarFile, archive: str, folder: Path) -> Iterator[_Member]:
     for entry in tar:
         if not (entry.isfile() or entry.isdir()):
             raise _no_file(archive, entry.name)
@@ -184,7 +187,7 @@ def _of_tar(tar: tarfile.TarFile, archive: Path, folder: Path) -> Iterator[_Memb
         tar.members.clear()  # type: ignore[attr-defined]
 
 
-def _no_file(archive: Path, name: str) -> DataError:
+def _no_file(archive: str, name: str) -> DataError:
     return DataError(
         f"{archive} must hold files and folders only; {name!r} is a link, device or other"
     )

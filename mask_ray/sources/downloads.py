@@ -101,8 +101,8 @@ def _unpacked_file(path: Path, source: str, wanted: str) -> Path:
     folder = _folder(digest)
     with _locked(folder.parent / "downloads" / f"{digest}.lock"):
         if not folder.is_dir():
-            say(f"unpacking {path.name}")
-            archives.extract(path, folder)
+            say(f"unpacking {source}")
+            archives.extract(path, folder, name=source)
     return folder
 
 

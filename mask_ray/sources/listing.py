@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.fs as pafs
 
-from mask_ray.sources.location import Place, reached
+from mask_ray.sources.location import DataError, Place, reached
 
 _ROWS_TOGETHER = 65_536
 
@@ -52,8 +52,11 @@ def list_folder(root: Place) -> Listing:
     Raises:
         DataError: it cannot be read.
     """
-    paths = _local_paths(root) if root.filesystem is None else _remote_paths(root)
-    tables = [_table(some) for some in _chunks(paths)]
+    paths = _walk(root.path, "") if root.filesystem is None else _remote_paths(root)
+    try:
+        tables = reached(root, lambda: [_table(some) for some in _chunks(paths)])
+    except UnicodeEncodeError as error:
+        raise DataError(f"names of files must be UTF-8; {root} has {error.object!r}") from error
     return Listing(root, pa.concat_tables([SCHEMA.empty_table(), *tables]).unify_dictionaries())
 
 
@@ -81,10 +84,6 @@ def of_columns(
         [column.cast(kind) for column, kind in zip(filled, SCHEMA.types, strict=True)],
         schema=SCHEMA,
     )
-
-
-def _local_paths(root: Place) -> Iterator[str]:
-    return reached(root, lambda: iter(_walk(root.path, "")))
 
 
 def _walk(folder: str, below: str) -> Iterator[str]:

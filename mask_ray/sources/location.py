@@ -113,6 +113,7 @@ def is_url(source: str) -> bool:
 
 def is_archive(source: str) -> bool:
     """Whether it is to be unpacked: by the name's ending, but for URLs, which always are."""
+    source = source.partition("#sha256=")[0]
     path = urlsplit(source).path if "://" in source else source
     return is_url(source) or path.lower().endswith(ARCHIVE_ENDINGS)
 

@@ -64,6 +64,7 @@ def _image_table(folder: Place, place: Place) -> pa.Table:
     _check_has(table, "file_name", place)
     path = _text(table["file_name"])
     _check_none_empty("file_name", path, place)
+    _check_below(path, place)
     label, split, group = _given(table, place)
     inside = place.path[len(folder.path) + 1 : -len(METADATA)]
     if inside and split is None:
@@ -111,6 +112,13 @@ def _check_none_empty(name: str, column: pa.Array, place: Place) -> None:
     empty = pc.index(column, "").as_py()
     if empty >= 0:
         raise DataError(f"{place} must give a {name} in every row; row {empty + 1} has none")
+
+
+def _check_below(path: pa.Array, place: Place) -> None:
+    """Such a folder may come from anyone, and must not have other files read."""
+    leads_out = pc.index(pc.match_substring_regex(path, r"^/|(^|/)\.\.(/|$)"), True).as_py()
+    if leads_out >= 0:
+        raise DataError(f"{place} must name files below its folder; got {path[leads_out].as_py()}")
 
 
 def _checked_splits(column: pa.Array, place: Place) -> pa.Array:

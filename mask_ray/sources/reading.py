@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from mask_ray.sources.location import Place
 
 # Rows of a block that are in memory at a time.
 _ROWS_TOGETHER = 256
+_NUM_REMOTE_READS = 16
 # What may be wrong with one file, and leaves the others as they are.
 _OF_ONE_FILE = (FileNotFoundError, PermissionError, IsADirectoryError)
 
@@ -42,7 +44,7 @@ class Files(Datasource):
     def __init__(self, roots: list[Place], files: pa.Table, seed: int | None) -> None:
         super().__init__()
         self._roots = roots
-        self._files = files
+        self._files = files.combine_chunks()
         self._seed = seed
 
     def estimate_inmemory_data_size(self) -> None:
@@ -77,7 +79,7 @@ def _read_files(roots: list[Place], files: pa.Table) -> Iterator[pa.Table]:
 def _read_some(roots: list[Place], files: pa.Table) -> pa.Table:
     named = zip(files["root"].to_pylist(), files["path"].to_pylist(), strict=True)
     places = [_below(roots[root], path) for root, path in named]
-    encoded, errors = zip(*map(_read_file, places), strict=True)
+    encoded, errors = zip(*_read_all(places), strict=True)
     columns: dict[str, Any] = {
         "path": pa.array([str(place) for place in places]),
         "bytes": pa.array(encoded, pa.binary()),
@@ -85,6 +87,14 @@ def _read_some(roots: list[Place], files: pa.Table) -> pa.Table:
     }
     others = [name for name in files.column_names if name not in ("root", "path")]
     return pa.table(columns | {name: files[name] for name in others})
+
+
+def _read_all(places: list[Place]) -> list[tuple[bytes, str]]:
+    """In order; from elsewhere many at a time, since all but a moment of each is waiting."""
+    if all(place.filesystem is None for place in places):
+        return list(map(_read_file, places))
+    with ThreadPoolExecutor(_NUM_REMOTE_READS) as pool:
+        return list(pool.map(_read_file, places))
 
 
 def _below(root: Place, path: str) -> Place:
