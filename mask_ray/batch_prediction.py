@@ -10,7 +10,6 @@ import logging
 import math
 import time
 from collections.abc import Iterator
-from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -19,11 +18,9 @@ import numpy as np
 import pyarrow as pa
 import ray
 from numpy.typing import NDArray
-from ray.data import ActorPoolStrategy, Dataset, Datasource
-from ray.data.block import BlockMetadata
-from ray.data.datasource import ReadTask
+from ray.data import ActorPoolStrategy, Dataset
 
-from mask_ray import data, tracking
+from mask_ray import data, sources, tracking
 from mask_ray.config import ImageLimits
 from mask_ray.images import ImageError, decode_resized
 from mask_ray.prediction_parts import Parts, is_among
@@ -40,7 +37,6 @@ _BATCH_SIZE = 64
 # See `predictor._NUM_TOGETHER`: more activations leave the caches of a core.
 _NUM_TOGETHER = 8
 
-_FILES_PER_TASK = 256
 _ROWS_PER_PART = 2048
 
 # What the column of a class is called, before the class's name.
@@ -114,69 +110,17 @@ def _made_with(
 
 
 def _open(source: str) -> tuple[Dataset, int]:
-    """Rows `path`, `bytes` and `error` of all files below a folder, and how many there are.
+    """Rows `path`, `bytes` and `error` of all images of a source, and how many there are.
 
     Raises:
-        data.DataError: there is no such folder, or no file in it.
+        data.DataError: there is no such source, or no file in it.
     """
-    root = Path(source).expanduser()
-    if not root.is_dir():
-        raise data.DataError(f"source must be an existing folder; got {source}")
-    files = sorted(str(p) for p in root.resolve().rglob("[!.]*") if p.is_file())
-    if not files:
-        raise data.DataError(f"source must hold images; there is no file below {root.resolve()}")
     context = ray.data.DataContext.get_current()
     # Rows then come in the order of paths, whatever ends first.
     context.execution_options.preserve_order = True
     context.enable_progress_bars = False
     logging.getLogger("ray.data").setLevel(logging.WARNING)
-    num_tasks = max(math.ceil(len(files) / _FILES_PER_TASK), min(len(files), 8))
-    dataset = ray.data.read_datasource(
-        _Files(files), override_num_blocks=num_tasks, num_cpus=_TASK_CPUS
-    )
-    return dataset, len(files)
-
-
-class _Files(Datasource):
-    """Rows `path`, `bytes` and `error` of local files."""
-
-    def __init__(self, files: list[str]) -> None:
-        super().__init__()
-        self._files = np.asarray(files, dtype=object)
-
-    def estimate_inmemory_data_size(self) -> None:
-        """Not known without looking at every file."""
-
-    def get_read_tasks(
-        self,
-        parallelism: int,
-        per_task_row_limit: int | None = None,
-        data_context: ray.data.DataContext | None = None,
-    ) -> list[ReadTask]:
-        """Neighbours in order of path, together."""
-        return [
-            ReadTask(
-                partial(_read_files, files),
-                BlockMetadata(len(files), None, None, None),
-                per_task_row_limit=per_task_row_limit,
-            )
-            for files in np.array_split(self._files, parallelism)
-        ]
-
-
-def _read_files(files: NDArray[Any]) -> Iterator[pa.Table]:
-    """In several tables, so that large photos become several blocks."""
-    for start in range(0, len(files), _BATCH_SIZE):
-        some = files[start : start + _BATCH_SIZE]
-        encoded, errors = zip(*map(_read_file, some), strict=True)
-        yield pa.table({"path": pa.array(some), "bytes": encoded, "error": errors})
-
-
-def _read_file(path: str) -> tuple[bytes, str]:
-    try:
-        return Path(path).read_bytes(), ""
-    except OSError as error:
-        return b"", f"cannot be read: {error.strerror or error}"
+    return sources.open_images(source, _TASK_CPUS)
 
 
 def _left(dataset: Dataset, done: NDArray[np.bytes_]) -> Dataset:

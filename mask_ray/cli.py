@@ -11,14 +11,16 @@ import logging
 import os
 import sys
 from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar, get_args
 
 import yaml
 from pydantic import Field, ValidationError
+from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings, CliPositionalArg, CliSettingsSource
 
-from mask_ray.config import MaskRayError, Settings, explain
+from mask_ray.config import MaskRayError, Repeatable, Settings, explain
 
 S = TypeVar("S", bound=Settings)
 
@@ -80,23 +82,29 @@ def _read_flags(settings_class: type[Settings], arguments: list[str]) -> dict[st
     class Flags(settings_class, BaseSettings):  # type: ignore[misc, valid-type]
         config: Path | None = Field(None, description="YAML file with any of these flags.")
 
-    positional: dict[str, Any] = {}
+    as_given: dict[str, Any] = {}
+    repeatable = _repeatable_names(settings_class)
+    parser = _Parser(
+        usage=_usage(settings_class),
+        description=settings_class.__doc__,
+        formatter_class=_Help,
+        allow_abbrev=False,
+    )
+    parser.register("action", None, partial(_Store, repeatable))
 
     def parse_arguments(parser: argparse.ArgumentParser, given: list[str]) -> argparse.Namespace:
-        """Keep names of files from pydantic-settings, which splits them at commas."""
+        """Keep names of files and sources from pydantic-settings, which splits them at commas."""
         parsed = parser.parse_intermixed_args(given)
         for name in _positional_names(settings_class):
-            positional[name] = vars(parsed).pop(name)
+            as_given[name] = vars(parsed).pop(name)
+        for name in repeatable:
+            if vars(parsed).get(name) is not None:
+                as_given[name] = vars(parsed).pop(name)
         return parsed
 
     flags = CliSettingsSource[argparse.ArgumentParser](
         Flags,
-        root_parser=_Parser(
-            usage=_usage(settings_class),
-            description=settings_class.__doc__,
-            formatter_class=_Help,
-            allow_abbrev=False,
-        ),
+        root_parser=parser,
         cli_parse_args=arguments,
         parse_args_method=parse_arguments,
         cli_kebab_case=True,
@@ -104,12 +112,26 @@ def _read_flags(settings_class: type[Settings], arguments: list[str]) -> dict[st
         cli_hide_none_type=True,
         cli_avoid_json=True,
     )
-    return flags() | positional
+    return flags() | as_given
 
 
 def _positional_names(settings_class: type[Settings]) -> list[str]:
     fields = settings_class.model_fields.items()
     return [name for name, field in fields if _POSITIONAL in field.metadata]
+
+
+def _repeatable_names(settings_class: type[Settings]) -> list[str]:
+    fields = settings_class.model_fields.items()
+    return [
+        name
+        for name, field in fields
+        if any(isinstance(mark, Repeatable) for mark in _marks(field))
+    ]
+
+
+def _marks(field: FieldInfo) -> list[Any]:
+    """What the type of a field is annotated with, also where it may be None."""
+    return [*field.metadata, *(m for t in get_args(field.annotation) for m in get_args(t)[1:])]
 
 
 def _usage(settings_class: type[Settings]) -> str:
@@ -125,6 +147,24 @@ def _usage(settings_class: type[Settings]) -> str:
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         raise MaskRayError(message)
+
+
+class _Store(argparse.Action):
+    """The value that a flag is given last, or all where it may be repeated."""
+
+    def __init__(self, repeatable: list[str], **arguments: Any) -> None:
+        super().__init__(**arguments)
+        self._is_repeatable = self.dest in repeatable
+
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: Any,
+        option_string: str | None = None,
+    ) -> None:
+        earlier = getattr(namespace, self.dest, None) or []
+        setattr(namespace, self.dest, [*earlier, values] if self._is_repeatable else values)
 
 
 class _Help(argparse.HelpFormatter):

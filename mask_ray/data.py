@@ -7,33 +7,30 @@ knows how a model is trained or served.
 import hashlib
 import itertools
 import logging
-import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 import ray
 from numpy.typing import NDArray
-from ray.data import Dataset, Datasource
-from ray.data.block import BlockMetadata
-from ray.data.datasource import ReadTask
+from ray.data import Dataset
 
-from mask_ray import duplicates, synthetic
-from mask_ray.config import DataSettings, ImageLimits, MaskRayError, SplitName
+from mask_ray import duplicates, sources, synthetic
+from mask_ray.config import DataSettings, ImageLimits, SplitName
 from mask_ray.file_list import FileList
 from mask_ray.images import ImageError, decode, read_header, resize
 from mask_ray.inventory import Inventory
 from mask_ray.progress import Progress
+from mask_ray.sources import DataError as DataError
+from mask_ray.sources import is_synthetic as is_synthetic
+from mask_ray.sources import num_drawn as num_drawn
+from mask_ray.sources.reading import num_blocks
 from mask_ray.splits import LEFT_OUT, Assignment, SplitConflictError, assign
 from mask_ray.splits import SPLITS as SPLITS
 from mask_ray.splits import split_of as split_of
-
-DEFAULT_NUM_DRAWN = 2000
 
 # Decoded images are kept between epochs while they take less than this share of Ray's object
 # store, twice: as read, and by split. Above it every epoch reads and decodes them anew.
@@ -46,10 +43,6 @@ LEAST_TASK_CPUS = 0.5
 _NUM_BAD_FILES_SHOWN = 10
 
 Batch = dict[str, NDArray[Any]]
-
-
-class DataError(MaskRayError):
-    """The data set cannot be used; the message says what is missing and what was found."""
 
 
 @dataclass(frozen=True)
@@ -136,7 +129,8 @@ class ImageData:
 
 @dataclass(frozen=True)
 class Source:
-    """Rows `path`, `bytes` and `label`, not read yet."""
+    """Rows `path`, `bytes`, `error` (empty where the file could be read), `label`, and
+    `given_split` and `given_group` (empty where none is given), not read yet."""
 
     dataset: Dataset
     class_names: list[str]
@@ -239,7 +233,7 @@ def open_source(settings: DataSettings, task_cpus: float) -> Source:
     """Find the images without reading them.
 
     Raises:
-        DataError: no such folder, or fewer than two classes in it.
+        DataError: a source cannot be had, or all have fewer than two classes.
     """
     context = ray.data.DataContext.get_current()
     # Without it, the order of rows depends on which task ends first, and runs do not repeat.
@@ -250,17 +244,9 @@ def open_source(settings: DataSettings, task_cpus: float) -> Source:
     logging.getLogger("ray.data").setLevel(logging.WARNING)
     if is_synthetic(settings.data):
         return _drawn(num_drawn(settings.data), settings.seed, task_cpus)
-    return _folder(check_folder(settings.data), settings.seed, task_cpus)
-
-
-def is_synthetic(source: str) -> bool:
-    """Whether `source` is `synthetic` or `synthetic:N`, rather than a folder."""
-    return source.partition(":")[0] == "synthetic"
-
-
-def num_drawn(source: str) -> int:
-    """How many images `synthetic` or `synthetic:N` stands for."""
-    return int(source.partition(":")[2] or DEFAULT_NUM_DRAWN)
+    labelled = sources.list_labelled(settings.data)
+    dataset = sources.read(labelled, settings.seed, task_cpus)
+    return Source(dataset, labelled.class_names, len(labelled.files))
 
 
 def check_folder(data: str) -> Path:
@@ -299,63 +285,8 @@ def list_files(root: Path) -> dict[str, list[Path]]:
     }
 
 
-def _folder(root: Path, seed: int, task_cpus: float) -> Source:
-    by_class = list_files(root)
-    class_names = list(by_class)
-    files = [str(path) for paths in by_class.values() for path in paths]
-    if not files:
-        raise DataError(f"data must hold images; every class folder in {root} is empty")
-    labels = [label for label, paths in enumerate(by_class.values()) for _ in paths]
-    dataset = ray.data.read_datasource(
-        _Files(files, labels, seed),
-        override_num_blocks=_num_blocks(len(files)),
-        num_cpus=task_cpus,
-    )
-    return Source(dataset, class_names, len(files))
-
-
-class _Files(Datasource):
-    """Rows `path`, `bytes` and `label` of local files.
-
-    `ray.data.read_binary_files` makes a block of every file, which takes half as long as decoding
-    a photo.
-    """
-
-    def __init__(self, files: list[str], labels: list[int], seed: int) -> None:
-        super().__init__()
-        self._files = np.asarray(files, dtype=object)
-        self._labels = np.asarray(labels, dtype=np.int64)
-        self._seed = seed
-
-    def estimate_inmemory_data_size(self) -> None:
-        """Not known without looking at every file."""
-
-    def get_read_tasks(
-        self,
-        parallelism: int,
-        per_task_row_limit: int | None = None,
-        data_context: ray.data.DataContext | None = None,
-    ) -> list[ReadTask]:
-        """Files come class by class; rows should not, and in each epoch otherwise."""
-        execution = data_context._execution_idx if data_context is not None else 0
-        order = np.random.default_rng([self._seed, execution]).permutation(len(self._files))
-        return [
-            ReadTask(
-                partial(_read_files, self._files[rows], self._labels[rows]),
-                BlockMetadata(len(rows), None, None, None),
-                per_task_row_limit=per_task_row_limit,
-            )
-            for rows in np.array_split(order, parallelism)
-        ]
-
-
-def _read_files(files: NDArray[Any], labels: NDArray[np.int64]) -> list[pa.Table]:
-    encoded = pa.array([Path(file).read_bytes() for file in files], pa.binary())
-    return [pa.table({"path": pa.array(files), "bytes": encoded, "label": labels})]
-
-
 def _drawn(num_images: int, seed: int, task_cpus: float) -> Source:
-    indices = ray.data.range(num_images, override_num_blocks=_num_blocks(num_images))
+    indices = ray.data.range(num_images, override_num_blocks=num_blocks(num_images))
     return Source(
         map_rows(indices, _draw_batch, task_cpus, seed=seed),
         list(synthetic.CLASS_NAMES),
@@ -369,7 +300,7 @@ def _draw_batch(batch: Batch, seed: int) -> dict[str, Any]:
         "path": [f"synthetic/{seed}/{index}.jpg" for index in batch["id"]],
         "bytes": [encoded for encoded, _ in drawn],
         "label": [synthetic.CLASS_NAMES.index(class_name) for _, class_name in drawn],
-    }
+    } | dict.fromkeys(("error", "given_split", "given_group"), [""] * len(drawn))
 
 
 def map_rows(dataset: Dataset, function: Any, task_cpus: float, **arguments: Any) -> Dataset:
@@ -379,11 +310,6 @@ def map_rows(dataset: Dataset, function: Any, task_cpus: float, **arguments: Any
     return dataset.map_batches(
         function, batch_size=None, zero_copy_batch=True, num_cpus=task_cpus, fn_kwargs=arguments
     )
-
-
-def _num_blocks(num_files: int) -> int:
-    """Blocks of up to 256 images, but enough of them to keep a small machine's cores busy."""
-    return max(math.ceil(num_files / 256), min(num_files, 8))
 
 
 def _fits_object_store(num_files: int, image_size: int) -> bool:
@@ -407,7 +333,10 @@ def _decode_batch(
     signatures = np.zeros((len(encoded), duplicates.SIGNATURE_BYTES), dtype=np.uint8)
     longer_sides = np.zeros(len(encoded), dtype=np.int32)
     rows = zip(pixels, signatures, longer_sides[:, None], encoded, strict=True)
-    errors = [_decode_into(*row, settings, splits is None) for row in rows]
+    errors = [
+        error or _decode_into(*row, settings, splits is None)
+        for error, row in zip(batch["error"], rows, strict=True)
+    ]
     batch |= {"image": pixels, "error": np.array(errors, str), "longer_side": longer_sides}
     return batch | {"signature": signatures} if splits is None else batch
 

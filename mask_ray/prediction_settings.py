@@ -22,7 +22,9 @@ class PredictSettings(ImageLimits):
     """
 
     source: CliPositionalArg[str] = Field(
-        min_length=1, description="Folder of images, in it and in all folders below."
+        min_length=1,
+        description="Folder of images, in it and in all folders below; or an archive, URL, "
+        "manifest or URI, as jobs.train's --data.",
     )
     output: Annotated[Path, AfterValidator(Path.expanduser)] = Field(
         description="File for the rows. A submitted job runs in a copy of the working directory: "

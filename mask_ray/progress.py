@@ -36,13 +36,17 @@ class Progress:
 
     Args:
         title: What the lines begin with.
-        num_images: How many there are in all.
+        num_images: How many there are in all; None where nobody knows.
         shown: Whether to say anything; of many workers, one should.
+        unit: What is counted, where it is not images.
     """
 
-    def __init__(self, title: str, num_images: int, *, shown: bool = True) -> None:
+    def __init__(
+        self, title: str, num_images: int | None, *, shown: bool = True, unit: str = "images"
+    ) -> None:
         self._title = title
         self._num_images = num_images
+        self._unit = unit
         self._shown = shown
         self._done = 0
         self._started: float | None = None
@@ -57,8 +61,10 @@ class Progress:
         if self._shown and now - self._said >= _EVERY_S:
             self._said = now
             rate = (self._done - self._first) / (now - self._started)
-            left_s = (self._num_images - self._done) / rate
+            of_all = left = ""
+            if self._num_images is not None and rate:
+                of_all = f"/{self._num_images}"
+                left = f"  {(self._num_images - self._done) / rate:.0f} s left"
             say(
-                f"{self._title}  {self._done}/{self._num_images} images"
-                f"  {rate:.0f} images/s  {left_s:.0f} s left"
+                f"{self._title}  {self._done}{of_all} {self._unit}  {rate:.0f} {self._unit}/s{left}"
             )

@@ -32,6 +32,7 @@ from mask_ray import (
     promotion,
     provenance,
     quantization,
+    sources,
     tracking,
     weights,
 )
@@ -179,8 +180,9 @@ def opened(
     """
     tracking.check_shared(num_nodes=sum(node["Alive"] for node in ray.nodes()))
     plan = plan_workers(settings)
-    if not data.is_synthetic(settings.data):
-        data.check_folder(settings.data)
+    sources.check(settings.data)
+    if settings.test_data is not None:
+        sources.check(settings.test_data)
     pretrained = _open_pretrained(settings)
     _check_resumable(settings)
     with (

@@ -107,6 +107,15 @@ def test_a_value_is_taken_as_it_is_written(data: str) -> None:
     assert parse("--data=photos", f"--backbone-weights=x{data}").backbone_weights == f"x{data}"
 
 
+def test_data_may_be_given_several_times() -> None:
+    settings = parse("--data", "a,b", "--data=s3://c/d?e=f", "--test-data=x", "--test-data=[y]")
+    assert settings == TrainSettings(data="a,b\ns3://c/d?e=f", test_data="x\n[y]")
+
+
+def test_of_other_flags_the_last_counts() -> None:
+    assert parse("--data=x", "--seed=1", "--seed=2").seed == 2
+
+
 def test_environment_variables_set_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("NUM_WORKERS", "7")
     monkeypatch.setenv("ALPHA", "0.5")

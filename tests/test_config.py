@@ -79,13 +79,13 @@ def test_data_may_be_a_folder_or_drawn(data: str) -> None:
 @pytest.mark.parametrize("data", ["synthetic:0", "synthetic:", "synthetic:many", "synthetic:-5"])
 def test_a_wrong_number_of_drawn_images_is_told_the_form(data: str) -> None:
     assert mistake(DataSettings, {"data": data}) == (
-        f"data must be a folder, synthetic or synthetic:N with N >= 1; got {data}"
+        f"data must be a source of images, synthetic or synthetic:N with N >= 1; got {data}"
     )
 
 
 def test_empty_data_is_told_the_form() -> None:
     assert mistake(DataSettings, {"data": " "}) == (
-        "data must be a folder or synthetic[:N]; got an empty string"
+        "data must be a source of images or synthetic[:N]; got an empty string"
     )
 
 
@@ -429,3 +429,14 @@ def test_serve_config_explains_every_setting_and_has_the_defaults() -> None:
     assert given == ServeSettings.model_validate({})
     assert application["args"].keys() == ServeSettings.model_fields.keys()
     assert [line for line in lines if " # " not in line] == []
+
+
+def test_several_sources_are_one_a_line() -> None:
+    assert DataSettings(data=["a,b", "s3://c"]).data == "a,b\ns3://c"  # type: ignore[arg-type]
+    assert DataSettings(data="x", test_data=["y"]).test_data == "y"  # type: ignore[arg-type]
+
+
+def test_drawn_faces_are_a_source_alone() -> None:
+    assert mistake(DataSettings, {"data": ["photos", "synthetic:9"]}) == (
+        "data must be synthetic:9 alone, or sources of files; got both"
+    )

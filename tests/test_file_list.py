@@ -1,59 +1,56 @@
 """The list of a data set's files holds every row, however many there are, and bad files too."""
 
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from mask_ray import data, file_list
 from mask_ray.file_list import FileList
 
-DIGESTS = ["a" * 64, "b" * 64, "c" * 64]
+SPLITS = ("train", "val", "test", "left out")
 
 
-class InMemory:
-    """The rows of a decoded Ray Dataset, batch by batch."""
-
-    def select_columns(self, columns: list[str]) -> "InMemory":
-        return self
-
-    def iter_batches(self, batch_size: int) -> Iterator[dict[str, Any]]:
-        yield {
-            "path": np.array(["1.jpg", "2.jpg", "3.jpg"]),
-            "digest": np.array(DIGESTS),
-            "split": np.array(["train", "val", "test"]),
-            "label": np.array([0, 1, 0]),
-            "error": np.array(["", "", "not an image"]),
-        }
-
-
-def test_the_summary_of_a_data_set_lists_what_it_counts(tmp_path: Path) -> None:
-    file = tmp_path / "files.parquet"
-    listed = data.summarise(InMemory(), ["cat", "dog"], 3, file)
-
-    assert listed == data.summarise(InMemory(), ["cat", "dog"], 3)
-    assert pq.read_table(file).to_pydict() == {
-        "path": ["1.jpg", "2.jpg", "3.jpg"],
-        "digest": DIGESTS,
-        "split": ["train", "val", "test"],
-        "label": ["cat", "dog", "cat"],
-        "error": ["", "", "not an image"],
+def batch(*rows: tuple[str, int, str]) -> dict[str, np.ndarray]:
+    """Of paths, labels and errors."""
+    paths, labels, errors = (list(column) for column in zip(*rows, strict=True))
+    return {
+        "path": np.array(paths),
+        "digest": np.array([f"digest of {path}" for path in paths]),
+        "label": np.array(labels),
+        "error": np.array(errors),
+        "signature": np.zeros((len(paths), 4), np.uint8),
     }
 
 
-@pytest.mark.parametrize("num_files", [0, 1, 4, 5])
-def test_rows_are_written_some_at_a_time(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, num_files: int
+def test_every_readable_file_is_listed_with_its_split_and_every_other_with_its_error(
+    tmp_path: Path,
 ) -> None:
-    monkeypatch.setattr(file_list, "_ROWS_TOGETHER", 2)
     file = tmp_path / "files.parquet"
-    with FileList(file) as listed:
-        for number in range(num_files):
-            listed.add(f"{number}.jpg", "d", "train", "cat", "")
+    with FileList(file, ["cat", "dog"]) as listed:
+        listed.add(batch(("1.jpg", 0, ""), ("2.txt", 1, "not an image")))
+        listed.add(batch(("3.jpg", 1, ""), ("4.jpg", 0, "")))
+        listed.finish(SPLITS, np.array([2, 0, 3], np.int8))
 
-    written = pq.ParquetFile(file)
-    assert written.read()["path"].to_pylist() == [f"{n}.jpg" for n in range(num_files)]
-    assert written.num_row_groups == -(-num_files // 2)
+    assert pq.read_table(file).to_pydict() == {
+        "path": ["1.jpg", "2.txt", "3.jpg", "4.jpg"],
+        "digest": [f"digest of {path}" for path in ("1.jpg", "2.txt", "3.jpg", "4.jpg")],
+        "label": ["cat", "dog", "dog", "cat"],
+        "error": ["", "not an image", "", ""],
+        "split": ["test", "", "train", "left out"],
+    }
+    assert [path.name for path in tmp_path.iterdir()] == ["files.parquet"]
+
+
+def test_no_file_is_a_list_too(tmp_path: Path) -> None:
+    file = tmp_path / "files.parquet"
+    with FileList(file, ["cat", "dog"]) as listed:
+        listed.finish(SPLITS, np.zeros(0, np.int8))
+    assert pq.read_table(file).num_rows == 0
+
+
+def test_what_is_cut_off_leaves_no_file(tmp_path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt), FileList(tmp_path / "files.parquet", ["cat"]) as listed:
+        listed.add(batch(("1.jpg", 0, "")))
+        raise KeyboardInterrupt
+    assert list(tmp_path.iterdir()) == []

@@ -1,10 +1,11 @@
 """Settings of where images come from, and of what is done with them but training."""
 
 import re
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from mask_ray.config.base import DEFAULT_MODEL_URI, ImageLimits, ReportSettings
 
@@ -12,24 +13,46 @@ SplitName = Literal["train", "val", "test"]
 
 
 def _check_source(source: str) -> str:
-    if not source.strip():
-        raise ValueError("must be a folder or synthetic[:N]; got an empty string")
-    if source.partition(":")[0] == "synthetic" and not re.fullmatch(
-        r"synthetic(:[1-9]\d*)?", source
-    ):
-        raise ValueError(f"must be a folder, synthetic or synthetic:N with N >= 1; got {source}")
-    return source
+    lines = [line for line in map(str.strip, source.splitlines()) if line]
+    if not lines:
+        raise ValueError("must be a source of images or synthetic[:N]; got an empty string")
+    for line in lines:
+        if line.partition(":")[0] == "synthetic":
+            _check_synthetic(line, alone=len(lines) == 1)
+    return "\n".join(lines)
 
 
-Source = Annotated[str, AfterValidator(_check_source)]
+def _check_synthetic(source: str, alone: bool) -> None:
+    if not re.fullmatch(r"synthetic(:[1-9]\d*)?", source):
+        raise ValueError(
+            f"must be a source of images, synthetic or synthetic:N with N >= 1; got {source}"
+        )
+    if not alone:
+        raise ValueError(f"must be {source} alone, or sources of files; got both")
+
+
+def _one_a_line(sources: Any) -> Any:
+    return "\n".join(map(str, sources)) if isinstance(sources, list | tuple) else sources
+
+
+@dataclass(frozen=True)
+class Repeatable:
+    """Marks a field whose flag may be given several times."""
+
+
+# Several sources are one text, with one a line: nothing that passes a source on has to know.
+Source = Annotated[str, BeforeValidator(_one_a_line), AfterValidator(_check_source), Repeatable()]
 
 
 class DataSettings(ImageLimits):
     """Where images come from and how they are split."""
 
     data: Source = Field(
-        description="Folder with one sub-folder of images per class, or synthetic[:N] "
-        "to draw N faces (default 2000)."
+        description="Folder with one sub-folder of images per class; zip or tar archive of one, "
+        "or its http(s) URL (#sha256=... checks it); CSV or Parquet manifest with columns path, "
+        "label[, split][, group]; folder with metadata.csv; any of these at a URI such as "
+        "s3://bucket/folder; or synthetic[:N] to draw N faces (default 2000). Given several times, "
+        "all together, united by class name."
     )
     val_fraction: float = Field(
         0.15, gt=0, lt=1, description="Share of images held out to choose the best epoch."

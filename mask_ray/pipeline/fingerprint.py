@@ -8,6 +8,7 @@ from pathlib import Path
 import httpx
 
 from mask_ray.config import MaskRayError
+from mask_ray.sources import several
 
 _TIMEOUT_S = 30.0
 _VALIDATORS = ("etag", "last-modified", "content-length")
@@ -15,11 +16,16 @@ _VALIDATORS = ("etag", "last-modified", "content-length")
 
 def of_source(source: str) -> str:
     """Another text whenever the source is another: names, sizes and times of files, or what the
-    server says of a URL. Sources of other schemes are taken to stay as they are.
+    server says of a URL. Sources of other schemes are taken to stay as they are. Of several, one a
+    line, all.
 
     Raises:
         MaskRayError: the server does not answer.
     """
+    return "\n".join(map(_of_one, several(source)))
+
+
+def _of_one(source: str) -> str:
     if source.startswith(("http://", "https://")):
         return _of_url(source)
     path = Path(source).expanduser()

@@ -15,6 +15,7 @@ from mask_ray import (
     inspection,
     promotion,
     serving,
+    sources,
     synthetic,
     tracking,
     training,
@@ -106,14 +107,14 @@ class _Line:
         return stages
 
     def _fetch_inputs(self, results: Results) -> Result:
-        sources = [s for s in (self._settings.data, self._settings.test_data) if s is not None]
-        return {"sources": sources, "fingerprint": [fingerprint.of_source(s) for s in sources]}
+        given = [s for s in (self._settings.data, self._settings.test_data) if s is not None]
+        return {"sources": given, "fingerprint": [fingerprint.of_source(s) for s in given]}
 
     def _fetch(self, results: Results, run: tracking.Run) -> Result:
         test_data = self._settings.test_data
         local = {
-            "data": _local(self._settings.data),
-            "test_data": None if test_data is None else _local(test_data),
+            "data": sources.fetch(self._settings.data),
+            "test_data": None if test_data is None else sources.fetch(test_data),
         }
         return self._fetch_inputs(results) | local
 
@@ -226,14 +227,9 @@ class _Line:
         return told
 
 
-def _local(source: str) -> str:
-    """Where the images of a source are, for the other stages."""
-    return source if data.is_synthetic(source) else str(data.check_folder(source))
-
-
 def _is_there(result: Result) -> bool:
-    sources = [result[key] for key in ("data", "test_data") if result[key] is not None]
-    return all(data.is_synthetic(source) or Path(source).exists() for source in sources)
+    given = [result[key] for key in ("data", "test_data") if result[key] is not None]
+    return all(sources.is_there(source) for source in given)
 
 
 def _made(results: Results) -> Result:
@@ -275,4 +271,4 @@ def _read(path: str, settings: DataSettings) -> bytes:
     if data.is_synthetic(settings.test_data or settings.data):
         encoded, _ = synthetic.encode(int(Path(path).stem), seed=settings.seed)
         return encoded
-    return Path(path).read_bytes()
+    return sources.read_file(path)

@@ -1,0 +1,145 @@
+"""Tables that say which file is of which class: CSV or Parquet, and Hugging Face's metadata.csv.
+
+Paths are relative to the table, or absolute, or all URIs of one file system.
+"""
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.csv as pacsv
+import pyarrow.parquet as pq
+
+from mask_ray.sources.listing import SCHEMA, Listing, of_columns
+from mask_ray.sources.location import METADATA, DataError, Place, locate, reached
+
+# How data sets name the splits, and how they are named here.
+_SPLITS = {
+    "": "", "train": "train", "training": "train", "val": "val", "valid": "val",
+    "validation": "val", "dev": "val", "test": "test",
+}  # fmt: skip
+_SPLIT_FOLDERS = ("train", "validation", "val", "valid", "test")
+_NAMED = ("path", "label", "split", "group")
+
+
+def read_manifest(place: Place) -> Listing:
+    """The files that a manifest names, in its columns path, label, split and group.
+
+    Only `path` has to be there.
+
+    Raises:
+        DataError: it cannot be read, has no such column, or a value that is not allowed.
+    """
+    table = _read(place)
+    _check_has(table, "path", place)
+    path = _text(table["path"])
+    _check_none_empty("path", path, place)
+    label, split, group = _given(table, place)
+    root, path = _rooted(path, place)
+    return Listing(root, of_columns(path, label, split, group))
+
+
+def has_metadata(folder: Place) -> bool:
+    """Whether it is a Hugging Face image folder."""
+    return any(place.is_file() for place in _metadata_places(folder))
+
+
+def _metadata_places(folder: Place) -> list[Place]:
+    return [folder.child(name) for name in (METADATA, *(f"{n}/{METADATA}" for n in _SPLIT_FOLDERS))]
+
+
+def read_image_folder(folder: Place) -> Listing:
+    """The files that metadata.csv names, in its columns file_name and label.
+
+    It is in the folder, or one is in each of its folders train, validation and test, which then
+    are the splits. A column `split` or `group` counts as in a manifest.
+
+    Raises:
+        DataError: as `read_manifest`.
+    """
+    tables = [_image_table(folder, place) for place in _metadata_places(folder) if place.is_file()]
+    return Listing(folder, pa.concat_tables([SCHEMA.empty_table(), *tables]).unify_dictionaries())
+
+
+def _image_table(folder: Place, place: Place) -> pa.Table:
+    table = _read(place)
+    _check_has(table, "file_name", place)
+    path = _text(table["file_name"])
+    _check_none_empty("file_name", path, place)
+    _check_below(path, place)
+    label, split, group = _given(table, place)
+    inside = place.path[len(folder.path) + 1 : -len(METADATA)]
+    if inside and split is None:
+        split = pa.repeat(_SPLITS[inside.rstrip("/")], len(path))
+    return of_columns(pc.binary_join_element_wise(inside, path, ""), label, split, group)
+
+
+def _given(table: pa.Table, place: Place) -> tuple[pa.Array | None, ...]:
+    """Label, split and group, checked; None where there is no such column."""
+    label, split, group = (
+        _text(table[name]) if name in table.column_names else None for name in _NAMED[1:]
+    )
+    if label is not None:
+        _check_none_empty("label", label, place)
+    return label, None if split is None else _checked_splits(split, place), group
+
+
+def _read(place: Place) -> pa.Table:
+    def read() -> pa.Table:
+        with place.opener().open_input_file(place.path) as file:
+            if place.path.lower().endswith(".parquet"):
+                schema = pq.read_schema(file)
+                return pq.read_table(file, columns=[n for n in schema.names if n in _NAMED])
+            # Names such as 007 or NA stay what they are.
+            text = {name: pa.string() for name in (*_NAMED, "file_name")}
+            return pacsv.read_csv(file, convert_options=pacsv.ConvertOptions(column_types=text))
+
+    return reached(place, read)
+
+
+def _text(column: pa.ChunkedArray) -> pa.Array:
+    """As strings, empty where there is no value."""
+    text = pc.fill_null(column.cast(pa.string()), "")
+    return pa.concat_arrays([pa.array([], pa.string()), *text.chunks])
+
+
+def _check_has(table: pa.Table, name: str, place: Place) -> None:
+    if name not in table.column_names:
+        raise DataError(
+            f"{place} must have a column {name}; it has {', '.join(table.column_names) or 'none'}"
+        )
+
+
+def _check_none_empty(name: str, column: pa.Array, place: Place) -> None:
+    empty = pc.index(column, "").as_py()
+    if empty >= 0:
+        raise DataError(f"{place} must give a {name} in every row; row {empty + 1} has none")
+
+
+def _check_below(path: pa.Array, place: Place) -> None:
+    """Such a folder may come from anyone, and must not have other files read."""
+    leads_out = pc.index(pc.match_substring_regex(path, r"^/|(^|/)\.\.(/|$)"), True).as_py()
+    if leads_out >= 0:
+        raise DataError(f"{place} must name files below its folder; got {path[leads_out].as_py()}")
+
+
+def _checked_splits(column: pa.Array, place: Place) -> pa.Array:
+    """By the names used here."""
+    encoded = column.dictionary_encode()
+    given = encoded.dictionary.to_pylist()
+    for name in given:
+        if name.lower() not in _SPLITS:
+            raise DataError(f"{place}: split must be train, val or test, or empty; got {name}")
+    names = pa.array([_SPLITS[name.lower()] for name in given], pa.string())
+    return pa.DictionaryArray.from_arrays(encoded.indices, names).cast(pa.string())
+
+
+def _rooted(path: pa.Array, manifest: Place) -> tuple[Place, pa.Array]:
+    """Where the paths are, and how they read from there."""
+    first = path[0].as_py() if len(path) else ""
+    scheme, colon, _ = first.partition("://")
+    if not colon:
+        return manifest.parent(), path
+    if not pc.all(pc.starts_with(path, f"{scheme}://")).as_py():
+        raise DataError(f"{manifest} must have paths of one kind; some begin with {scheme}://")
+    place = locate(first)
+    bare = pc.utf8_slice_codeunits(path, len(scheme) + 3)
+    return Place("", place.filesystem, place.prefix), bare
