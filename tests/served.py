@@ -13,6 +13,7 @@ import psutil
 import pytest
 import yaml
 from conftest import ROOT
+from onnx_files import write_classifier
 
 from benchmarks import cluster, processes
 from mask_ray import ingress
@@ -90,8 +91,9 @@ def served(folder: Path, haproxy: bool, **settings: Any) -> Iterator[Service]:
             port = config["http_options"]["port"] = free_port()
             (usual,) = config["applications"]
             usual["args"] |= settings
-            # A batch waits for longer than an answer may take.
-            impatient = {"batch_wait_timeout_s": 1, "request_timeout_s": 0.5, "max_replicas": 1}
+            # Its model takes longer than an answer may.
+            slow = write_classifier(folder / "slow.onnx", num_products=400)
+            impatient = {"model_uri": str(slow), "request_timeout_s": 0.5, "max_replicas": 1}
             config["applications"].append(
                 usual
                 | {"name": "impatient", "route_prefix": "/impatient"}

@@ -23,12 +23,11 @@ from served import Service, served, wait_until
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
 
-# Few, so that a full replica is soon reached; a batch waits, so that requests stay in it for long.
+# Few, so that a full replica is soon reached; a batch takes long, so that requests stay in it.
 MAX_ONGOING = 8
 MAX_QUEUED = 16
 SETTINGS = {
     "max_batch_size": 8,
-    "batch_wait_timeout_s": 0.1,
     "max_ongoing_requests": MAX_ONGOING,
     "max_queued_requests": MAX_QUEUED,
     "target_ongoing_requests": 4,
@@ -53,7 +52,7 @@ def service(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Service]:
     folder = tmp_path_factory.mktemp("service")
-    model = write_classifier(folder / "tiny.onnx")
+    model = write_classifier(folder / "tiny.onnx", num_products=20)
     with served(folder, haproxy=request.param, model_uri=str(model), **SETTINGS) as service:
         yield service
         haproxies = service.haproxies
