@@ -124,6 +124,11 @@ class ImageData:
         selected = map_rows(self.decoded(names), _select, self.task_cpus, splits=names)
         return selected.materialize() if self.kept else selected
 
+    def named(self, *names: SplitName) -> Dataset:
+        """Rows `image`, `label` and `path` of these splits."""
+        columns = ("image", "label", "path")
+        return map_rows(self.decoded(names), _select, self.task_cpus, splits=names, columns=columns)
+
 
 @dataclass(frozen=True)
 class Source:
@@ -439,9 +444,11 @@ def digest_of(encoded: bytes) -> str:
     return hashlib.sha256(encoded).hexdigest()
 
 
-def _select(batch: Batch, splits: tuple[SplitName, ...]) -> Batch:
+def _select(
+    batch: Batch, splits: tuple[SplitName, ...], columns: tuple[str, ...] = ("image", "label")
+) -> Batch:
     wanted = np.isin(batch["split"], splits) & (batch["error"] == "")
-    return {"image": batch["image"][wanted], "label": batch["label"][wanted]}
+    return {name: batch[name][wanted] for name in columns}
 
 
 def take_stock(

@@ -50,6 +50,7 @@ class Predictor:
         try:
             self.class_names = _class_names(self._session)
             self.image_size = _image_size(self._session)
+            self.temperature = _temperature(self._session)
             _check_tensors(self._session, self.image_size, len(self.class_names))
         except ModelFileError as error:
             raise ModelFileError(f"{path} is not a classifier made by mask_ray: {error}") from None
@@ -134,6 +135,19 @@ class FeatureExtractor:
         return _run(self._session, "features", images)
 
 
+class FeatureMaps:
+    """What a classifier's head averages, from the file that `onnx_head.with_feature_map` makes."""
+
+    def __init__(self, onnx: bytes) -> None:
+        self._session = ort.InferenceSession(
+            onnx, sess_options=_options(1), providers=["CPUExecutionProvider"]
+        )
+
+    def extract(self, images: Images) -> npt.NDArray[np.float32]:
+        """Features of shape (N, D, rows, columns) of uint8 images of shape (N, S, S, 3)."""
+        return _run(self._session, "feature_map", images)
+
+
 def _run(session: ort.InferenceSession, output: str, images: Images) -> npt.NDArray[np.float32]:
     """The output for all images, a few at a time."""
     num_together = max(1, _PIXELS_TOGETHER // (images.shape[1] * images.shape[2]))
@@ -187,6 +201,15 @@ def _image_size(session: ort.InferenceSession) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise ModelFileError(f"image_size must be a positive integer; got {text}")
     return int(text)
+
+
+def _temperature(session: ort.InferenceSession) -> float:
+    """What logits are divided by; 1 where the file says nothing of it."""
+    text = session.get_modelmeta().custom_metadata_map.get("temperature", "1")
+    try:
+        return float(text)
+    except ValueError:
+        raise ModelFileError(f"temperature must be a number; got {text}") from None
 
 
 def _check_tensors(session: ort.InferenceSession, image_size: int, num_classes: int) -> None:

@@ -29,6 +29,7 @@ from mask_ray import (
     launch,
     mobilenet,
     node_metrics,
+    onnx_head,
     promotion,
     provenance,
     quantization,
@@ -65,6 +66,7 @@ MAY_CHANGE = {
     "promotion_metric",
     "promotion_margin",
     "min_recall",
+    "robustness_images",
     "resume",
     "from_run",
 }
@@ -109,12 +111,14 @@ class Served:
 
     Args:
         onnx: The file.
-        predictions: What it says of the test split.
+        temperature: What its logits are divided by, in the file.
+        examination: What it says of the test split.
         metadata: What its version is to tell of how it was chosen.
     """
 
     onnx: Path
-    predictions: evaluation.Predictions
+    temperature: float
+    examination: evaluation.Examination
     metadata: dict[str, Any] = field(default_factory=dict)
 
 
@@ -139,11 +143,10 @@ def run(settings: TrainSettings, tags: Mapping[str, str] | None = None) -> dict[
             result = _train(settings, job, clock)
         # The checkpoint's own folder is left as it is.
         with result.as_directory() as folder, TemporaryDirectory() as scratch:
-            files, int8 = Path(folder), Path(scratch) / checkpoints.ONNX_FILE
             with clock.stage("evaluate"):
-                served = _choose_served(settings, job, files / checkpoints.ONNX_FILE, int8)
-                test = _report(job.tracked, served.predictions)
-            version = _register(settings, job, served, files / checkpoints.KERAS_FILE)
+                served, keras = _choose_served(settings, job, Path(folder), Path(scratch))
+                test = _report(settings, job, served)
+            version = _register(settings, job, served, keras)
         promoted, reason = _promote(settings, job, version)
         seconds = {f"seconds_{name}": value for name, value in clock.seconds().items()}
         job.tracked.log_metrics(seconds)
@@ -397,44 +400,73 @@ def _explained(error: Exception, settings: TrainSettings, tracked: tracking.Run)
     )
 
 
-def _choose_served(settings: TrainSettings, job: Job, onnx: Path, int8_onnx: Path) -> Served:
-    """The trained model, or its int8 version where that is asked for, as good, and faster."""
-    float32 = Served(onnx, _predict(job, onnx))
+def _choose_served(
+    settings: TrainSettings, job: Job, trained: Path, scratch: Path
+) -> tuple[Served, Path]:
+    """The trained model, or its int8 version where that is asked for, as good, and faster.
+
+    Also the `.keras` file of the trained model, calibrated as its ONNX file is.
+    """
+    onnx, keras = trained / checkpoints.ONNX_FILE, scratch / checkpoints.KERAS_FILE
+    float32 = _calibrated(settings, job, onnx, scratch / "float32.onnx")
+    encoded = (trained / checkpoints.KERAS_FILE).read_bytes()
+    keras.write_bytes(onnx_head.keras_with_temperature(encoded, float32.temperature))
     if not settings.quantize:
-        return float32
-    calibration = job.splits["train"].take_batch(quantization.NUM_CALIBRATION_IMAGES)["image"]
-    quantization.quantize(onnx, int8_onnx, calibration)
-    int8 = Served(int8_onnx, _predict(job, int8_onnx))
-    figures = _figures([float32, int8], calibration)
+        return float32, keras
+    images = job.splits["train"].take_batch(quantization.NUM_CALIBRATION_IMAGES)["image"]
+    quantization.quantize(onnx, scratch / "uncalibrated.onnx", images)
+    int8 = _calibrated(settings, job, scratch / "uncalibrated.onnx", scratch / "int8.onnx")
+    return _better_of(job.tracked, float32, int8, images), keras
+
+
+def _calibrated(settings: TrainSettings, job: Job, uncalibrated: Path, onnx: Path) -> Served:
+    """The model with the temperature that the validation split asks for, in a file of its own."""
+    validated = evaluation.predict(job.splits["val"], _predictor(uncalibrated))
+    temperature = evaluation.fit_temperature(validated)
+    onnx.write_bytes(onnx_head.with_temperature(uncalibrated.read_bytes(), temperature))
+    test = job.images.named("test")
+    examination = evaluation.examine(test, _predictor(onnx), settings.robustness_images)
+    return Served(onnx, temperature, examination)
+
+
+def _predictor(onnx: Path) -> Predictor:
+    return Predictor(onnx, num_threads=os.cpu_count() or 1)
+
+
+def _better_of(tracked: tracking.Run, float32: Served, int8: Served, images: Images) -> Served:
+    figures = _figures([float32, int8], images)
     against = quantization.reason_against(*figures)
     by_name = {name: asdict(own) for name, own in zip(("float32", "int8"), figures, strict=True)}
-    job.tracked.log_metrics(evaluation.flatten(by_name))
+    tracked.log_metrics(evaluation.flatten(by_name))
     say(f"int8 is not served: {against}" if against else f"int8 is served: {by_name}")
     metadata = {"quantization": by_name | {"served": "float32" if against else "int8"}}
     return replace(float32 if against else int8, metadata=metadata)
-
-
-def _predict(job: Job, onnx: Path) -> evaluation.Predictions:
-    return evaluation.predict(job.splits["test"], Predictor(onnx, num_threads=os.cpu_count() or 1))
 
 
 def _figures(models: list[Served], images: Images) -> list[quantization.Figures]:
     rates = quantization.images_per_second([Predictor(model.onnx) for model in models], images)
     return [
         quantization.Figures(
-            accuracy=evaluation.metrics(model.predictions)["accuracy"],
+            accuracy=evaluation.metrics(model.examination.predictions)["accuracy"],
             images_per_second=round(rate, 1),
         )
         for model, rate in zip(models, rates, strict=True)
     ]
 
 
-def _report(tracked: tracking.Run, predictions: evaluation.Predictions) -> dict[str, Any]:
-    metrics = evaluation.metrics(predictions)
-    tracked.log_metrics(evaluation.flatten(metrics, "test_"))
+def _report(settings: TrainSettings, job: Job, served: Served) -> dict[str, Any]:
+    tracked, predictions = job.tracked, served.examination.predictions
+    about = {"run": tracked.run_id, "data": settings.data, "split": "test"}
+    predictor = _predictor(served.onnx)
+    report = evaluation.make_report(
+        served.examination, served.onnx, predictor, about, settings.seed
+    )
+    tracked.log_metrics(evaluation.flatten(report.metrics, "test_"))
+    tracked.log_text(report.html, evaluation.HTML_FILE)
+    tracked.log_json(report.figures, evaluation.JSON_FILE)
     tracked.log_figure(evaluation.confusion_matrix_figure(predictions), "confusion_matrix.png")
     tracked.log_figure(evaluation.roc_figure(predictions), "roc.png")
-    return metrics
+    return report.metrics
 
 
 def _promote(settings: TrainSettings, job: Job, version: str) -> tuple[bool, str]:
@@ -458,6 +490,7 @@ def _register(settings: TrainSettings, job: Job, served: Served, keras_path: Pat
         metadata={
             "class_names": job.images.class_names,
             "image_size": settings.image_size,
+            "temperature": served.temperature,
             "data_digest": job.images.summary.digest,
         }
         | served.metadata

@@ -18,7 +18,7 @@ from mask_ray.config.base import (
     local_tracking_uri,
     tracking_uri,
 )
-from mask_ray.config.data import DataSettings, EvaluateSettings, Source, SplitName
+from mask_ray.config.data import DataSettings, EvaluateSettings, ReportSettings, Source, SplitName
 from mask_ray.config.demo import DemoSettings
 from mask_ray.config.ingress import IngressSettings
 from mask_ray.config.inspection import InspectSettings
@@ -61,6 +61,7 @@ __all__ = [
     "PromoteSettings",
     "PromotionRule",
     "RemoteImageSettings",
+    "ReportSettings",
     "RunSettings",
     "ServeSettings",
     "Settings",

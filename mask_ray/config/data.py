@@ -5,7 +5,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import AfterValidator, Field, model_validator
 
-from mask_ray.config.base import DEFAULT_MODEL_URI, ImageLimits
+from mask_ray.config.base import DEFAULT_MODEL_URI, ImageLimits, Settings
 
 SplitName = Literal["train", "val", "test"]
 
@@ -54,7 +54,19 @@ class DataSettings(ImageLimits):
         return self
 
 
-class EvaluateSettings(DataSettings):
+class ReportSettings(Settings):
+    """What an evaluation report holds beyond figures of the images as they are."""
+
+    robustness_images: int = Field(
+        100,
+        ge=0,
+        le=100_000,
+        description="Test images that are also blurred, darkened, turned ..., at 18 strengths in "
+        "all, to see how the model does then; 0: none.",
+    )
+
+
+class EvaluateSettings(DataSettings, ReportSettings):
     """Evaluate a model file on labelled images and print its metrics."""
 
     model_uri: str = Field(
@@ -62,4 +74,9 @@ class EvaluateSettings(DataSettings):
     )
     split: Literal["train", "val", "test", "all"] = Field(
         "test", description="Which images of the data set to evaluate on."
+    )
+    output: str | None = Field(
+        None,
+        min_length=1,
+        description="Folder, made if need be, for the report: evaluation.html and evaluation.json.",
     )

@@ -26,7 +26,7 @@ class TrackingSettings(Settings):
     )
 
 
-class RunSettings(DataSettings, TrackingSettings, PromotionRule):
+class RunSettings(DataSettings, ReportSettings, TrackingSettings, PromotionRule):
     """What a training run makes, and how."""
 
     num_workers: int = Field(1, ge=1, le=4096, description="Horovod workers, one process each.")

@@ -1,10 +1,6 @@
-"""Labelled images and a Predictor -> metrics and figures.
+"""Labelled images and a Predictor -> predictions, metrics and figures."""
 
-Scores the ONNX file that will be served, on images decoded as they will be. Needs no Keras;
-figures are returned, not stored.
-"""
-
-import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,9 +18,8 @@ from sklearn.metrics import (
     roc_auc_score,
 )
 
-from mask_ray import data, tracking
-from mask_ray.config import EvaluateSettings
-from mask_ray.predictor import Predictor
+from mask_ray import data
+from mask_ray.predictor import Predictor, Probabilities
 
 BATCH_SIZE = 64
 
@@ -49,31 +44,17 @@ class Predictions:
         return np.argmax(self.probabilities, axis=1).astype(np.int64)
 
 
-def run(settings: EvaluateSettings) -> dict[str, Any]:
-    """Evaluate the model of `settings` on its data. Ray must be running.
-
-    Raises:
-        tracking.ModelNotFoundError: there is no such model.
-        ModelFileError: the file is not a classifier.
-        data.DataError: the data cannot be used, or its classes are not the model's.
-    """
-    resolved = tracking.resolve_model(settings.model_uri)
-    predictor = Predictor(resolved.path, num_threads=os.cpu_count() or 1)
-    splits = data.SPLITS if settings.split == "all" else (settings.split,)
-    images = data.load(settings, predictor.image_size, needed=())
-    if images.class_names != list(predictor.class_names):
-        raise data.DataError(
-            f"data must have the model's classes, {', '.join(predictor.class_names)}; "
-            f"got {', '.join(images.class_names)}"
-        )
-    model = {"name": resolved.name, "version": resolved.version}
-    return {"model": model, "split": settings.split} | metrics(
-        predict(images.split(*splits), predictor)
-    )
-
-
-def predict(dataset: Dataset, predictor: Predictor) -> Predictions:
+def predict(
+    dataset: Dataset,
+    predictor: Predictor,
+    look: Callable[[data.Batch, Probabilities], None] = lambda batch, probabilities: None,
+) -> Predictions:
     """Run the model over rows `image` (uint8, (S, S, 3)) and `label`.
+
+    Args:
+        dataset: The rows.
+        predictor: The model.
+        look: Is shown each batch with its probabilities.
 
     Raises:
         data.DataError: the dataset has no rows.
@@ -82,6 +63,7 @@ def predict(dataset: Dataset, predictor: Predictor) -> Predictions:
     for batch in dataset.iter_batches(batch_size=BATCH_SIZE):
         labels.append(batch["label"])
         probabilities.append(predictor.predict(batch["image"]))
+        look(batch, probabilities[-1])
     if not labels:
         raise data.DataError("there are no images to evaluate on")
     # float32 rows sum to 1 only to seven digits, and log_loss warns of the rest.

@@ -1,0 +1,39 @@
+"""What a model is worth: metrics with intervals, calibration, weak spots, and a report of it all.
+
+Scores the ONNX file that will be served, on images decoded as they will be. Needs no Keras;
+figures and reports are returned, not stored.
+"""
+
+from mask_ray.evaluation.calibration import expected_calibration_error, fit_temperature
+from mask_ray.evaluation.evaluate import run
+from mask_ray.evaluation.examination import Examination, examine
+from mask_ray.evaluation.report import HTML_FILE, JSON_FILE, Report
+from mask_ray.evaluation.report import make as make_report
+from mask_ray.evaluation.scores import (
+    BATCH_SIZE,
+    Predictions,
+    confusion_matrix_figure,
+    flatten,
+    metrics,
+    predict,
+    roc_figure,
+)
+
+__all__ = [
+    "BATCH_SIZE",
+    "HTML_FILE",
+    "JSON_FILE",
+    "Examination",
+    "Predictions",
+    "Report",
+    "confusion_matrix_figure",
+    "examine",
+    "expected_calibration_error",
+    "fit_temperature",
+    "flatten",
+    "make_report",
+    "metrics",
+    "predict",
+    "roc_figure",
+    "run",
+]

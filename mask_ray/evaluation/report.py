@@ -1,0 +1,150 @@
+"""All that is found out about a model, as JSON and as one HTML page."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from markupsafe import Markup
+from sklearn.metrics import confusion_matrix
+
+from mask_ray import reports
+from mask_ray.evaluation import charts, heat_maps, slices
+from mask_ray.evaluation.calibration import NUM_BINS, expected_calibration_error, reliability
+from mask_ray.evaluation.curves import curves, thresholds
+from mask_ray.evaluation.examination import Examination, Mistake
+from mask_ray.evaluation.intervals import intervals
+from mask_ray.evaluation.robustness import accuracy_when_worse
+from mask_ray.evaluation.scores import metrics
+from mask_ray.predictor import Predictor
+from mask_ray.reports import data_uri, jpeg
+
+HTML_FILE = "evaluation.html"
+JSON_FILE = "evaluation.json"
+
+
+@dataclass(frozen=True)
+class Report:
+    """What is told of a model.
+
+    Args:
+        figures: All of them, of JSON's types.
+        html: The page.
+    """
+
+    figures: dict[str, Any]
+    html: str
+
+    @property
+    def metrics(self) -> dict[str, Any]:
+        """Those of `scores.metrics`, the calibration error and their intervals."""
+        names = ("num_images", "accuracy", "log_loss", "roc_auc", "precision", "recall", "f1")
+        more = ("expected_calibration_error", "temperature", "intervals")
+        return {name: self.figures[name] for name in names + more}
+
+    def write(self, folder: Path) -> None:
+        """Write the page and the figures, as `HTML_FILE` and `JSON_FILE`."""
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / HTML_FILE).write_text(self.html, "utf-8")
+        (folder / JSON_FILE).write_text(json.dumps(self.figures, indent=2), "utf-8")
+
+
+def make(
+    examination: Examination,
+    onnx: Path,
+    predictor: Predictor,
+    about: Mapping[str, str],
+    seed: int = 0,
+) -> Report:
+    """Work out all figures and draw the page.
+
+    Args:
+        examination: What the model says of the images.
+        onnx: The model file.
+        predictor: Made from it.
+        about: What is evaluated on what, name by name, for the head of the page.
+        seed: Of resamples and corruptions.
+    """
+    figures = {"about": dict(about)} | _figures(examination, predictor, seed)
+    pictures = _pictures(examination.mistakes, onnx, figures["class_names"])
+    page = reports.render(
+        "evaluation.html.j2",
+        title="Evaluation",
+        subtitle=" · ".join(f"{name} {value}" for name, value in about.items()),
+        figures=figures,
+        num_bins=NUM_BINS,
+        charts=_charts(figures),
+        mistakes=pictures,
+    )
+    return Report(figures, page)
+
+
+def _figures(examination: Examination, predictor: Predictor, seed: int) -> dict[str, Any]:
+    predictions = examination.predictions
+    names = predictions.class_names
+    counts = confusion_matrix(predictions.labels, predictions.predicted, labels=range(len(names)))
+    return metrics(predictions) | {
+        "class_names": names,
+        "num_mistakes": int((predictions.labels != predictions.predicted).sum()),
+        "expected_calibration_error": expected_calibration_error(predictions),
+        "temperature": predictor.temperature,
+        "intervals": intervals(predictions, seed),
+        "confusion": counts.tolist(),
+        "reliability": reliability(predictions),
+        "thresholds": thresholds(predictions),
+        "curves": curves(predictions),
+        "slices": slices.as_json(slices.by_trait(predictions, examination.traits)),
+        "robustness": _robustness(examination, predictor, seed),
+        "mistakes": [_told(mistake, names) for mistake in examination.mistakes],
+    }
+
+
+def _robustness(examination: Examination, predictor: Predictor, seed: int) -> dict[str, Any] | None:
+    images, labels = examination.sample, examination.sample_labels
+    if not len(images):
+        return None
+    found = examination.predictions.predicted[: len(labels)]
+    return {
+        "num_images": len(images),
+        "accuracy": float(np.mean(found == labels)),
+        "corruptions": accuracy_when_worse(predictor, images, labels, seed),
+    }
+
+
+def _told(mistake: Mistake, names: list[str]) -> dict[str, Any]:
+    return {
+        "path": mistake.path,
+        "label": names[mistake.label],
+        "predicted": names[mistake.predicted],
+        "probability": mistake.probability,
+    }
+
+
+def _charts(figures: dict[str, Any]) -> dict[str, Markup]:
+    drawn = {
+        "reliability": charts.reliability(figures["reliability"]),
+        "roc": charts.roc(figures["curves"]),
+        "precision_recall": charts.precision_recall(figures["curves"]),
+    }
+    if robustness := figures["robustness"]:
+        clean, by_corruption = robustness["accuracy"], robustness["corruptions"]
+        drawn["robustness"] = charts.robustness(clean, by_corruption)
+    return {name: Markup(svg) for name, svg in drawn.items()}
+
+
+def _pictures(mistakes: list[Mistake], onnx: Path, names: list[str]) -> list[dict[str, Any]]:
+    """Of each mistake what is told, its image as an address, and its heat map if it has one."""
+    if not mistakes:
+        return []
+    images = np.stack([mistake.image for mistake in mistakes])
+    heated = heat_maps.overlaid(onnx, images, [mistake.predicted for mistake in mistakes])
+    return [
+        _told(mistake, names)
+        | {
+            "uri": data_uri(jpeg(mistake.image)),
+            "heat_map": data_uri(jpeg(heated[at])) if heated else None,
+        }
+        for at, mistake in enumerate(mistakes)
+    ]
