@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from mask_ray.config.base import DEFAULT_MODEL_NAME, Settings, none_for_auto, one_of
-from mask_ray.config.data import DataSettings
+from mask_ray.config.data import DataSettings, ReportSettings
 from mask_ray.config.promotion import PromotionRule
 
 # MobileNetV2's published ImageNet checkpoints: Sandler et al. 2018, https://arxiv.org/abs/1801.04381
