@@ -58,7 +58,7 @@ class ReportSettings(Settings):
     """What an evaluation report holds beyond figures of the images as they are."""
 
     robustness_images: int = Field(
-        100,
+        50,
         ge=0,
         le=100_000,
         description="Test images that are also blurred, darkened, turned ..., at 18 strengths in "

@@ -27,21 +27,16 @@ Interval = dict[str, float]
 def intervals(predictions: Predictions, seed: int = 0) -> dict[str, Any]:
     """`low` and `high` of each figure of `scores.metrics`, nested as there, and of the ECE.
 
-    Undefined where some class has no images; such figures are left out.
+    Left out where undefined: some class has no images, or F1 and ROC AUC without any mistake.
     """
     parts = [_figures(predictions, counts) for counts in _resamples(len(predictions.labels), seed)]
     joined = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
     found: dict[str, Any] = {}
     for (metric, class_name), values in joined.items():
-        if np.isnan(values).any():
-            values = values[~np.isnan(values)]
-        if not values.size:
-            continue
-        interval = _percentiles(values)
-        if class_name:
-            found.setdefault(metric, {})[class_name] = interval
-        else:
-            found[metric] = interval
+        defined = values[~np.isnan(values)]
+        of_metric = found.setdefault(metric, {}) if class_name else found
+        if defined.size:
+            of_metric[class_name or metric] = _percentiles(defined)
     return _exact_where_perfect(found, predictions)
 
 
@@ -116,10 +111,15 @@ def _areas(positive: NDArray[np.bool_], scores: Floats, weights: Floats) -> Floa
 
 
 def _exact_where_perfect(found: dict[str, Any], predictions: Predictions) -> dict[str, Any]:
+    """Shares that are 1 get their exact interval; for F1 and ROC AUC there is none to give."""
     labels, predicted = predictions.labels, predictions.predicted
     if (labels == predicted).all():
         found["accuracy"] = _of_perfect(len(labels))
+    if found.get("roc_auc", {}).get("low") == 1:
+        del found["roc_auc"]
     for index, name in enumerate(predictions.class_names):
+        if found["f1"].get(name, {}).get("low") == 1:
+            del found["f1"][name]
         for metric, of in (("recall", labels), ("precision", predicted)):
             num = int((of == index).sum())
             if num and ((labels == predicted) | (of != index)).all():

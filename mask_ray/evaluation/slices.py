@@ -34,14 +34,12 @@ class Slice:
 
 
 def by_trait(predictions: Predictions, traits: Traits) -> dict[str, list[Slice]]:
-    """Slices by class and folder, and by quarters of size, brightness and sharpness.
+    """Slices by folder, and by quarters of size, brightness and sharpness.
 
     A trait that all images share is left out; of more than 20 folders, the largest are told.
     """
     right = predictions.predicted == predictions.labels
-    names = [predictions.class_names[label] for label in predictions.labels]
     found = {
-        "class": _by_value(right, names),
         "folder": _by_value(right, _short(traits.folder)),
         "longer side in pixels": _by_quarter(
             right, traits.longer_side_px, traits.longer_side_px > 0
