@@ -142,7 +142,7 @@ def test_slices_find_the_folder_that_goes_wrong() -> None:
     assert folder == {"cat/a": (1, 1), "cat/b": (1, 1), "dog/a": (2, 0)}
     assert [each.accuracy for each in found["brightness"]] == [1, 1, 0, 0]
     # A file that is elsewhere has no size, and all are equally sharp.
-    assert sum(each.num_images for each in found["longer side in pixels"]) == 3
+    assert sum(each.num_images for each in found["longer side, px"]) == 3
     assert "sharpness" not in found
 
 
