@@ -225,7 +225,7 @@ def test_the_report_is_one_page_and_the_same_figures_as_json(onnx: Path, tmp_pat
     assert "there are no heat maps" in page
     addresses = re.findall(r'(?:src|href)="([^"]{1,40})', page)
     assert addresses and all(a.startswith(("data:image/jpeg", "#")) for a in addresses)
-    assert f"{100 * figures['accuracy']:.1f} %" in page
+    assert f"{100 * figures['accuracy']:.1f}%" in page
     assert figures["accuracy"] == metrics(found.predictions)["accuracy"]
     assert set(figures["intervals"]) >= {"accuracy", "expected_calibration_error", "recall"}
 

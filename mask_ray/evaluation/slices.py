@@ -41,9 +41,7 @@ def by_trait(predictions: Predictions, traits: Traits) -> dict[str, list[Slice]]
     right = predictions.predicted == predictions.labels
     found = {
         "folder": _by_value(right, _short(traits.folder)),
-        "longer side, px": _by_quarter(
-            right, traits.longer_side_px, traits.longer_side_px > 0
-        ),
+        "longer side, px": _by_quarter(right, traits.longer_side_px, traits.longer_side_px > 0),
         "brightness": _by_quarter(right, traits.brightness),
         "sharpness": _by_quarter(right, traits.sharpness),
     }
