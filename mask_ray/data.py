@@ -21,7 +21,7 @@ from ray.data import Dataset
 from mask_ray import duplicates, sources, synthetic
 from mask_ray.config import DataSettings, ImageLimits, SplitName
 from mask_ray.file_list import FileList
-from mask_ray.images import ImageError, decode, read_header, resize
+from mask_ray.images import ImageError, decode, resize
 from mask_ray.inventory import Inventory
 from mask_ray.progress import Progress
 from mask_ray.sources import DataError as DataError
@@ -98,7 +98,7 @@ class ImageData:
     Args:
         decoded: Gives, for splits, the rows of at least these, decoded: `image` (uint8, shape
             (image_size, image_size, 3)), `label` (index into `class_names`), `split`, `path`,
-            `longer_side` (px, of the file), `digest` and `error` (empty where it is readable).
+            `digest` and `error` (empty where the image is readable).
         class_names: In the order of labels.
         summary: Of all rows.
         kept: Whether all is decoded already; otherwise each pass over it reads files and decodes
@@ -116,9 +116,9 @@ class ImageData:
         """Rows `image` and `label` of these splits."""
         return self._readable(names, ("image", "label"))
 
-    def examples(self, *names: SplitName) -> Dataset:
-        """Rows `image`, `label`, `path` and `longer_side` of these splits."""
-        return self._readable(names, ("image", "label", "path", "longer_side"))
+    def named(self, *names: SplitName) -> Dataset:
+        """Rows `image`, `label` and `path` of these splits."""
+        return self._readable(names, ("image", "label", "path"))
 
     def _readable(self, names: Sequence[SplitName], columns: Sequence[str]) -> Dataset:
         selected = map_rows(
@@ -331,20 +331,18 @@ def _decode_batch(
     encoded = batch.pop("bytes")
     pixels = np.zeros((len(encoded), image_size, image_size, 3), dtype=np.uint8)
     signatures = np.zeros((len(encoded), duplicates.SIGNATURE_BYTES), dtype=np.uint8)
-    longer_sides = np.zeros(len(encoded), dtype=np.int32)
-    rows = zip(pixels, signatures, longer_sides[:, None], encoded, strict=True)
+    rows = zip(pixels, signatures, encoded, strict=True)
     errors = [
         error or _decode_into(*row, settings, splits is None)
         for error, row in zip(batch["error"], rows, strict=True)
     ]
-    batch |= {"image": pixels, "error": np.array(errors, str), "longer_side": longer_sides}
+    batch |= {"image": pixels, "error": np.array(errors, str)}
     return batch | {"signature": signatures} if splits is None else batch
 
 
 def _decode_into(
     pixels: NDArray[np.uint8],
     signature: NDArray[np.uint8],
-    longer_side: NDArray[np.int32],
     encoded: bytes,
     limits: ImageLimits,
     is_signed: bool,
@@ -355,8 +353,6 @@ def _decode_into(
     except ImageError as error:
         return str(error)
     pixels[:] = resize(picture, len(pixels))
-    header = read_header(encoded, limits)
-    longer_side[:] = max(header.width, header.height)
     if is_signed:
         signature[:] = duplicates.signature(pixels, *picture.shape[:2])
     return ""
@@ -381,7 +377,9 @@ def digest_of(encoded: bytes) -> str:
     return hashlib.sha256(encoded).hexdigest()
 
 
-def _select(batch: Batch, splits: Sequence[SplitName], columns: Sequence[str]) -> Batch:
+def _select(
+    batch: Batch, splits: tuple[SplitName, ...], columns: tuple[str, ...] = ("image", "label")
+) -> Batch:
     wanted = np.isin(batch["split"], splits) & (batch["error"] == "")
     return {name: batch[name][wanted] for name in columns}
 

@@ -123,23 +123,29 @@ def _rows_or_error(
 
 
 class FeatureExtractor:
-    """A network whose output is not a class, loaded from an encoded ONNX file.
+    """The backbone alone, loaded from the ONNX file that `mobilenet.backbone_onnx` makes."""
 
-    Args:
-        onnx: With the input `image`, such as `mobilenet.backbone_onnx` makes.
-        num_threads: For one batch.
-        output: Name of the output.
-    """
-
-    def __init__(self, onnx: bytes, num_threads: int = 1, output: str = "features") -> None:
+    def __init__(self, onnx: bytes, num_threads: int = 1) -> None:
         self._session = ort.InferenceSession(
             onnx, sess_options=_options(num_threads), providers=["CPUExecutionProvider"]
         )
-        self._output = output
 
     def extract(self, images: Images) -> npt.NDArray[np.float32]:
-        """The output, of shape (N, ...), for uint8 images of shape (N, S, S, 3)."""
-        return _run(self._session, self._output, images)
+        """Features of shape (N, D) of uint8 images of shape (N, S, S, 3)."""
+        return _run(self._session, "features", images)
+
+
+class FeatureMaps:
+    """What a classifier's head averages, from the file that `onnx_head.with_feature_map` makes."""
+
+    def __init__(self, onnx: bytes) -> None:
+        self._session = ort.InferenceSession(
+            onnx, sess_options=_options(1), providers=["CPUExecutionProvider"]
+        )
+
+    def extract(self, images: Images) -> npt.NDArray[np.float32]:
+        """Features of shape (N, D, rows, columns) of uint8 images of shape (N, S, S, 3)."""
+        return _run(self._session, "feature_map", images)
 
 
 def _run(session: ort.InferenceSession, output: str, images: Images) -> npt.NDArray[np.float32]:
@@ -198,8 +204,12 @@ def _image_size(session: ort.InferenceSession) -> int:
 
 
 def _temperature(session: ort.InferenceSession) -> float:
-    """What the logits are divided by, fitted when the model was made; 1 where nothing was."""
-    return float(session.get_modelmeta().custom_metadata_map.get("temperature", 1))
+    """What logits are divided by; 1 where the file says nothing of it."""
+    text = session.get_modelmeta().custom_metadata_map.get("temperature", "1")
+    try:
+        return float(text)
+    except ValueError:
+        raise ModelFileError(f"temperature must be a number; got {text}") from None
 
 
 def _check_tensors(session: ort.InferenceSession, image_size: int, num_classes: int) -> None:

@@ -19,6 +19,7 @@ from types import FrameType
 from typing import Any, NoReturn
 from urllib.parse import unquote, urlparse
 
+import matplotlib.figure
 import mlflow
 import numpy as np
 import onnx
@@ -191,6 +192,11 @@ class Run:
         """Store a file as an artifact, under its name."""
         with _clear_errors():
             self._client.log_artifact(self.run_id, path)
+
+    def log_figure(self, figure: matplotlib.figure.Figure, file_name: str) -> None:
+        """Store a figure as an artifact; the file name's ending gives the format."""
+        with _clear_errors():
+            self._client.log_figure(self.run_id, figure, file_name)
 
     def log_folder(self, path: Path, name: str) -> None:
         """Store all files of a folder as artifacts, in a folder of this name."""

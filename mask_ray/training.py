@@ -10,7 +10,7 @@ import shutil
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -29,6 +29,7 @@ from mask_ray import (
     launch,
     mobilenet,
     node_metrics,
+    onnx_head,
     promotion,
     provenance,
     quantization,
@@ -111,14 +112,16 @@ class Served:
     """The model file that is registered.
 
     Args:
-        onnx: The file, with a temperature fitted on the validation split.
-        examined: What it says of the test split.
-        metadata: What its version is to tell of how it was made.
+        onnx: The file.
+        temperature: What its logits are divided by, in the file.
+        examination: What it says of the test split.
+        metadata: What its version is to tell of how it was chosen.
     """
 
     onnx: Path
-    examined: evaluation.Examined
-    metadata: dict[str, Any]
+    temperature: float
+    examination: evaluation.Examination
+    metadata: dict[str, Any] = field(default_factory=dict)
 
 
 def run(settings: TrainSettings, tags: Mapping[str, str] | None = None) -> dict[str, Any]:
@@ -142,12 +145,10 @@ def run(settings: TrainSettings, tags: Mapping[str, str] | None = None) -> dict[
             result = _train(settings, job, clock)
         # The checkpoint's own folder is left as it is.
         with result.as_directory() as folder, TemporaryDirectory() as scratch:
-            files = Path(folder)
             with clock.stage("evaluate"):
-                onnx = files / checkpoints.ONNX_FILE
-                served = _choose_served(settings, job, onnx, Path(scratch))
+                served, keras = _choose_served(settings, job, Path(folder), Path(scratch))
                 test = _report(settings, job, served)
-            version = _register(settings, job, served, files / checkpoints.KERAS_FILE)
+            version = _register(settings, job, served, keras)
         promoted, reason = _promote(settings, job, version)
         seconds = {f"seconds_{name}": value for name, value in clock.seconds().items()}
         job.tracked.log_metrics(seconds)
@@ -402,47 +403,55 @@ def _explained(error: Exception, settings: TrainSettings, tracked: tracking.Run)
     )
 
 
-def _choose_served(settings: TrainSettings, job: Job, onnx: Path, scratch: Path) -> Served:
-    """The trained model, or its int8 version where that is asked for, as good, and faster."""
-    float32 = _calibrated(settings, job, onnx, scratch / "float32")
+def _choose_served(
+    settings: TrainSettings, job: Job, trained: Path, scratch: Path
+) -> tuple[Served, Path]:
+    """The trained model, or its int8 version where that is asked for, as good, and faster.
+
+    Also the `.keras` file of the trained model, calibrated as its ONNX file is.
+    """
+    onnx, keras = trained / checkpoints.ONNX_FILE, scratch / checkpoints.KERAS_FILE
+    float32 = _calibrated(settings, job, onnx, scratch / "float32.onnx")
+    encoded = (trained / checkpoints.KERAS_FILE).read_bytes()
+    keras.write_bytes(onnx_head.keras_with_temperature(encoded, float32.temperature))
     if not settings.quantize:
-        return float32
+        return float32, keras
     images = job.splits["train"].take_batch(quantization.NUM_CALIBRATION_IMAGES)["image"]
-    int8_onnx = scratch / "int8.onnx"
-    quantization.quantize(onnx, int8_onnx, images)
-    int8 = _calibrated(settings, job, int8_onnx, scratch / "int8")
-    figures = _figures([float32, int8], images)
-    against = quantization.reason_against(*figures)
-    by_name = {name: asdict(own) for name, own in zip(("float32", "int8"), figures, strict=True)}
-    job.tracked.log_metrics(evaluation.flatten(by_name))
-    say(f"int8 is not served: {against}" if against else f"int8 is served: {by_name}")
-    chosen = float32 if against else int8
-    quantized = by_name | {"served": "float32" if against else "int8"}
-    return replace(chosen, metadata=chosen.metadata | {"quantization": quantized})
+    quantization.quantize(onnx, scratch / "uncalibrated.onnx", images)
+    int8 = _calibrated(settings, job, scratch / "uncalibrated.onnx", scratch / "int8.onnx")
+    return _better_of(job.tracked, float32, int8, images), keras
 
 
-def _calibrated(settings: TrainSettings, job: Job, onnx: Path, folder: Path) -> Served:
-    """A model with its temperature, and what it says of the test split."""
-    raw = evaluation.predict(job.splits["val"], _predictor(onnx))
-    temperature = evaluation.fit_temperature(raw.labels, raw.probabilities)
-    folder.mkdir()
-    calibrated = folder / checkpoints.ONNX_FILE
-    evaluation.write_calibrated(onnx, calibrated, temperature)
-    examined = evaluation.examine(
-        job.images.examples("test"), _predictor(calibrated), settings.robustness_images
-    )
-    return Served(calibrated, examined, {"temperature": temperature})
+def _calibrated(settings: TrainSettings, job: Job, uncalibrated: Path, onnx: Path) -> Served:
+    """The model with the temperature that the validation split asks for, in a file of its own."""
+    validated = evaluation.predict(job.splits["val"], _predictor(uncalibrated))
+    temperature = evaluation.fit_temperature(validated)
+    onnx.write_bytes(onnx_head.with_temperature(uncalibrated.read_bytes(), temperature))
+    test = job.images.named("test")
+    examination = evaluation.examine(test, _predictor(onnx), settings.robustness_images)
+    return Served(onnx, temperature, examination)
 
 
 def _predictor(onnx: Path) -> Predictor:
     return Predictor(onnx, num_threads=os.cpu_count() or 1)
 
 
+def _better_of(tracked: tracking.Run, float32: Served, int8: Served, images: Images) -> Served:
+    figures = _figures([float32, int8], images)
+    against = quantization.reason_against(*figures)
+    by_name = {name: asdict(own) for name, own in zip(("float32", "int8"), figures, strict=True)}
+    tracked.log_metrics(evaluation.flatten(by_name))
+    say(f"int8 is not served: {against}" if against else f"int8 is served: {by_name}")
+    chosen = float32 if against else int8
+    quantized = by_name | {"served": "float32" if against else "int8"}
+    return replace(chosen, metadata=chosen.metadata | {"quantization": quantized})
+
+
 def _figures(models: list[Served], images: Images) -> list[quantization.Figures]:
     rates = quantization.images_per_second([Predictor(model.onnx) for model in models], images)
     return [
         quantization.Figures(
-            accuracy=evaluation.metrics(model.examined.predictions)["accuracy"],
+            accuracy=evaluation.metrics(model.examination.predictions)["accuracy"],
             images_per_second=round(rate, 1),
         )
         for model, rate in zip(models, rates, strict=True)
@@ -450,16 +459,18 @@ def _figures(models: list[Served], images: Images) -> list[quantization.Figures]
 
 
 def _report(settings: TrainSettings, job: Job, served: Served) -> dict[str, Any]:
-    """Log the evaluation; the metrics of the test split."""
-    model = {"name": settings.register_as, "split": "test"}
-    temperature = round(served.metadata["temperature"], 4)
-    made = evaluation.report(
-        served.examined, served.onnx, model | {"version": None, "temperature": temperature}
+    tracked, predictions = job.tracked, served.examination.predictions
+    about = {"run": tracked.run_id, "data": settings.data, "split": "test"}
+    predictor = _predictor(served.onnx)
+    report = evaluation.make_report(
+        served.examination, served.onnx, predictor, about, settings.seed
     )
-    metrics: dict[str, Any] = made.figures["metrics"]
-    job.tracked.log_metrics(evaluation.flatten(metrics, "test_") | {"temperature": temperature})
-    evaluation.log(made, job.tracked)
-    return metrics
+    tracked.log_metrics(evaluation.flatten(report.metrics, "test_"))
+    tracked.log_text(report.html, evaluation.HTML_FILE)
+    tracked.log_json(report.figures, evaluation.JSON_FILE)
+    tracked.log_figure(evaluation.confusion_matrix_figure(predictions), "confusion_matrix.png")
+    tracked.log_figure(evaluation.roc_figure(predictions), "roc.png")
+    return report.metrics
 
 
 def _promote(settings: TrainSettings, job: Job, version: str) -> tuple[bool, str]:
@@ -483,6 +494,7 @@ def _register(settings: TrainSettings, job: Job, served: Served, keras_path: Pat
         metadata={
             "class_names": job.images.class_names,
             "image_size": settings.image_size,
+            "temperature": served.temperature,
             "data_digest": job.images.summary.digest,
         }
         | served.metadata

@@ -19,7 +19,7 @@ ROOT = Path(__file__).parent.parent
 SMALL = [
     *("--image-size", "96", "--alpha", "0.35"),
     *("--backbone-weights", "none", "--batch-size", "16"),
-    *("--no-data-report", "--robustness-images", "16", "--no-quantize"),
+    *("--no-data-report", "--robustness-images", "5", "--no-quantize"),
 ]
 
 

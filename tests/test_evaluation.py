@@ -1,19 +1,24 @@
-"""Metrics against numbers worked out by hand."""
+"""Metrics against numbers worked out by hand, and figures that show them."""
 
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
+from PIL import Image
 
 from mask_ray.data import DataError
 from mask_ray.evaluation import (
     BATCH_SIZE,
     Predictions,
+    confusion_matrix_figure,
     flatten,
     metrics,
     predict,
+    roc_figure,
 )
 
 METRICS_BY_CLASS = ("precision", "recall", "f1")
@@ -66,7 +71,6 @@ def test_perfect_predictions_have_perfect_metrics() -> None:
 
     assert flatten(measured) == pytest.approx(
         {"num_images": 2, "accuracy": 1, "log_loss": 0, "roc_auc": 1}
-        | {"expected_calibration_error": 0}
         | {f"{name}_{animal}": 1 for name in METRICS_BY_CLASS for animal in ("cat", "dog")}
     )
 
@@ -154,3 +158,47 @@ def test_no_images_cannot_be_evaluated() -> None:
     nothing = InMemory(cats_in_percent(np.arange(0)), np.zeros(0, int))
     with pytest.raises(DataError, match="no images to evaluate on"):
         predict(nothing, StubPredictor())
+
+
+def test_the_confusion_matrix_shows_counts_by_true_and_predicted_class() -> None:
+    figure = confusion_matrix_figure(THREE_CLASSES)
+
+    (axes,) = figure.axes
+    assert [text.get_text() for text in axes.texts] == ["1", "1", "0", "0", "1", "0", "0", "0", "1"]
+    assert [label.get_text() for label in axes.get_xticklabels()] == ["cat", "dog", "fox"]
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["cat", "dog", "fox"]
+    assert (axes.get_ylabel(), axes.get_xlabel()) == ("True label", "Predicted label")
+    assert axes.get_title() == "4 images"
+
+
+def test_the_roc_figure_has_a_curve_of_each_class_with_its_area() -> None:
+    figure = roc_figure(THREE_CLASSES)
+
+    (axes,) = figure.axes
+    assert [text.get_text() for text in axes.get_legend().get_texts()] == [
+        "cat (AUC = 1.00)",
+        "dog (AUC = 0.67)",
+        "fox (AUC = 1.00)",
+        "chance",
+    ]
+    dog = axes.get_lines()[1]
+    np.testing.assert_allclose(dog.get_xdata(), [0, 1 / 3, 1 / 3, 1])
+    np.testing.assert_allclose(dog.get_ydata(), [0, 0, 1, 1])
+
+
+def test_the_roc_figure_leaves_out_a_class_without_images() -> None:
+    missing = predictions([0, 1], [[0.8, 0.1, 0.1], [0.2, 0.7, 0.1]])
+    (axes,) = roc_figure(missing).axes
+    labels = [text.get_text().partition(" ")[0] for text in axes.get_legend().get_texts()]
+    assert labels == ["cat", "dog", "chance"]
+
+
+@pytest.mark.parametrize("draw", [confusion_matrix_figure, roc_figure])
+def test_figures_can_be_saved(draw: Callable[[Predictions], Figure], tmp_path: Path) -> None:
+    draw(TWO_CLASSES).savefig(tmp_path / "figure.png")
+
+    with Image.open(tmp_path / "figure.png") as image:
+        assert image.format == "PNG"
+        pixels = np.asarray(image.convert("L"))
+    assert min(pixels.shape) > 300
+    assert (pixels < 128).mean() > 0.005

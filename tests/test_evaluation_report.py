@@ -1,227 +1,241 @@
-"""What a report tells: intervals, calibration, parts, harm and mistakes; and how it looks."""
+"""Intervals, calibration, slices, corruptions and the report, on answers made up for them."""
 
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import onnx
+import onnx_files
 import pytest
-from browser_page import chromium
-from onnx import TensorProto, helper, numpy_helper
-from onnx_files import CLASS_NAMES, IMAGE_SIZE, write_classifier
+from PIL import Image
 
-from mask_ray.evaluation import (
-    Predictions,
-    calibration,
-    examine,
+from mask_ray.evaluation import Predictions, examine, make_report, metrics
+from mask_ray.evaluation.calibration import (
+    expected_calibration_error,
     fit_temperature,
-    predict,
-    report,
-    robustness,
-    write_calibrated,
+    reliability,
+    scaled,
 )
-from mask_ray.evaluation.heatmaps import HeatMaps, NoHeatMapsError
-from mask_ray.evaluation.intervals import intervals, of_share
-from mask_ray.evaluation.report import html
+from mask_ray.evaluation.curves import curves, thresholds
+from mask_ray.evaluation.examination import Traits
+from mask_ray.evaluation.intervals import intervals, share_interval
+from mask_ray.evaluation.robustness import CORRUPTIONS, accuracy_when_worse
+from mask_ray.evaluation.slices import by_trait
 from mask_ray.predictor import Predictor
 
-
-class Rows:
-    """A Ray Dataset of pictures, batch by batch: those of a label are bright, or dark."""
-
-    def __init__(self, num_images: int, seed: int = 0) -> None:
-        rng = np.random.default_rng(seed)
-        self.labels = rng.integers(2, size=num_images)
-        noise = rng.integers(100, size=(num_images, IMAGE_SIZE, IMAGE_SIZE, 3))
-        self.images = (noise + 150 * self.labels[:, None, None, None]).astype(np.uint8)
-
-    def iter_batches(self, batch_size: int) -> Iterator[dict[str, Any]]:
-        for start in range(0, len(self.labels), batch_size):
-            rows = range(start, min(start + batch_size, len(self.labels)))
-            yield {
-                "image": self.images[rows],
-                "label": self.labels[rows].astype(np.int64),
-                "path": np.array([f"photos/{CLASS_NAMES[self.labels[r]]}/{r}.jpg" for r in rows]),
-                "longer_side": np.array(rows, np.int32),
-            }
+NAMES = ["cat", "dog"]
 
 
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_classifier(tmp_path_factory.mktemp("model") / "model.onnx")
+def of_first(labels: list[int], first: list[float]) -> Predictions:
+    """With the probability of a cat of each image."""
+    scores = np.array(first)
+    return Predictions(np.array(labels), np.stack([scores, 1 - scores], axis=1), NAMES)
 
 
-def pooled(path: Path) -> Path:
-    """A classifier that ends as MobileNetV2's does; class 0 is where the left half is bright."""
-    kernel = np.array([[1, 0], [0, 1], [0, 0]], np.float32)
-    nodes = [
-        helper.make_node("Cast", ["image"], ["floats"], to=TensorProto.FLOAT),
-        helper.make_node("Transpose", ["floats"], ["maps"], perm=[0, 3, 1, 2]),
-        helper.make_node("GlobalAveragePool", ["maps"], ["pooled"]),
-        helper.make_node("Flatten", ["pooled"], ["features"]),
-        helper.make_node("Gemm", ["features", "kernel"], ["logits"]),
-        helper.make_node("Softmax", ["logits"], ["probabilities"]),
-    ]
-    shape = ["N", IMAGE_SIZE, IMAGE_SIZE, 3]
-    graph = helper.make_graph(
-        nodes,
-        "classifier",
-        [helper.make_tensor_value_info("image", TensorProto.UINT8, shape)],
-        [helper.make_tensor_value_info("probabilities", TensorProto.FLOAT, ["N", 2])],
-        [numpy_helper.from_array(kernel, "kernel")],
+def drawn(num: int, sharpening: float = 1.0, seed: int = 0) -> Predictions:
+    """Labels that are as likely as the model said, before it was made too sure of itself."""
+    rng = np.random.default_rng(seed)
+    log_odds = rng.normal(0, 2, num)
+    labels = (rng.random(num) > 1 / (1 + np.exp(-log_odds))).astype(int)
+    return of_first(labels.tolist(), (1 / (1 + np.exp(-sharpening * log_odds))).tolist())
+
+
+# Half the images are cats; nine of ten are taken for what they are, with a probability of 0.9.
+NINE_OF_TEN = of_first([0] * 50 + [1] * 50, [0.9] * 45 + [0.1] * 5 + [0.1] * 45 + [0.9] * 5)
+
+
+def test_every_figure_is_within_its_interval() -> None:
+    predictions = drawn(400)
+    found, measured = intervals(predictions), metrics(predictions)
+
+    for name in ("accuracy", "log_loss", "roc_auc"):
+        assert found[name]["low"] < measured[name] < found[name]["high"]
+    for name in ("precision", "recall", "f1"):
+        for animal in NAMES:
+            assert found[name][animal]["low"] < measured[name][animal] < found[name][animal]["high"]
+
+
+def test_intervals_are_as_wide_as_the_normal_approximation_says() -> None:
+    found = intervals(of_first([0, 1] * 500, [0.9, 0.1] * 400 + [0.1, 0.9] * 100))["accuracy"]
+    deviation = np.sqrt(0.8 * 0.2 / 1000)
+    assert found["low"] == pytest.approx(0.8 - 1.96 * deviation, abs=0.004)
+    assert found["high"] == pytest.approx(0.8 + 1.96 * deviation, abs=0.004)
+
+
+def test_intervals_repeat_and_other_seeds_give_others() -> None:
+    assert intervals(NINE_OF_TEN) == intervals(NINE_OF_TEN)
+    assert intervals(NINE_OF_TEN) != intervals(NINE_OF_TEN, seed=1)
+
+
+def test_no_mistakes_among_few_images_prove_little() -> None:
+    found = intervals(of_first([0, 0, 1], [0.9, 0.8, 0.1]))
+
+    # The exact interval: 0.025 ** (1 / n).
+    assert found["accuracy"]["low"] == pytest.approx(0.025 ** (1 / 3))
+    assert found["recall"]["cat"]["low"] == pytest.approx(0.025 ** (1 / 2))
+    assert found["recall"]["dog"] == {"low": pytest.approx(0.025), "high": 1.0}
+    assert share_interval(3, 3) == found["accuracy"]
+
+
+def test_a_class_without_images_has_no_intervals() -> None:
+    found = intervals(of_first([0, 0], [0.9, 0.4]))
+    assert "roc_auc" not in found
+    assert set(found["recall"]) == {"cat"}
+
+
+def test_calibration_error_worked_out_by_hand() -> None:
+    # Two bins: at 0.9, of four images three are right; at 0.6, of one none.
+    predictions = of_first([0, 0, 0, 1, 1], [0.9, 0.9, 0.9, 0.9, 0.6])
+    assert expected_calibration_error(predictions) == pytest.approx(
+        4 / 5 * abs(0.9 - 0.75) + 1 / 5 * abs(0.6 - 0)
     )
-    made = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=10)
-    metadata = {"class_names": json.dumps(CLASS_NAMES), "image_size": str(IMAGE_SIZE)}
-    helper.set_model_props(made, metadata)
-    onnx.save(made, path)
-    return path
+    assert expected_calibration_error(NINE_OF_TEN) == pytest.approx(0, abs=1e-9)
+    assert [(b["num_images"], b["accuracy"]) for b in reliability(predictions)] == [
+        (1, 0),
+        (4, 0.75),
+    ]
 
 
-def test_the_calibration_error_is_the_mean_distance_of_confidence_and_accuracy() -> None:
-    # Two images at 0.9, one of them right; two at 0.6, both right.
-    labels = np.array([0, 1, 0, 0])
-    probabilities = np.array([[0.9, 0.1], [0.9, 0.1], [0.6, 0.4], [0.6, 0.4]])
+@pytest.mark.parametrize("sharpening", [0.5, 1.0, 3.0])
+def test_the_temperature_undoes_what_made_a_model_too_sure(sharpening: float) -> None:
+    validation, test = drawn(5000, sharpening), drawn(5000, sharpening, seed=1)
 
-    found = calibration.bins(labels, probabilities)
+    temperature = fit_temperature(validation)
 
-    assert [(b.num_images, b.accuracy) for b in found] == [(2, 1), (2, 0.5)]
-    assert calibration.expected_error(found) == pytest.approx((2 * 0.4 + 2 * 0.4) / 4)
+    assert temperature == pytest.approx(sharpening, rel=0.1)
+    assert expected_calibration_error(scaled(test, temperature)) < 0.02
 
 
-def test_the_temperature_of_answers_that_are_too_sure_mends_them() -> None:
+def test_a_model_that_makes_no_mistakes_is_not_told_to_be_certain() -> None:
+    temperature = fit_temperature(of_first([0, 1] * 50, [0.98, 0.02] * 50))
+    # 101 / 102, as its 100 images allow to say.
+    assert scaled(of_first([0], [0.98]), temperature).probabilities[0, 0] == pytest.approx(
+        101 / 102
+    )
+
+
+def test_thresholds_trade_recall_for_precision() -> None:
+    rows = thresholds(of_first([0, 0, 1, 1], [0.97, 0.6, 0.55, 0.1]))["cat"]
+    by_threshold = {row["threshold"]: (row["precision"], row["recall"]) for row in rows}
+    assert by_threshold[0.05] == (0.5, 1)
+    assert by_threshold[0.5] == (pytest.approx(2 / 3), 1)
+    assert by_threshold[0.95] == (1, 0.5)
+    assert by_threshold[0.99] == (None, 0)
+
+
+def test_curves_are_short_and_begin_and_end_where_they_should() -> None:
+    found = curves(drawn(5000))["dog"]
+    assert len(found["roc"]) <= 200
+    assert (found["roc"][0], found["roc"][-1]) == ([0, 0], [1, 1])
+    assert found["roc_auc"] == pytest.approx(metrics(drawn(5000))["roc_auc"])
+
+
+def test_slices_find_the_folder_that_goes_wrong() -> None:
+    predictions = of_first([0, 0, 1, 1], [0.9, 0.9, 0.8, 0.8])
+    folders = ["/d/cat/a", "/d/cat/b", "/d/dog/a", "/d/dog/a"]
+    traits = Traits(folders, np.array([0, 64, 64, 500]), np.array([1.0, 2, 3, 4]), np.ones(4))
+
+    found = by_trait(predictions, traits)
+
+    folder = {each.name: (each.num_images, each.accuracy) for each in found["folder"]}
+    assert folder == {"cat/a": (1, 1), "cat/b": (1, 1), "dog/a": (2, 0)}
+    assert [each.accuracy for each in found["brightness"]] == [1, 1, 0, 0]
+    # A file that is elsewhere has no size, and all are equally sharp.
+    assert sum(each.num_images for each in found["longer side, px"]) == 3
+    assert "sharpness" not in found
+
+
+@pytest.mark.parametrize("name", CORRUPTIONS)
+def test_each_corruption_changes_images_more_with_its_strength(name: str) -> None:
     rng = np.random.default_rng(0)
-    true = rng.uniform(0.5, 1, size=4000)
-    labels = (rng.uniform(size=4000) > true).astype(np.int64)
-    logits = 3 * np.log(true / (1 - true))
-    probabilities = np.stack([1 / (1 + np.exp(-logits)), 1 / (1 + np.exp(logits))], 1)
-
-    assert fit_temperature(labels, probabilities) == pytest.approx(3, rel=0.1)
-
-
-def test_images_without_a_mistake_do_not_make_a_model_certain() -> None:
-    probabilities = np.tile([0.9, 0.1], (100, 1))
-    assert 0.3 < fit_temperature(np.zeros(100, np.int64), probabilities) < 1
-
-
-def test_the_file_that_is_served_carries_the_temperature(model: Path, tmp_path: Path) -> None:
-    write_calibrated(model, tmp_path / "calibrated.onnx", 2.5)
-    images = Rows(5).images
-    before, after = Predictor(model), Predictor(tmp_path / "calibrated.onnx")
-
-    logits = np.log(before.predict(images)) / 2.5
-    expected = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
-
-    np.testing.assert_allclose(after.predict(images), expected, atol=1e-5)
-    assert (before.temperature, after.temperature) == (1, 2.5)
-    assert after.class_names == before.class_names
-
-
-def test_intervals_hold_their_figures_and_shrink_with_more_images() -> None:
-    rng = np.random.default_rng(0)
-
-    def width(num_images: int) -> float:
-        labels = rng.integers(2, size=num_images)
-        wrong = rng.uniform(size=num_images) < 0.1
-        own = np.where(wrong, 0.3, 0.8)
-        probabilities = np.where(np.eye(2)[labels] == 1, own[:, None], 1 - own[:, None])
-        predictions = Predictions(labels, probabilities, ["cat", "dog"])
-        low, high = intervals(predictions)["accuracy"]
-        assert low <= 1 - wrong.mean() <= high
-        return high - low
-
-    # Sixteen times the images, a quarter of the width.
-    assert width(1600) == pytest.approx(width(100) / 4, rel=0.5)
-
-
-def test_an_interval_of_few_images_without_a_mistake_is_not_certain() -> None:
-    low, high = of_share(5, 5)
-    # Wilson's formula by hand: 5 / (5 + 1.96^2).
-    assert (low, high) == pytest.approx((5 / (5 + 1.96**2), 1), abs=1e-3)
-
-
-@pytest.mark.parametrize("name", robustness.HARMS)
-def test_every_harm_changes_a_picture_more_as_it_gets_stronger(name: str) -> None:
-    ramp = np.linspace(0, 255, 64).astype(np.uint8)
-    picture = np.stack([ramp[None, :] ^ ramp[:, None]] * 3, axis=-1)
-    *_, strengths = robustness.HARMS[name]
+    small = Image.fromarray(rng.integers(40, 216, (3, 3, 3), dtype=np.uint8))
+    image = np.asarray(small.resize((96, 96), Image.Resampling.BILINEAR))
+    corrupt, levels, _ = CORRUPTIONS[name]
 
     changes = []
-    for strength in strengths:
-        worse = robustness.harmed(picture, name, strength, np.random.default_rng(0))
-        assert (worse.shape, worse.dtype) == (picture.shape, np.uint8)
-        changes.append(np.abs(worse.astype(int) - picture).mean())
+    for level in levels:
+        worse = corrupt(image, level, np.random.default_rng(0))
+        assert (worse.shape, worse.dtype) == (image.shape, image.dtype)
+        changes.append(np.abs(worse.astype(float) - image).mean())
 
     assert 0 < changes[0] < changes[1] < changes[2]
 
 
-def test_heat_maps_show_where_a_class_is_seen(tmp_path: Path) -> None:
-    heat_maps = HeatMaps(onnx.load(pooled(tmp_path / "pooled.onnx")))
-    image = np.zeros((IMAGE_SIZE, IMAGE_SIZE, 3), np.uint8)
-    image[:, : IMAGE_SIZE // 2, 0] = 200
+class InMemory:
+    """The rows of a Ray Dataset, batch by batch."""
 
-    evidence = heat_maps.evidence(image, 0)
+    def __init__(self, **columns: np.ndarray) -> None:
+        self.columns = columns
 
-    assert evidence[:, : IMAGE_SIZE // 2] == pytest.approx(1)
-    assert not evidence[:, IMAGE_SIZE // 2 :].any()
-    assert not heat_maps.evidence(image, 1).any()
-
-
-def test_other_models_have_no_heat_maps(model: Path) -> None:
-    with pytest.raises(NoHeatMapsError):
-        HeatMaps(onnx.load(model))
+    def iter_batches(self, batch_size: int) -> Iterator[dict[str, np.ndarray]]:
+        for start in range(0, len(self.columns["label"]), batch_size):
+            yield {k: v[start : start + batch_size] for k, v in self.columns.items()}
 
 
-def test_the_worst_mistakes_are_kept_the_surest_first(model: Path) -> None:
-    rows = Rows(300)
-    predictor = Predictor(model)
-    expected = predict(rows, predictor)
-    wrong = expected.predicted != expected.labels
-    surest = np.sort(expected.probabilities.max(axis=1)[wrong])[::-1]
-
-    examined = examine(rows, predictor, num_sampled=70)
-
-    kept = [mistake.probabilities.max() for mistake in examined.mistakes]
-    np.testing.assert_allclose(kept, surest[: len(kept)], atol=1e-6)
-    assert len(kept) == min(24, wrong.sum()) > 0
-    np.testing.assert_array_equal(examined.predictions.labels, rows.labels)
-    np.testing.assert_array_equal(examined.sampled[0], rows.images[:70])
+@pytest.fixture
+def onnx(tmp_path: Path) -> Path:
+    return onnx_files.write_classifier(tmp_path / "model.onnx", ("a & b", "<i>"))
 
 
-def test_parts_have_all_images_and_tell_what_is_worse(model: Path) -> None:
-    rows = Rows(200)
-    made = report(examine(rows, Predictor(model), 0), model, {"name": "m", "version": None})
-
-    for parts in made.figures["slices"].values():
-        assert sum(part["num_images"] for part in parts) == 200
-        right = sum(part["num_images"] * part["accuracy"] for part in parts)
-        assert right / 200 == pytest.approx(made.figures["metrics"]["accuracy"])
-    assert made.figures["robustness"] == {"num_images": 0}
-    # Tuples become lists, and all else is JSON already.
-    assert json.dumps(json.loads(json.dumps(made.figures))) == json.dumps(made.figures)
+def noise(folder: Path, num: int = 150) -> InMemory:
+    """Images of noise in files of two sizes, with labels that no model can know."""
+    rng = np.random.default_rng(0)
+    pixels = rng.integers(0, 256, (num, 32, 32, 3), dtype=np.uint8)
+    paths = [folder / f"{index}.png" for index in range(num)]
+    for index, path in enumerate(paths):
+        Image.fromarray(pixels[index]).resize((40 + 40 * (index % 2),) * 2).save(path)
+    names = np.array([str(path) for path in paths], object)
+    return InMemory(image=pixels, label=rng.integers(0, 2, num), path=names)
 
 
-def test_the_page_shows_it_all_and_asks_for_nothing_else(tmp_path: Path) -> None:
-    path = pooled(tmp_path / "pooled.onnx")
-    examined = examine(Rows(80), Predictor(path), 8)
-    assert examined.mistakes
-    made = report(examined, path, {"name": "mask-detector", "version": "3", "temperature": 1.2})
-    page_file = tmp_path / "evaluation.html"
-    page_file.write_text(html(made))
+def test_the_examination_keeps_a_sample_and_the_surest_mistakes(onnx: Path, tmp_path: Path) -> None:
+    rows = noise(tmp_path)
 
-    with chromium() as page:
-        page.driver.get(page_file.as_uri())
-        text = page.driver.find_element("tag name", "main").text
-        shown = page.driver.execute_script(
-            "return [...document.images].every(i => i.complete && i.naturalWidth > 0)"
-        )
-        asked = page.driver.execute_script(
-            "return performance.getEntriesByType('resource').filter("
-            "e => !e.name.startsWith('data:')).length"
-        )
-    accuracy = made.figures["metrics"]["accuracy"]
-    assert f"{100 * accuracy:.2f}%" in text
-    assert shown
-    assert asked == 0
-    assert page_file.read_text().count("<svg") == 4
+    found = examine(rows, Predictor(onnx), num_sampled=70)
+
+    np.testing.assert_array_equal(found.sample, rows.columns["image"][:70])
+    np.testing.assert_array_equal(found.sample_labels, rows.columns["label"][:70])
+    assert set(found.traits.longer_side_px.tolist()) == {40, 80}
+    wrong = found.predictions.predicted != found.predictions.labels
+    surest = np.sort(found.predictions.probabilities.max(axis=1)[wrong])[::-1]
+    assert len(found.mistakes) == 24
+    np.testing.assert_allclose([m.probability for m in found.mistakes], surest[:24], rtol=1e-5)
+
+
+def test_robustness_repeats_with_its_seed(onnx: Path, tmp_path: Path) -> None:
+    found = examine(noise(tmp_path), Predictor(onnx), num_sampled=40)
+    first, again = (
+        accuracy_when_worse(Predictor(onnx), found.sample, found.sample_labels) for _ in range(2)
+    )
+    assert first == again
+    assert [len(levels) for levels in first.values()] == [3] * 6
+
+
+def test_the_report_is_one_page_and_the_same_figures_as_json(onnx: Path, tmp_path: Path) -> None:
+    predictor = Predictor(onnx)
+    found = examine(noise(tmp_path), predictor, num_sampled=20)
+
+    make_report(found, onnx, predictor, {"model": "<b>"}).write(tmp_path / "out")
+
+    page = (tmp_path / "out" / "evaluation.html").read_text()
+    figures = json.loads((tmp_path / "out" / "evaluation.json").read_text())
+    assert "&lt;b&gt;" in page and "<i>" not in page and "a &amp; b" in page
+    assert page.count("<svg") == 4
+    assert "there are no heat maps" in page
+    addresses = re.findall(r'(?:src|href)="([^"]{1,40})', page)
+    assert addresses and all(a.startswith(("data:image/jpeg", "#")) for a in addresses)
+    assert f"{100 * figures['accuracy']:.1f}%" in page
+    assert figures["accuracy"] == metrics(found.predictions)["accuracy"]
+    assert set(figures["intervals"]) >= {"accuracy", "expected_calibration_error", "recall"}
+
+
+def test_a_report_needs_neither_mistakes_nor_corruptions(onnx: Path, tmp_path: Path) -> None:
+    predictor, rows = Predictor(onnx), noise(tmp_path)
+    rows.columns["label"] = predictor.predict(rows.columns["image"]).argmax(axis=1)
+
+    report = make_report(examine(rows, predictor, num_sampled=0), onnx, predictor, {})
+
+    assert report.figures["num_mistakes"] == 0
+    assert "Mistakes, the surest first" not in report.html
+    assert "Robustness" not in report.html

@@ -7,7 +7,7 @@ import keras_models
 import numpy as np
 import pytest
 
-from mask_ray import mobilenet
+from mask_ray import mobilenet, onnx_head
 from mask_ray import model as models
 from mask_ray.config import BLOCKS
 from mask_ray.images import decode_resized
@@ -155,6 +155,21 @@ class TestOnnx:
         assert predictor.image_size == SIZE
         images = pixels(num_images)
         assert_alike(predictor.predict(images), model.predict(images, verbose=0), 1e-5)
+
+    def test_calibrated_it_answers_as_the_calibrated_keras_file_does(
+        self, model: keras.Model, tmp_path: Path
+    ) -> None:
+        onnx, saved = tmp_path / "model.onnx", tmp_path / "model.keras"
+        models.export_onnx(model, onnx, NAMES, alpha=0.35)
+        model.save(saved)
+        onnx.write_bytes(onnx_head.with_temperature(onnx.read_bytes(), 3.0))
+        saved.write_bytes(onnx_head.keras_with_temperature(saved.read_bytes(), 3.0))
+
+        answers = Predictor(onnx).predict(pixels(4))
+
+        loaded = keras.models.load_model(saved)
+        assert_alike(answers, loaded.predict(pixels(4), verbose=0), 1e-5)
+        assert np.abs(answers - model.predict(pixels(4), verbose=0)).max() > 0.01
 
     def test_answers_as_keras_does_on_real_photos(self, shared: Path, tmp_path: Path) -> None:
         model = models.build(num_classes=2, image_size=128, alpha=1.0, from_scratch=False)

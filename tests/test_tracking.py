@@ -13,9 +13,11 @@ from urllib.parse import unquote, urlparse
 import mlflow
 import pytest
 from conftest import ROOT
+from matplotlib.figure import Figure
 from mlflow import MlflowClient
 from mlflow_models import register
 from onnx_files import write_classifier
+from PIL import Image
 
 from mask_ray import tracking
 from mask_ray.config import MaskRayError, tracking_uri
@@ -146,13 +148,19 @@ def test_runs_below_a_run_are_found_again_with_their_curves(store: None) -> None
 def test_files_are_kept_under_home_and_none_in_the_working_directory(
     store: None, home: Path, working_directory: Path, tmp_path: Path
 ) -> None:
+    figure = Figure(figsize=(2, 1))
+    figure.subplots().plot([0, 1])
+
     with start_run("faces", {}) as run:
         run.log_json({"broken.jpg": "truncated"}, "bad_files.json")
+        run.log_figure(figure, "roc.png")
         register(run, tmp_path)
 
-    bad_files = artifact(run.run_id, "bad_files.json")
+    bad_files, roc = (artifact(run.run_id, name) for name in ("bad_files.json", "roc.png"))
     assert home / "mlartifacts" in bad_files.parents
     assert json.loads(bad_files.read_text()) == {"broken.jpg": "truncated"}
+    with Image.open(roc) as image:
+        assert (image.format, image.size) == ("PNG", (200, 100))
     assert {path.name for path in home.iterdir()} == {"mlflow.db", "mlartifacts"}
     assert list(working_directory.iterdir()) == []
 
@@ -278,6 +286,7 @@ USES: dict[str, Callable[[Run, Path], Any]] = {
     "has_file": lambda run, folder: run.has_file("settings.json"),
     "registered_version": lambda run, folder: run.registered_version("faces"),
     "log_file": lambda run, folder: run.log_file(write_classifier(folder / "model.onnx")),
+    "log_figure": lambda run, folder: run.log_figure(Figure(), "roc.png"),
     "register_model": lambda run, folder: register(run, folder),
 }
 

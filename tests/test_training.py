@@ -1,5 +1,6 @@
 """A whole training run: real Ray job, two Horovod workers, MLflow store, HTTP answers."""
 
+import json
 import os
 from pathlib import Path
 from typing import Any
@@ -70,7 +71,8 @@ def test_the_run_is_finished_and_complete(run: Run, trained: dict[str, Any]) -> 
     counts = [v for k, v in run.data.metrics.items() if k.startswith("num_images_")]
     assert sum(counts) == 160
     artifacts = {file.path for file in mlflow.MlflowClient().list_artifacts(run.info.run_id)}
-    assert artifacts >= {"evaluation.html", "evaluation.json", "bad_files.json"}
+    assert artifacts >= {"confusion_matrix.png", "roc.png", "bad_files.json"}
+    assert artifacts >= {"evaluation.html", "evaluation.json"}
 
 
 def test_every_epoch_is_a_point_of_each_curve(run: Run) -> None:
@@ -86,13 +88,19 @@ def test_the_model_of_the_best_epoch_is_the_champion(run: Run, trained: dict[str
     assert info.run_id == run.info.run_id
     assert info.metadata["class_names"] == list(synthetic.CLASS_NAMES)
     assert info.metadata["data_digest"] == run.data.tags["data_digest"]
+    assert info.metadata["temperature"] == Predictor(champion.path).temperature
+    assert info.metadata["temperature"] == trained["test"]["temperature"] != 1
     assert (champion.path.parent / "extra_files" / "model.keras").is_file()
 
 
 def test_evaluating_the_champion_again_gives_the_same_figures(
-    trained: dict[str, Any], cluster: dict[str, str]
+    trained: dict[str, Any], cluster: dict[str, str], tmp_path: Path
 ) -> None:
-    again = run_job("jobs.evaluate", "--data", "synthetic:160", env=cluster).result
+    arguments = ("--data", "synthetic:160", "--output", str(tmp_path / "report"))
+    again = run_job("jobs.evaluate", *arguments, env=cluster).result
+    figures = json.loads((tmp_path / "report" / "evaluation.json").read_text())
+    assert figures["accuracy"] == again["accuracy"]
+    assert (tmp_path / "report" / "evaluation.html").stat().st_size > 10_000
     assert again["model"] == {"name": "mask-detector", "version": trained["model_version"]}
     for name in ("num_images", "accuracy", "recall"):
         assert again[name] == trained["test"][name]

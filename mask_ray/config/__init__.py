@@ -18,7 +18,14 @@ from mask_ray.config.base import (
     local_tracking_uri,
     tracking_uri,
 )
-from mask_ray.config.data import DataSettings, EvaluateSettings, Repeatable, Source, SplitName
+from mask_ray.config.data import (
+    DataSettings,
+    EvaluateSettings,
+    Repeatable,
+    ReportSettings,
+    Source,
+    SplitName,
+)
 from mask_ray.config.demo import DemoSettings
 from mask_ray.config.ingress import IngressSettings
 from mask_ray.config.inspection import InspectSettings
@@ -62,6 +69,7 @@ __all__ = [
     "PromotionRule",
     "RemoteImageSettings",
     "Repeatable",
+    "ReportSettings",
     "RunSettings",
     "ServeSettings",
     "Settings",

@@ -55,18 +55,6 @@ class ImageLimits(Settings):
     )
 
 
-class ReportSettings(Settings):
-    """What an evaluation's report looks at beyond the answers."""
-
-    robustness_images: int = Field(
-        128,
-        ge=0,
-        le=10_000,
-        description="Images that the model is also asked about made worse, by blur, noise, low "
-        "light, JPEG, rotation and occlusion at three strengths each.",
-    )
-
-
 def none_for_auto(value: Any) -> Any:
     """`auto` in a flag or file stands for no value of one's own."""
     return None if value == "auto" else value

@@ -2,12 +2,11 @@
 
 import re
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
-from mask_ray.config.base import DEFAULT_MODEL_URI, ImageLimits, ReportSettings
+from mask_ray.config.base import DEFAULT_MODEL_URI, ImageLimits, Settings
 
 SplitName = Literal["train", "val", "test"]
 
@@ -78,6 +77,18 @@ class DataSettings(ImageLimits):
         return self
 
 
+class ReportSettings(Settings):
+    """What an evaluation report holds beyond figures of the images as they are."""
+
+    robustness_images: int = Field(
+        50,
+        ge=0,
+        le=100_000,
+        description="Test images that are also blurred, darkened, turned ..., at 18 strengths in "
+        "all, to see how the model does then; 0: none.",
+    )
+
+
 class EvaluateSettings(DataSettings, ReportSettings):
     """Evaluate a model file on labelled images and print its metrics."""
 
@@ -87,6 +98,8 @@ class EvaluateSettings(DataSettings, ReportSettings):
     split: Literal["train", "val", "test", "all"] = Field(
         "test", description="Which images of the data set to evaluate on."
     )
-    output: Path | None = Field(
-        None, description="Folder for a report: evaluation.html, and evaluation.json."
+    output: str | None = Field(
+        None,
+        min_length=1,
+        description="Folder, made if need be, for the report: evaluation.html and evaluation.json.",
     )

@@ -4,8 +4,8 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
-from mask_ray.config.base import DEFAULT_MODEL_NAME, ReportSettings, Settings, none_for_auto, one_of
-from mask_ray.config.data import DataSettings
+from mask_ray.config.base import DEFAULT_MODEL_NAME, Settings, none_for_auto, one_of
+from mask_ray.config.data import DataSettings, ReportSettings
 from mask_ray.config.promotion import PromotionRule
 
 # MobileNetV2's published ImageNet checkpoints: Sandler et al. 2018, https://arxiv.org/abs/1801.04381
@@ -26,7 +26,7 @@ class TrackingSettings(Settings):
     )
 
 
-class RunSettings(DataSettings, TrackingSettings, PromotionRule, ReportSettings):
+class RunSettings(DataSettings, ReportSettings, TrackingSettings, PromotionRule):
     """What a training run makes, and how."""
 
     num_workers: int = Field(1, ge=1, le=4096, description="Horovod workers, one process each.")

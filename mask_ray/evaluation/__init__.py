@@ -1,27 +1,40 @@
-"""How good a model is: figures with intervals, calibration, and a report for people.
+"""What a model is worth: metrics with intervals, calibration, weak spots, and a report of it all.
 
-Scores the ONNX file that is served, on images decoded as they are when it is.
+Scores the ONNX file that will be served, on images decoded as they will be. Needs no Keras;
+figures and reports are returned, not stored.
 """
 
-from mask_ray.evaluation.calibration import fit_temperature, write_calibrated
-from mask_ray.evaluation.examination import Examined, examine
-from mask_ray.evaluation.job import evaluate, log, run
-from mask_ray.evaluation.report import Report, report
-from mask_ray.evaluation.scores import BATCH_SIZE, Predictions, flatten, metrics, predict
+from mask_ray.evaluation.calibration import expected_calibration_error, fit_temperature
+from mask_ray.evaluation.evaluate import evaluate, run
+from mask_ray.evaluation.examination import Examination, examine
+from mask_ray.evaluation.report import HTML_FILE, JSON_FILE, Report
+from mask_ray.evaluation.report import make as make_report
+from mask_ray.evaluation.scores import (
+    BATCH_SIZE,
+    Predictions,
+    confusion_matrix_figure,
+    flatten,
+    metrics,
+    predict,
+    roc_figure,
+)
 
 __all__ = [
     "BATCH_SIZE",
-    "Examined",
+    "HTML_FILE",
+    "JSON_FILE",
+    "Examination",
     "Predictions",
     "Report",
+    "confusion_matrix_figure",
     "evaluate",
     "examine",
+    "expected_calibration_error",
     "fit_temperature",
     "flatten",
-    "log",
+    "make_report",
     "metrics",
     "predict",
-    "report",
+    "roc_figure",
     "run",
-    "write_calibrated",
 ]

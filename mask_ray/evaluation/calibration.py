@@ -1,103 +1,96 @@
-"""Whether a probability of 0.9 is right nine times in ten, and what makes it so.
+"""Whether a model is right as often as its probabilities say, and the temperature that helps.
 
-Temperature scaling divides the logits by one number, fitted on validation images, so no label
-changes: Guo et al. 2017, https://arxiv.org/abs/1706.04599.
+Guo et al. 2017, "On Calibration of Modern Neural Networks", https://arxiv.org/abs/1706.04599.
 """
 
-from dataclasses import dataclass
-from pathlib import Path
+from typing import Any
 
 import numpy as np
-import onnx
 from numpy.typing import NDArray
-from onnx import helper, numpy_helper
-from scipy.optimize import minimize_scalar
+
+from mask_ray.evaluation.scores import Predictions
 
 NUM_BINS = 15
 
-_METADATA_KEY = "temperature"
-_OUTPUT_NAME = "probabilities"
-_LOGARITHMS = (np.log(0.1), np.log(10.0))
-_LEAST_PROBABILITY = 1e-12
+_TEMPERATURES = (0.1, 10.0)
+_NUM_HALVINGS = 50
 
 
-@dataclass(frozen=True)
-class Bin:
-    """The images whose likeliest class has a probability in one fifteenth of 0..1.
+def expected_calibration_error(predictions: Predictions) -> float:
+    """Mean distance between confidence and accuracy, over 15 bins of equal width.
 
-    Args:
-        confidence: Their mean probability of that class.
-        accuracy: Share of them of which it is the label.
+    Confidence is the probability of the predicted class; bins count by their images.
     """
-
-    num_images: int
-    confidence: float
-    accuracy: float
+    gaps = confidence_gaps(predictions).sum(axis=0)
+    return float(np.abs(gaps).sum() / len(predictions.labels))
 
 
-def bins(labels: NDArray[np.int64], probabilities: NDArray[np.float64]) -> list[Bin]:
-    """The bins that have images, by rising confidence.
+def confidence_gaps(predictions: Predictions) -> NDArray[np.float64]:
+    """Confidence less rightness (0 or 1) of each image, in the column of its bin; else 0."""
+    confidence, right = _confidence(predictions)
+    gaps = np.zeros((len(confidence), NUM_BINS))
+    gaps[np.arange(len(confidence)), _bins(confidence)] = confidence - right
+    return gaps
 
-    Args:
-        labels: Shape (N,).
-        probabilities: Shape (N, classes).
-    """
-    confidence = probabilities.max(axis=1)
-    correct = probabilities.argmax(axis=1) == labels
-    places = np.minimum((confidence * NUM_BINS).astype(int), NUM_BINS - 1)
+
+def reliability(predictions: Predictions) -> list[dict[str, Any]]:
+    """By bin that has images: its bounds, their number, mean confidence and accuracy."""
+    confidence, right = _confidence(predictions)
+    bins = _bins(confidence)
     return [
-        Bin(int(inside.sum()), float(confidence[inside].mean()), float(correct[inside].mean()))
-        for inside in (places == place for place in np.unique(places))
+        {
+            "low": index / NUM_BINS,
+            "high": (index + 1) / NUM_BINS,
+            "num_images": int((bins == index).sum()),
+            "confidence": float(confidence[bins == index].mean()),
+            "accuracy": float(right[bins == index].mean()),
+        }
+        for index in np.unique(bins).tolist()
     ]
 
 
-def expected_error(of: list[Bin]) -> float:
-    """Mean distance of confidence and accuracy, over images."""
-    num_images = sum(each.num_images for each in of)
-    return sum(each.num_images * abs(each.confidence - each.accuracy) for each in of) / num_images
+def _confidence(predictions: Predictions) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
+    right = predictions.predicted == predictions.labels
+    return predictions.probabilities.max(axis=1), right
 
 
-def fit_temperature(labels: NDArray[np.int64], probabilities: NDArray[np.float64]) -> float:
-    """The temperature, in 0.1..10, of the least log loss on validation images.
+def _bins(confidence: NDArray[np.float64]) -> NDArray[np.int64]:
+    return np.minimum((confidence * NUM_BINS).astype(np.int64), NUM_BINS - 1)
 
-    A label counts as certain only to 1 - 1 / (N + 2), or images without a mistake would make the
-    model surer and surer: Platt 1999, "Probabilistic outputs for support vector machines".
+
+def fit_temperature(predictions: Predictions) -> float:
+    """What to divide logits by, so that the log loss on these images is least: 0.1 to 10.
+
+    Targets are smoothed as by Platt 1999, "Probabilistic Outputs for Support Vector Machines":
+    with N images and K classes a label counts as (N + 1) / (N + K). Otherwise a model that is
+    right on all of them would be told to be certain.
 
     Args:
-        labels: Shape (N,), N >= 1.
-        probabilities: Shape (N, classes), at temperature 1.
+        predictions: On images that the model was not trained on, and is not tested on.
     """
-    logits = np.log(np.maximum(probabilities, _LEAST_PROBABILITY))
+    # Equal to the logits but for a constant in each row, which changes nothing.
+    logits = np.log(np.clip(predictions.probabilities, np.finfo(np.float32).tiny, None))
     num_images, num_classes = logits.shape
-    doubt = 1 / (num_images + 2)
-    targets = np.full(logits.shape, doubt / (num_classes - 1))
-    targets[np.arange(num_images), labels] = 1 - doubt
+    targets = np.full_like(logits, 1 / (num_images + num_classes))
+    targets[np.arange(num_images), predictions.labels] *= num_images + 1
+    wanted = (targets * logits).sum()
+    # The loss is convex in the inverse temperature, so its slope has one root.
+    low, high = 1 / _TEMPERATURES[1], 1 / _TEMPERATURES[0]
+    for _ in range(_NUM_HALVINGS):
+        middle = (low + high) / 2
+        slope = (_softmax(logits * middle) * logits).sum() - wanted
+        low, high = (middle, high) if slope < 0 else (low, middle)
+    return 2 / (low + high)
 
-    def loss(logarithm: float) -> float:
-        scaled = logits / np.exp(logarithm)
-        scaled -= scaled.max(axis=1, keepdims=True)
-        scaled -= np.log(np.exp(scaled).sum(axis=1, keepdims=True))
-        return float(-(targets * scaled).sum(axis=1).mean())
 
-    return float(np.exp(minimize_scalar(loss, bounds=_LOGARITHMS, method="bounded").x))
+def scaled(predictions: Predictions, temperature: float) -> Predictions:
+    """What the model says with its logits divided by `temperature`."""
+    logits = np.log(np.clip(predictions.probabilities, np.finfo(np.float32).tiny, None))
+    probabilities = _softmax(logits / temperature)
+    return Predictions(predictions.labels, probabilities, predictions.class_names)
 
 
-def write_calibrated(source: Path, target: Path, temperature: float) -> None:
-    """Write a model whose logits are divided by a temperature, which its metadata tells.
-
-    Args:
-        source: The ONNX file of a classifier, whose last node is a softmax.
-        target: The file to write.
-        temperature: Above 0.
-    """
-    model = onnx.load(source)
-    graph = model.graph
-    (softmax,) = (node for node in graph.node if _OUTPUT_NAME in node.output)
-    assert softmax.op_type == "Softmax", "classifiers end with it"
-    inverse = np.array(1 / temperature, np.float32)
-    graph.initializer.append(numpy_helper.from_array(inverse, "inverse_temperature"))
-    scale = helper.make_node("Mul", [softmax.input[0], "inverse_temperature"], ["calibrated"])
-    softmax.input[0] = "calibrated"
-    graph.node.insert(list(graph.node).index(softmax), scale)
-    model.metadata_props.add(key=_METADATA_KEY, value=f"{temperature:.6g}")
-    onnx.save(model, target)
+def _softmax(logits: NDArray[np.float64]) -> NDArray[np.float64]:
+    powers = np.exp(logits - logits.max(axis=1, keepdims=True))
+    normalised: NDArray[np.float64] = powers / powers.sum(axis=1, keepdims=True)
+    return normalised

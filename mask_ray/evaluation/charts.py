@@ -1,108 +1,126 @@
-"""Figures as SVG that takes the colour of the text around it, in light and in dark."""
+"""Charts of an evaluation as inline SVG, in the colours of the page that they are in."""
 
 import io
-from collections.abc import Mapping, Sequence
+import re
 from typing import Any
 
-import matplotlib as mpl
-import numpy as np
-from cycler import cycler
+import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from sklearn.metrics import precision_recall_curve, roc_curve
 
-from mask_ray.evaluation.calibration import Bin
-from mask_ray.evaluation.scores import Predictions
+# Stand-ins, for the page's own colours in light and dark. Those of series are told apart by
+# people who are colour-blind: Okabe and Ito 2008, https://jfly.uni-koeln.de/color/.
+_TEXT, _LINE, _ACCENT, _TRACK = "#010101", "#020202", "#030303", "#040404"
+_PAGE_COLOURS = {
+    _TEXT: "var(--text)",
+    _LINE: "var(--line)",
+    _ACCENT: "var(--accent)",
+    _TRACK: "var(--track)",
+}
+_SERIES = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
+_STYLES = ("-", "--", "-.", ":")
 
-# Found nowhere else in a figure, and replaced.
-_INK = "#010203"
-_STYLE: dict[Any, Any] = {
-    "text.color": _INK,
-    "axes.edgecolor": _INK,
-    "axes.labelcolor": _INK,
-    "xtick.color": _INK,
-    "ytick.color": _INK,
-    "axes.facecolor": "none",
-    "figure.facecolor": "none",
-    "legend.frameon": False,
+_SETTINGS: Any = {
+    "svg.fonttype": "none",
+    "svg.hashsalt": "mask_ray",
+    "font.family": "sans-serif",
+    "font.size": 10,
+    "text.color": _TEXT,
+    "axes.labelcolor": _TEXT,
+    "axes.edgecolor": _LINE,
     "axes.spines.top": False,
     "axes.spines.right": False,
-    "grid.color": _INK,
-    "grid.alpha": 0.15,
     "axes.grid": True,
-    "svg.fonttype": "none",
-    "font.size": 11,
-    # Told apart by everyone, on light and on dark: Okabe and Ito 2008.
-    "axes.prop_cycle": cycler(
-        color=["#0f86c9", "#d55e00", "#109873", "#cc79a7", "#c08a00", "#56a4d9"]
-    ),
+    "axes.axisbelow": True,
+    "grid.color": _LINE,
+    "grid.linewidth": 0.6,
+    "xtick.color": _TEXT,
+    "ytick.color": _TEXT,
+    "legend.frameon": False,
+    "lines.linewidth": 2,
 }
 
 
-def reliability(bins: Sequence[Bin]) -> str:
-    """Accuracy against confidence, a point for each bin, as large as its share of the images."""
-    axes = _axes()
-    total = sum(each.num_images for each in bins)
-    axes.plot([0, 1], [0, 1], ":", color=_INK, label="perfect")
-    axes.scatter(
-        [each.confidence for each in bins],
-        [each.accuracy for each in bins],
-        s=[30 + 400 * each.num_images / total for each in bins],
-        alpha=0.8,
-        label="images",
+def reliability(bins: list[dict[str, Any]]) -> str:
+    """Accuracy by confidence, with how many images have it below."""
+    with matplotlib.rc_context(_SETTINGS):
+        figure = Figure(figsize=(5, 4.6), layout="constrained")
+        upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
+        left = [each["low"] for each in bins]
+        width = bins[0]["high"] - bins[0]["low"]
+        bars = {"align": "edge", "width": 0.92 * width, "color": _ACCENT}
+        upper.bar(left, [each["accuracy"] for each in bins], **bars)
+        upper.plot([0, 1], [0, 1], color=_TEXT, linewidth=1, linestyle=":")
+        upper.set(ylabel="Accuracy", ylim=(0, 1.02), xlim=(0, 1))
+        lower.bar(left, [each["num_images"] for each in bins], **bars)
+        lower.set(xlabel="Confidence", ylabel="Images", yscale="log", ylim=(0.7, None))
+        return _svg(figure, "Accuracy by confidence")
+
+
+def roc(curves: dict[str, dict[str, Any]]) -> str:
+    """True positives by false ones, a line a class."""
+    with matplotlib.rc_context(_SETTINGS):
+        figure, axes = _square()
+        for at, (name, curve) in enumerate(curves.items()):
+            _plot(axes, curve["roc"], at, f"{name} (area {curve['roc_auc']:.4f})")
+        axes.plot([0, 1], [0, 1], color=_TEXT, linewidth=1, linestyle=":")
+        axes.set(xlabel="False positive rate", ylabel="True positive rate")
+        axes.legend(loc="lower right")
+        return _svg(figure, "ROC curves")
+
+
+def precision_recall(curves: dict[str, dict[str, Any]]) -> str:
+    """Precision by recall, a line a class."""
+    with matplotlib.rc_context(_SETTINGS):
+        figure, axes = _square()
+        for at, (name, curve) in enumerate(curves.items()):
+            label = f"{name} (average {curve['average_precision']:.4f})"
+            _plot(axes, curve["precision_recall"], at, label)
+        axes.set(xlabel="Recall", ylabel="Precision")
+        axes.legend(loc="lower left")
+        return _svg(figure, "Precision-recall curves")
+
+
+def robustness(clean: float, by_corruption: dict[str, list[dict[str, Any]]]) -> str:
+    """Accuracy by strength, a line a corruption, from the images as they are."""
+    with matplotlib.rc_context(_SETTINGS):
+        figure = Figure(figsize=(7, 4), layout="constrained")
+        axes = figure.subplots()
+        for at, (name, levels) in enumerate(by_corruption.items()):
+            values = [clean, *(level["accuracy"] for level in levels)]
+            colour, style = _SERIES[at % len(_SERIES)], _STYLES[at % len(_STYLES)]
+            axes.plot(values, marker="o", color=colour, linestyle=style, label=name)
+        axes.set_xticks(range(4), ["as it is", "mild", "medium", "strong"])
+        axes.set_ylabel("Accuracy")
+        axes.set_ylim(top=1.01)
+        axes.legend(loc="lower left", ncols=2)
+        return _svg(figure, "Accuracy on images made worse")
+
+
+def _square() -> tuple[Figure, Axes]:
+    figure = Figure(figsize=(5, 4.6), layout="constrained")
+    axes = figure.subplots()
+    axes.set(xlim=(-0.01, 1.01), ylim=(-0.01, 1.02))
+    return figure, axes
+
+
+def _plot(axes: Axes, points: list[list[float]], at: int, label: str) -> None:
+    colour, style = _SERIES[at % len(_SERIES)], _STYLES[at % len(_STYLES)]
+    axes.plot(*zip(*points, strict=True), color=colour, linestyle=style, label=label)
+
+
+def _svg(figure: Figure, title: str) -> str:
+    """The element alone, as wide as there is room, with its own names for what it refers to."""
+    drawn = io.StringIO()
+    figure.savefig(drawn, format="svg", transparent=True, metadata={"Date": None})
+    text = drawn.getvalue()
+    text = text[text.index("<svg") :]
+    text = re.sub(
+        r'(<svg[^>]*?) width="[^"]*"', r"\1", re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", text)
     )
-    axes.set(xlabel="Confidence", ylabel="Accuracy", xlim=(0, 1.03), ylim=(-0.03, 1.06))
-    return _svg(axes, "reliability")
-
-
-def precision_recall(predictions: Predictions) -> str:
-    """Precision against recall of each class that has images."""
-    axes = _axes()
-    for index, name in enumerate(predictions.class_names):
-        is_own = predictions.labels == index
-        if is_own.any():
-            precision, recall, _ = precision_recall_curve(
-                is_own, predictions.probabilities[:, index]
-            )
-            axes.plot(recall, precision, label=name)
-    axes.set(xlabel="Recall", ylabel="Precision", xlim=(0, 1.03), ylim=(0, 1.05))
-    return _svg(axes, "precision_recall")
-
-
-def roc(predictions: Predictions) -> str:
-    """True against false positive rate of each class against the rest."""
-    axes = _axes()
-    axes.plot([0, 1], [0, 1], ":", color=_INK, label="chance")
-    for index, name in enumerate(predictions.class_names):
-        is_own = predictions.labels == index
-        if is_own.any() and not is_own.all():
-            false, true, _ = roc_curve(is_own, predictions.probabilities[:, index])
-            axes.plot(false, true, label=name)
-    axes.set(xlabel="False positive rate", ylabel="True positive rate", ylim=(0, 1.05))
-    return _svg(axes, "roc")
-
-
-def robustness(accuracies: Mapping[str, Sequence[tuple[float, float]]], plain: float) -> str:
-    """Accuracy against how strong the harm is: none, and three strengths of each kind."""
-    axes = _axes()
-    for name, points in accuracies.items():
-        axes.plot([plain, *(accuracy for _, accuracy in points)], marker="o", label=name)
-    axes.set(xlabel="Strength", ylabel="Accuracy", ylim=(0, 1.05))
-    axes.set_xticks(np.arange(4), ["none", "weak", "middle", "strong"])
-    return _svg(axes, "robustness")
-
-
-def _axes() -> Axes:
-    with mpl.rc_context(_STYLE):
-        return Figure(figsize=(5.2, 3.9), layout="constrained").subplots()
-
-
-def _svg(axes: Axes, name: str) -> str:
-    """The figure as an element; its name keeps its ids apart from those of others in a page."""
-    written = io.StringIO()
-    with mpl.rc_context(_STYLE | {"svg.hashsalt": name}):
-        axes.legend()
-        assert isinstance(axes.figure, Figure)
-        axes.figure.savefig(written, format="svg", metadata={"Date": None})
-    svg = written.getvalue()
-    return svg[svg.index("<svg") :].replace(_INK, "currentColor")
+    text = text.replace("<svg", f'<svg role="img" aria-label="{title}"', 1)
+    prefix = re.sub(r"\W", "", title).lower()
+    text = re.sub(r'(\bid="|url\(#|href="#)', rf"\1{prefix}-", text)
+    for stand_in, colour in _PAGE_COLOURS.items():
+        text = text.replace(stand_in, colour)
+    return text

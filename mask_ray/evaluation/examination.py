@@ -1,138 +1,157 @@
-"""One pass over labelled images: a model's answers, what each image is like, and a few to show."""
+"""One pass of a model over labelled images, that keeps what a report tells and shows.
 
-import heapq
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-from pathlib import PurePosixPath
-from typing import Any
+Of any number of images it keeps a few numbers each, and the pixels of a few.
+"""
+
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 from ray.data import Dataset
-from scipy import ndimage
 
 from mask_ray import data
-from mask_ray.evaluation.scores import BATCH_SIZE, Predictions
-from mask_ray.predictor import Images, Predictor
+from mask_ray.evaluation.scores import Predictions, predict
+from mask_ray.images import ImageError, read_header
+from mask_ray.predictor import Images, Predictor, Probabilities
 
 NUM_MISTAKES = 24
+
+_NUM_THREADS = 8
+
+
+@dataclass(frozen=True)
+class Traits:
+    """What images are like, an entry each.
+
+    Args:
+        folder: Where the file is, its class folder included.
+        longer_side_px: Of the file's picture; 0 where the file isn't on this machine.
+        brightness: Mean luma, 0..255, of the pixels that the model sees.
+        sharpness: Variance of the Laplacian of that luma; it falls with blur. Pech-Pacheco et
+            al. 2000, https://doi.org/10.1109/ICPR.2000.903548.
+    """
+
+    folder: list[str]
+    longer_side_px: NDArray[np.int64]
+    brightness: NDArray[np.float64]
+    sharpness: NDArray[np.float64]
 
 
 @dataclass(frozen=True)
 class Mistake:
-    """A wrong answer.
+    """An image that the model takes for another class.
 
     Args:
-        image: As the model saw it, uint8 of shape (S, S, 3).
-        label: Index of the true class.
-        probabilities: Shape (classes,).
+        path: Of the file.
+        image: What the model saw, uint8 (S, S, 3).
+        label: Its true class.
+        predicted: What the model takes it for.
+        probability: Of `predicted`.
     """
 
     path: str
     image: Images
     label: int
-    probabilities: NDArray[np.float64]
+    predicted: int
+    probability: float
 
 
 @dataclass(frozen=True)
-class Examined:
-    """What was seen.
+class Examination:
+    """What a model says of images, what those are like, and some of them.
 
     Args:
-        predictions: Of all images.
-        properties: Of each image, by name: `folder`, `longer_side` (px of the file), `brightness`
-            (mean, 0..255) and `sharpness` (variance of the Laplacian; both of what the model sees).
-        mistakes: The surest wrong answers, at most 24, the surest first.
-        sampled: A few images, chosen by their place in the data, and their labels.
+        predictions: Of all.
+        traits: Of all.
+        mistakes: The surest first.
+        sample: The first few images, which come in random order, uint8 (N, S, S, 3).
+        sample_labels: Their true classes.
     """
 
     predictions: Predictions
-    properties: Mapping[str, NDArray[Any]]
+    traits: Traits
     mistakes: list[Mistake]
-    sampled: tuple[Images, NDArray[np.int64]]
+    sample: Images
+    sample_labels: NDArray[np.int64]
 
 
-@dataclass
-class _Seen:
-    labels: list[NDArray[np.int64]] = field(default_factory=list)
-    probabilities: list[NDArray[np.float64]] = field(default_factory=list)
-    properties: list[dict[str, NDArray[Any]]] = field(default_factory=list)
-    # A heap of (confidence, its number, mistake), the least sure first.
-    mistakes: list[tuple[float, int, Mistake]] = field(default_factory=list)
-    images: list[Images] = field(default_factory=list)
-
-
-def examine(dataset: Dataset, predictor: Predictor, num_sampled: int) -> Examined:
-    """Run a model over rows `image`, `label`, `path` and `longer_side`.
-
-    Only answers and properties of all images are held, and the pixels of a few.
-
-    Args:
-        dataset: See `data.ImageData.examples`.
-        predictor: The model.
-        num_sampled: Images to keep.
+def examine(dataset: Dataset, predictor: Predictor, num_sampled: int) -> Examination:
+    """Run the model over rows `image` (uint8, (S, S, 3)), `label` and `path`.
 
     Raises:
         data.DataError: the dataset has no rows.
     """
-    seen = _Seen()
-    num_seen = num_kept = 0
-    for batch in dataset.iter_batches(batch_size=BATCH_SIZE):
-        # As float32 rows sum to 1 only to seven digits.
-        scores = predictor.predict(batch["image"]).astype(np.float64)
-        scores /= scores.sum(axis=1, keepdims=True)
-        seen.labels.append(batch["label"])
-        seen.probabilities.append(scores)
-        seen.properties.append(_properties(batch))
-        _keep_mistakes(seen.mistakes, batch, scores, num_seen)
-        if num_kept < num_sampled:
-            seen.images.append(batch["image"][: num_sampled - num_kept].copy())
-            num_kept += len(seen.images[-1])
-        num_seen += len(scores)
-    if not seen.labels:
-        raise data.DataError("there are no images to evaluate on")
-    return _joined(seen, list(predictor.class_names), num_kept)
+    observer = _Observer(num_sampled)
+    predictions = predict(dataset, predictor, observer.look)
+    return Examination(
+        predictions,
+        observer.traits(),
+        observer.mistakes,
+        np.concatenate(observer.sampled),
+        predictions.labels[:num_sampled],
+    )
 
 
-def _joined(seen: _Seen, class_names: list[str], num_kept: int) -> Examined:
-    labels = np.concatenate(seen.labels)
-    properties = {
-        name: np.concatenate([part[name] for part in seen.properties])
-        for name in seen.properties[0]
-    }
-    images = np.concatenate(seen.images) if seen.images else np.empty((0, 1, 1, 3), np.uint8)
-    mistakes = [mistake for _, _, mistake in sorted(seen.mistakes, key=_by_confidence)]
-    predictions = Predictions(labels, np.concatenate(seen.probabilities), class_names)
-    return Examined(predictions, properties, mistakes, (images, labels[:num_kept]))
+class _Observer:
+    def __init__(self, num_sampled: int) -> None:
+        self._num_wanted = num_sampled
+        self._paths: list[str] = []
+        self._brightness: list[NDArray[np.float64]] = []
+        self._sharpness: list[NDArray[np.float64]] = []
+        self.sampled: list[Images] = []
+        self.mistakes: list[Mistake] = []
+
+    def look(self, batch: data.Batch, probabilities: Probabilities) -> None:
+        luma = _luma(batch["image"])
+        self._paths += batch["path"].tolist()
+        self._brightness.append(luma.mean(axis=(1, 2)))
+        self._sharpness.append(_laplacian(luma).var(axis=(1, 2)))
+        self.sampled.append(batch["image"][: self._num_wanted].copy())
+        self._num_wanted -= len(self.sampled[-1])
+        self._keep_mistakes(batch, probabilities)
+
+    def _keep_mistakes(self, batch: data.Batch, probabilities: Probabilities) -> None:
+        predicted = probabilities.argmax(axis=1)
+        for row in np.flatnonzero(predicted != batch["label"]).tolist():
+            probability = float(probabilities[row].max())
+            label, found = int(batch["label"][row]), int(predicted[row])
+            image = batch["image"][row].copy()
+            mistake = Mistake(batch["path"][row], image, label, found, probability)
+            self.mistakes.append(mistake)
+        self.mistakes.sort(key=lambda mistake: -mistake.probability)
+        del self.mistakes[NUM_MISTAKES:]
+
+    def traits(self) -> Traits:
+        return Traits(
+            [Path(path).parent.as_posix() for path in self._paths],
+            _longer_sides(self._paths),
+            np.concatenate(self._brightness),
+            np.concatenate(self._sharpness),
+        )
 
 
-def _by_confidence(entry: tuple[float, int, Mistake]) -> tuple[float, int]:
-    return -entry[0], entry[1]
+def _luma(images: Images) -> NDArray[np.float32]:
+    """Of shape (N, S, S), 0..255; weights of ITU-R BT.601."""
+    return images.astype(np.float32) @ np.array([0.299, 0.587, 0.114], np.float32)
 
 
-def _keep_mistakes(
-    mistakes: list[tuple[float, int, Mistake]],
-    batch: data.Batch,
-    scores: NDArray[np.float64],
-    num_before: int,
-) -> None:
-    for row in np.flatnonzero(scores.argmax(axis=1) != batch["label"]):
-        image = batch["image"][row].copy()
-        mistake = Mistake(str(batch["path"][row]), image, int(batch["label"][row]), scores[row])
-        entry = (float(scores[row].max()), num_before + int(row), mistake)
-        if len(mistakes) < NUM_MISTAKES:
-            heapq.heappush(mistakes, entry)
-        else:
-            heapq.heappushpop(mistakes, entry)
+def _laplacian(luma: NDArray[np.float32]) -> NDArray[np.float32]:
+    middle = luma[:, 1:-1, 1:-1]
+    across = luma[:, 1:-1, :-2] + luma[:, 1:-1, 2:]
+    return across + luma[:, :-2, 1:-1] + luma[:, 2:, 1:-1] - 4 * middle
 
 
-def _properties(batch: data.Batch) -> dict[str, NDArray[Any]]:
-    grey = [np.asarray(Image.fromarray(image).convert("L"), np.float32) for image in batch["image"]]
-    return {
-        "folder": np.array([PurePosixPath(path).parent.name for path in batch["path"]], object),
-        "longer_side": batch["longer_side"],
-        "brightness": np.array([image.mean() for image in grey]),
-        # Pech-Pacheco et al. 2000, https://doi.org/10.1109/ICPR.2000.903548
-        "sharpness": np.array([ndimage.laplace(image).var() for image in grey]),
-    }
+def _longer_sides(paths: Sequence[str]) -> NDArray[np.int64]:
+    with ThreadPoolExecutor(_NUM_THREADS) as pool:
+        return np.fromiter(pool.map(_longer_side, paths), np.int64, len(paths))
+
+
+def _longer_side(path: str) -> int:
+    try:
+        header = read_header(Path(path).read_bytes())
+    except (OSError, ImageError):
+        return 0
+    return max(header.width, header.height)

@@ -1,176 +1,150 @@
-"""What an evaluation found, as JSON for programs and as one page for people."""
+"""All that is found out about a model, as JSON and as one HTML page."""
 
+import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx
 from markupsafe import Markup
 from sklearn.metrics import confusion_matrix
 
 from mask_ray import reports
-from mask_ray.evaluation import calibration, charts, robustness
-from mask_ray.evaluation.examination import Examined, Mistake
-from mask_ray.evaluation.heatmaps import HeatMaps, NoHeatMapsError
+from mask_ray.evaluation import charts, heat_maps, slices
+from mask_ray.evaluation.calibration import NUM_BINS, expected_calibration_error, reliability
+from mask_ray.evaluation.curves import curves, thresholds
+from mask_ray.evaluation.examination import Examination, Mistake
 from mask_ray.evaluation.intervals import intervals
-from mask_ray.evaluation.scores import Predictions, metrics
-from mask_ray.evaluation.slices import slices
+from mask_ray.evaluation.robustness import accuracy_when_worse
+from mask_ray.evaluation.scores import metrics
 from mask_ray.predictor import Predictor
+from mask_ray.reports import data_uri, jpeg
 
-_THRESHOLDS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99)
+HTML_FILE = "evaluation.html"
+JSON_FILE = "evaluation.json"
 
 
 @dataclass(frozen=True)
 class Report:
-    """Everything that is told of one model on one set of images.
+    """What is told of a model.
 
     Args:
-        figures: As JSON has them.
-        examined: What they are of.
-        heat_maps: Of the model, where it is one that has them.
+        figures: All of them, of JSON's types.
+        html: The page.
     """
 
     figures: dict[str, Any]
-    examined: Examined
-    heat_maps: HeatMaps | None
+    html: str
+
+    @property
+    def metrics(self) -> dict[str, Any]:
+        """Those of `scores.metrics`, the calibration error and their intervals."""
+        names = ("num_images", "accuracy", "log_loss", "roc_auc", "precision", "recall", "f1")
+        more = ("expected_calibration_error", "temperature", "intervals")
+        return {name: self.figures[name] for name in names + more}
+
+    def write(self, folder: Path) -> None:
+        """Write the page and the figures, as `HTML_FILE` and `JSON_FILE`."""
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / HTML_FILE).write_text(self.html, "utf-8")
+        (folder / JSON_FILE).write_text(json.dumps(self.figures, indent=2), "utf-8")
 
 
-def report(examined: Examined, path: Path, model: Mapping[str, Any]) -> Report:
-    """Work everything out.
+def make(
+    examination: Examination,
+    onnx: Path,
+    predictor: Predictor,
+    about: Mapping[str, str],
+    seed: int = 0,
+) -> Report:
+    """Work out all figures and draw the page.
 
     Args:
-        examined: Of the images.
-        path: The model's file, for what is asked of it beyond its answers.
-        model: Its name and such, to be told.
+        examination: What the model says of the images.
+        onnx: The model file.
+        predictor: Made from it.
+        about: What is evaluated on what, name by name, for the head of the page.
+        seed: Of resamples and corruptions.
     """
-    predictions = examined.predictions
-    figures = {
-        "model": dict(model),
-        "class_names": predictions.class_names,
-        "metrics": metrics(predictions),
-        "intervals_95": intervals(predictions),
-        "confusion": confusion_matrix(
-            predictions.labels, predictions.predicted, labels=range(len(predictions.class_names))
-        ).tolist(),
-        "slices": {
-            name: [asdict(each) for each in found] for name, found in slices(examined).items()
-        },
-        "calibration": [
-            asdict(each) for each in calibration.bins(predictions.labels, predictions.probabilities)
-        ],
-        "thresholds": _thresholds(predictions),
-        "robustness": _robustness(examined, path),
-        "mistakes": [_told(mistake, predictions.class_names) for mistake in examined.mistakes],
-    }
-    return Report(figures, examined, _heat_maps(path))
-
-
-def _heat_maps(path: Path) -> HeatMaps | None:
-    try:
-        return HeatMaps(onnx.load(path))
-    except NoHeatMapsError:
-        return None
-
-
-def _robustness(examined: Examined, path: Path) -> dict[str, Any]:
-    images, labels = examined.sampled
-    if not len(images):
-        return {"num_images": 0}
-    predictor = Predictor(path)
-    plain = float((predictor.predict(images).argmax(axis=1) == labels).mean())
-    found = robustness.accuracies(predictor, images, labels)
-    return {
-        "num_images": len(images),
-        "accuracy": plain,
-        "harms": {
-            name: {
-                "strength_is": robustness.HARMS[name][1],
-                "points": [{"strength": s, "accuracy": a} for s, a in points],
-            }
-            for name, points in found.items()
-        },
-    }
-
-
-def _thresholds(predictions: Predictions) -> dict[str, list[dict[str, float | None]]]:
-    """For each class: if an image counts as one from a probability on, how right that is."""
-    return {
-        name: [
-            _at(threshold, predictions.probabilities[:, index], predictions.labels == index)
-            for threshold in _THRESHOLDS
-        ]
-        for index, name in enumerate(predictions.class_names)
-    }
-
-
-def _at(threshold: float, scores: Any, is_own: Any) -> dict[str, float | None]:
-    counted = scores >= threshold
-    right = int((counted & is_own).sum())
-    return {
-        "threshold": threshold,
-        "precision": right / int(counted.sum()) if counted.any() else None,
-        "recall": right / int(is_own.sum()) if is_own.any() else None,
-    }
-
-
-def _told(mistake: Mistake, class_names: list[str]) -> dict[str, Any]:
-    predicted = int(mistake.probabilities.argmax())
-    return {
-        "path": mistake.path,
-        "label": class_names[mistake.label],
-        "predicted": class_names[predicted],
-        "probability": float(mistake.probabilities[predicted]),
-    }
-
-
-def html(of: Report) -> str:
-    """One page that needs no other file."""
-    predictions = of.examined.predictions
-    figures = of.figures
-    robust = figures["robustness"]
-    drawn = {
-        "reliability": charts.reliability(
-            calibration.bins(predictions.labels, predictions.probabilities)
-        ),
-        "precision_recall": charts.precision_recall(predictions),
-        "roc": charts.roc(predictions),
-    }
-    if robust["num_images"]:
-        points = {
-            name: [(point["strength"], point["accuracy"]) for point in harm["points"]]
-            for name, harm in robust["harms"].items()
-        }
-        drawn["robustness"] = charts.robustness(points, robust["accuracy"])
-    return reports.render(
+    figures = {"about": dict(about)} | _figures(examination, predictor, seed)
+    pictures = _pictures(examination.mistakes, onnx, figures["class_names"])
+    page = reports.render(
         "evaluation.html.j2",
         title="Evaluation",
-        subtitle=_subtitle(figures),
+        subtitle=" · ".join(f"{name} {value}" for name, value in about.items()),
         figures=figures,
-        charts={name: Markup(svg) for name, svg in drawn.items()},
-        mistakes=[_shown(of.heat_maps, mistake) for mistake in of.examined.mistakes],
-        confusion_shades=_shades(figures["confusion"]),
+        num_bins=NUM_BINS,
+        charts=_charts(figures),
+        mistakes=pictures,
     )
+    return Report(figures, page)
 
 
-def _subtitle(figures: dict[str, Any]) -> str:
-    model = figures["model"]
-    version = f" version {model['version']}" if model.get("version") else ""
-    split = f", {model['split']} split" if model.get("split") else ""
-    return f"{model['name']}{version} on {figures['metrics']['num_images']:,} images{split}"
+def _figures(examination: Examination, predictor: Predictor, seed: int) -> dict[str, Any]:
+    predictions = examination.predictions
+    names = predictions.class_names
+    counts = confusion_matrix(predictions.labels, predictions.predicted, labels=range(len(names)))
+    return metrics(predictions) | {
+        "class_names": names,
+        "num_mistakes": int((predictions.labels != predictions.predicted).sum()),
+        "expected_calibration_error": expected_calibration_error(predictions),
+        "temperature": predictor.temperature,
+        "intervals": intervals(predictions, seed),
+        "confusion": counts.tolist(),
+        "reliability": reliability(predictions),
+        "thresholds": thresholds(predictions),
+        "curves": curves(predictions),
+        "slices": slices.as_json(slices.by_trait(predictions, examination.traits)),
+        "robustness": _robustness(examination, predictor, seed),
+        "mistakes": [_told(mistake, names) for mistake in examination.mistakes],
+    }
 
 
-def _shown(heat_maps: HeatMaps | None, mistake: Mistake) -> dict[str, str | None]:
-    seen = reports.data_uri(reports.jpeg(mistake.image))
-    if heat_maps is None:
-        return {"seen": seen, "heat": None}
-    heat = heat_maps.drawn(mistake.image, int(mistake.probabilities.argmax()))
-    return {"seen": seen, "heat": reports.data_uri(reports.jpeg(heat))}
+def _robustness(examination: Examination, predictor: Predictor, seed: int) -> dict[str, Any] | None:
+    images, labels = examination.sample, examination.sample_labels
+    if not len(images):
+        return None
+    found = examination.predictions.predicted[: len(labels)]
+    return {
+        "num_images": len(images),
+        "accuracy": float(np.mean(found == labels)),
+        "corruptions": accuracy_when_worse(predictor, images, labels, seed),
+    }
 
 
-def _shades(confusion: list[list[int]]) -> list[list[float]]:
-    """Share of its row of each cell."""
-    counts = np.array(confusion, float)
-    shares: list[list[float]] = (counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)).tolist()
-    return shares
+def _told(mistake: Mistake, names: list[str]) -> dict[str, Any]:
+    return {
+        "path": mistake.path,
+        "label": names[mistake.label],
+        "predicted": names[mistake.predicted],
+        "probability": mistake.probability,
+    }
+
+
+def _charts(figures: dict[str, Any]) -> dict[str, Markup]:
+    drawn = {
+        "reliability": charts.reliability(figures["reliability"]),
+        "roc": charts.roc(figures["curves"]),
+        "precision_recall": charts.precision_recall(figures["curves"]),
+    }
+    if robustness := figures["robustness"]:
+        clean, by_corruption = robustness["accuracy"], robustness["corruptions"]
+        drawn["robustness"] = charts.robustness(clean, by_corruption)
+    return {name: Markup(svg) for name, svg in drawn.items()}
+
+
+def _pictures(mistakes: list[Mistake], onnx: Path, names: list[str]) -> list[dict[str, Any]]:
+    """Of each mistake what is told, its image as an address, and its heat map if it has one."""
+    if not mistakes:
+        return []
+    images = np.stack([mistake.image for mistake in mistakes])
+    heated = heat_maps.overlaid(onnx, images, [mistake.predicted for mistake in mistakes])
+    return [
+        _told(mistake, names)
+        | {
+            "uri": data_uri(jpeg(mistake.image)),
+            "heat_map": data_uri(jpeg(heated[at])) if heated else None,
+        }
+        for at, mistake in enumerate(mistakes)
+    ]

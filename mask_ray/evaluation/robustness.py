@@ -1,95 +1,102 @@
-"""Accuracy on images that are worse than those of the data set.
+"""Accuracy on images made worse: blurred, noisy, dark, compressed, turned, covered.
 
-Kinds of harm and rising strengths as Hendrycks and Dietterich 2019 have them
-(https://arxiv.org/abs/1903.12261), with strengths for small pictures of what the model sees.
+After Hendrycks and Dietterich 2019, "Benchmarking Neural Network Robustness to Common Corruptions
+and Perturbations", https://arxiv.org/abs/1903.12261; strengths are chosen for photos of faces.
 """
 
 import io
+import os
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageFilter
 
+from mask_ray.evaluation.intervals import share_interval
 from mask_ray.predictor import Images, Predictor
 
-Harm = Callable[[Images, float, np.random.Generator], Images]
+Pixels = NDArray[np.uint8]
+Corruption = Callable[[Pixels, float, np.random.Generator], Pixels]
 
 
-def _blur(image: Images, radius_share: float, _: np.random.Generator) -> Images:
-    radius_px = radius_share * len(image)
-    return np.asarray(Image.fromarray(image).filter(ImageFilter.GaussianBlur(radius_px)))
+def _blur(image: Pixels, share: float, rng: np.random.Generator) -> Pixels:
+    radius = share * len(image)
+    return np.asarray(Image.fromarray(image).filter(ImageFilter.GaussianBlur(radius)))
 
 
-def _noise(image: Images, deviation: float, rng: np.random.Generator) -> Images:
-    noisy = image + rng.normal(scale=255 * deviation, size=image.shape)
-    return np.clip(noisy, 0, 255).astype(np.uint8)
+def _noise(image: Pixels, deviation: float, rng: np.random.Generator) -> Pixels:
+    noisy = image + rng.normal(0, 255 * deviation, image.shape)
+    return noisy.clip(0, 255).astype(np.uint8)
 
 
-def _low_light(image: Images, kept: float, rng: np.random.Generator) -> Images:
-    """Fewer photons: darker, with noise that grows as the root of the light."""
-    photons_at_white = 400 * kept
-    dark = rng.poisson(image / 255 * photons_at_white) / photons_at_white * 255 * kept
-    return np.clip(dark, 0, 255).astype(np.uint8)
+def _low_light(image: Pixels, light: float, rng: np.random.Generator) -> Pixels:
+    return (image * light).astype(np.uint8)
 
 
-def _jpeg(image: Images, quality: float, _: np.random.Generator) -> Images:
+def _jpeg(image: Pixels, quality: float, rng: np.random.Generator) -> Pixels:
     encoded = io.BytesIO()
     Image.fromarray(image).save(encoded, "JPEG", quality=int(quality))
-    return np.asarray(Image.open(encoded))
+    with Image.open(encoded) as decoded:
+        return np.asarray(decoded)
 
 
-def _rotation(image: Images, degrees: float, rng: np.random.Generator) -> Images:
-    angle = degrees * rng.choice((-1, 1))
-    # The edge goes on beyond the picture, as black corners would be another harm.
-    margin = len(image) // 2
-    wide = Image.fromarray(np.pad(image, ((margin, margin), (margin, margin), (0, 0)), "edge"))
-    turned = wide.rotate(angle, Image.Resampling.BILINEAR)
-    box = (margin, margin, margin + image.shape[1], margin + image.shape[0])
-    return np.asarray(turned.crop(box))
+def _rotation(image: Pixels, degrees: float, rng: np.random.Generator) -> Pixels:
+    angle = float(rng.choice([-degrees, degrees]))
+    mean = tuple(image.mean(axis=(0, 1)).astype(int).tolist())
+    turned = Image.fromarray(image).rotate(angle, Image.Resampling.BILINEAR, fillcolor=mean)
+    return np.asarray(turned)
 
 
-def _occlusion(image: Images, area: float, rng: np.random.Generator) -> Images:
-    side = round(len(image) * area**0.5)
-    top, left = rng.integers(len(image) - side + 1, size=2)
+def _occlusion(image: Pixels, share: float, rng: np.random.Generator) -> Pixels:
+    side = round(share**0.5 * len(image))
+    top, left = rng.integers(0, len(image) - side + 1, 2)
     covered = image.copy()
     covered[top : top + side, left : left + side] = 128
     return covered
 
 
-# By name: what is done, what its strength is, and rising strengths.
-HARMS: dict[str, tuple[Harm, str, tuple[float, float, float]]] = {
-    "blur": (_blur, "radius, share of the side", (0.01, 0.02, 0.04)),
-    "noise": (_noise, "standard deviation, share of white", (0.05, 0.1, 0.2)),
-    "low light": (_low_light, "light that is left", (0.5, 0.25, 0.1)),
-    "JPEG": (_jpeg, "quality", (30, 15, 7)),
-    "rotation": (_rotation, "degrees", (10, 20, 40)),
-    "occlusion": (_occlusion, "share of the area", (0.1, 0.2, 0.35)),
+# Each with its strengths, from mild to strong, and how they read.
+CORRUPTIONS: dict[str, tuple[Corruption, tuple[float, ...], str]] = {
+    "blur": (_blur, (0.01, 0.02, 0.04), "radius {:.0%} of the side"),
+    "noise": (_noise, (0.05, 0.1, 0.2), "deviation {:.0%} of white"),
+    "low light": (_low_light, (0.5, 0.25, 0.1), "{:.0%} of the light"),
+    "JPEG": (_jpeg, (30, 15, 5), "quality {:.0f}"),
+    "rotation": (_rotation, (10, 25, 45), "{:.0f} degrees"),
+    "occlusion": (_occlusion, (0.05, 0.15, 0.3), "{:.0%} of the area"),
 }
 
 
-def harmed(image: Images, name: str, strength: float, rng: np.random.Generator) -> Images:
-    """A worse copy of a picture of shape (S, S, 3)."""
-    return HARMS[name][0](image, strength, rng)
-
-
-def accuracies(
+def accuracy_when_worse(
     predictor: Predictor, images: Images, labels: NDArray[np.int64], seed: int = 0
-) -> dict[str, list[tuple[float, float]]]:
-    """By kind of harm: strengths, and the accuracy at each.
+) -> dict[str, list[dict[str, Any]]]:
+    """Accuracy by corruption and strength, mild first, with its interval.
 
     Args:
         predictor: The model.
-        images: uint8 of shape (N, S, S, 3), N >= 1.
-        labels: Shape (N,).
-        seed: Of what is random about it.
+        images: uint8 (N, S, S, 3), N >= 1, S that of the model.
+        labels: Their true classes.
+        seed: Of noise, and of where images are covered.
     """
-    found: dict[str, list[tuple[float, float]]] = {}
-    for name, (_, _, strengths) in HARMS.items():
+    settings = [(name, level) for name, (_, levels, _) in CORRUPTIONS.items() for level in levels]
+
+    def measure(setting: tuple[str, float]) -> dict[str, Any]:
+        name, level = setting
+        corrupt, _, text = CORRUPTIONS[name]
         rng = np.random.default_rng(seed)
-        found[name] = []
-        for strength in strengths:
-            worse = np.stack([harmed(image, name, strength, rng) for image in images])
-            predicted = predictor.predict(worse).argmax(axis=1)
-            found[name].append((strength, float((predicted == labels).mean())))
-    return found
+        worse = np.stack([corrupt(image, level, rng) for image in images])
+        num_right = int((predictor.predict(worse).argmax(axis=1) == labels).sum())
+        return {
+            "strength": text.format(level),
+            "accuracy": num_right / len(labels),
+            "interval": share_interval(num_right, len(labels)),
+        }
+
+    # While one thread makes images worse, the other's are classified.
+    with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
+        found = list(pool.map(measure, settings))
+    told: dict[str, list[dict[str, Any]]] = {name: [] for name in CORRUPTIONS}
+    for (name, _), figures in zip(settings, found, strict=True):
+        told[name].append(figures)
+    return told

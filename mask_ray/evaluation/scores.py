@@ -1,24 +1,25 @@
-"""Labelled images and a Predictor -> what it says of them, and how right that is.
+"""Labelled images and a Predictor -> predictions, metrics and figures."""
 
-Scores the ONNX file that will be served, on images decoded as they will be. Needs no Keras.
-"""
-
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from ray.data import Dataset
 from sklearn.metrics import (
+    ConfusionMatrixDisplay,
+    RocCurveDisplay,
     accuracy_score,
+    confusion_matrix,
     log_loss,
     precision_recall_fscore_support,
     roc_auc_score,
 )
 
 from mask_ray import data
-from mask_ray.evaluation import calibration
-from mask_ray.predictor import Predictor
+from mask_ray.predictor import Predictor, Probabilities
 
 BATCH_SIZE = 64
 
@@ -43,8 +44,17 @@ class Predictions:
         return np.argmax(self.probabilities, axis=1).astype(np.int64)
 
 
-def predict(dataset: Dataset, predictor: Predictor) -> Predictions:
+def predict(
+    dataset: Dataset,
+    predictor: Predictor,
+    look: Callable[[data.Batch, Probabilities], None] = lambda batch, probabilities: None,
+) -> Predictions:
     """Run the model over rows `image` (uint8, (S, S, 3)) and `label`.
+
+    Args:
+        dataset: The rows.
+        predictor: The model.
+        look: Is shown each batch with its probabilities.
 
     Raises:
         data.DataError: the dataset has no rows.
@@ -53,6 +63,7 @@ def predict(dataset: Dataset, predictor: Predictor) -> Predictions:
     for batch in dataset.iter_batches(batch_size=BATCH_SIZE):
         labels.append(batch["label"])
         probabilities.append(predictor.predict(batch["image"]))
+        look(batch, probabilities[-1])
     if not labels:
         raise data.DataError("there are no images to evaluate on")
     # float32 rows sum to 1 only to seven digits, and log_loss warns of the rest.
@@ -62,7 +73,7 @@ def predict(dataset: Dataset, predictor: Predictor) -> Predictions:
 
 
 def metrics(predictions: Predictions) -> dict[str, Any]:
-    """Accuracy, log loss (nats), calibration error, ROC AUC; precision, recall and F1 by class.
+    """Accuracy, log loss (nats), ROC AUC, and precision, recall and F1 by class.
 
     With more than two classes, ROC AUC is the mean over classes, each against the rest.
     Definitions: https://scikit-learn.org/stable/modules/model_evaluation.html.
@@ -77,9 +88,6 @@ def metrics(predictions: Predictions) -> dict[str, Any]:
         "num_images": len(labels),
         "accuracy": float(accuracy_score(labels, predictions.predicted)),
         "log_loss": float(log_loss(labels, predictions.probabilities, labels=classes)),
-        "expected_calibration_error": calibration.expected_error(
-            calibration.bins(labels, predictions.probabilities)
-        ),
         "roc_auc": _roc_auc(predictions),
     } | {
         metric: {name: float(value) for name, value in zip(names, values, strict=True)}
@@ -105,3 +113,32 @@ def flatten(nested: dict[str, Any], prefix: str = "") -> dict[str, float]:
         elif value is not None:
             flat[f"{prefix}{key}"] = float(value)
     return flat
+
+
+def confusion_matrix_figure(predictions: Predictions) -> Figure:
+    """Counts by true class (rows) and predicted class (columns)."""
+    names = predictions.class_names
+    counts = confusion_matrix(predictions.labels, predictions.predicted, labels=range(len(names)))
+    figure = Figure(figsize=(5, 4.5), layout="constrained")
+    axes = figure.subplots()
+    ConfusionMatrixDisplay(counts, display_labels=names).plot(
+        ax=axes, cmap="Blues", colorbar=False, values_format="d"
+    )
+    axes.set_title(f"{predictions.labels.size} images")
+    return figure
+
+
+def roc_figure(predictions: Predictions) -> Figure:
+    """ROC curve of each class against the rest."""
+    figure = Figure(figsize=(5, 4.5), layout="constrained")
+    axes = figure.subplots()
+    for index, name in enumerate(predictions.class_names):
+        positive = predictions.labels == index
+        if positive.any() and not positive.all():
+            scores = predictions.probabilities[:, index]
+            RocCurveDisplay.from_predictions(positive, scores, name=name, ax=axes)
+    axes.plot([0, 1], [0, 1], color="grey", linestyle=":", label="chance")
+    axes.set(title="ROC, each class against the rest", xlabel="False positive rate")
+    axes.set_ylabel("True positive rate")
+    axes.legend(loc="lower right")
+    return figure

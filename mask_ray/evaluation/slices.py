@@ -1,60 +1,87 @@
-"""Figures of parts of the test images: whether a model is worse on dark, small or blurred ones."""
+"""Accuracy on parts of the images, to find where a model is weak."""
 
-from dataclasses import dataclass
+from collections import Counter
+from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from mask_ray.evaluation.examination import Examined
-from mask_ray.evaluation.intervals import Interval, of_share
+from mask_ray.evaluation.examination import Traits
+from mask_ray.evaluation.intervals import share_interval
+from mask_ray.evaluation.scores import Predictions
 
-NUM_PARTS = 4
-_MAX_FOLDERS = 12
+_NUM_BINS = 4
+_MAX_FOLDERS = 20
 
 
 @dataclass(frozen=True)
 class Slice:
-    """The images of which one property has certain values.
+    """Images that have something in common, and how many of them the model gets right.
 
     Args:
-        interval: 95%, of the accuracy.
+        name: What they have in common.
+        num_images: At least 1.
+        accuracy: On them.
+        interval: `low` and `high` of its 95% interval.
     """
 
     name: str
     num_images: int
     accuracy: float
-    interval: Interval
+    interval: dict[str, float]
 
 
-def slices(examined: Examined) -> dict[str, list[Slice]]:
-    """By property: quarters of the images by rising value; of folders, the twelve largest."""
-    predictions = examined.predictions
-    correct = predictions.predicted == predictions.labels
-    return {
-        name: _by_name(values, correct) if name == "folder" else _by_quarter(values, correct)
-        for name, values in examined.properties.items()
+def by_trait(predictions: Predictions, traits: Traits) -> dict[str, list[Slice]]:
+    """Slices by folder, and by quarters of size, brightness and sharpness.
+
+    A trait that all images share is left out; of more than 20 folders, the largest are told.
+    """
+    right = predictions.predicted == predictions.labels
+    found = {
+        "folder": _by_value(right, _short(traits.folder)),
+        "longer side, px": _by_quarter(right, traits.longer_side_px, traits.longer_side_px > 0),
+        "brightness": _by_quarter(right, traits.brightness),
+        "sharpness": _by_quarter(right, traits.sharpness),
     }
+    return {trait: slices for trait, slices in found.items() if len(slices) > 1}
 
 
-def _by_name(values: NDArray[Any], correct: NDArray[np.bool_]) -> list[Slice]:
-    names, counts = np.unique(values.astype(str), return_counts=True)
-    largest = names[np.argsort(-counts, kind="stable")[:_MAX_FOLDERS]]
-    return [_slice(str(name), correct[values == name]) for name in largest]
+def as_json(slices: dict[str, list[Slice]]) -> dict[str, Any]:
+    """The same in plain values."""
+    return {trait: [asdict(each) for each in own] for trait, own in slices.items()}
 
 
-def _by_quarter(values: NDArray[Any], correct: NDArray[np.bool_]) -> list[Slice]:
-    inner = np.quantile(values, np.arange(1, NUM_PARTS) / NUM_PARTS)
-    # Equal values are in one part, so there may be fewer.
-    parts = np.searchsorted(np.unique(inner), values, side="left")
-    found = []
-    for part in np.unique(parts):
-        inside = parts == part
-        low, high = values[inside].min(), values[inside].max()
-        found.append(_slice(f"{low:.4g} to {high:.4g}", correct[inside]))
-    return found
+def _short(folders: list[str]) -> list[str]:
+    """Without what all of them begin with."""
+    parts = [Path(folder).parts for folder in set(folders)]
+    shared = 0
+    while all(len(p) > shared + 1 for p in parts) and len({p[shared] for p in parts}) == 1:
+        shared += 1
+    return [Path(*Path(folder).parts[shared:]).as_posix() for folder in folders]
 
 
-def _slice(name: str, correct: NDArray[np.bool_]) -> Slice:
-    num_right, num_images = int(correct.sum()), len(correct)
-    return Slice(name, num_images, num_right / num_images, of_share(num_right, num_images))
+def _by_value(right: NDArray[np.bool_], values: list[str]) -> list[Slice]:
+    column = np.array(values)
+    largest = [value for value, _ in Counter(values).most_common(_MAX_FOLDERS)]
+    return [_slice(value, right[column == value]) for value in sorted(largest)]
+
+
+def _by_quarter(
+    right: NDArray[np.bool_], values: NDArray[Any], known: NDArray[np.bool_] | None = None
+) -> list[Slice]:
+    if known is not None:
+        right, values = right[known], values[known]
+    if not len(values):
+        return []
+    # Many files may have the very same size: fewer slices then.
+    edges = np.unique(np.quantile(values, np.linspace(0, 1, _NUM_BINS + 1)))
+    bins = np.searchsorted(edges[1:-1], values, side="right")
+    parts = [(values[bins == index], right[bins == index]) for index in np.unique(bins)]
+    return [_slice(f"{own.min():.0f} to {own.max():.0f}", good) for own, good in parts]
+
+
+def _slice(name: str, right: NDArray[np.bool_]) -> Slice:
+    num_right, num = int(right.sum()), len(right)
+    return Slice(name, num, num_right / num, share_interval(num_right, num))

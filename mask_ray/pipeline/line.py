@@ -157,11 +157,11 @@ class _Line:
     def _evaluate(self, results: Results, run: tracking.Run) -> Result:
         uri = results["train"]["model_uri"]
         settings = EvaluateSettings(**self._data_settings(results), model_uri=uri)
-        made = evaluation.evaluate(settings)
-        evaluation.log(made, run)
-        metrics: Result = made.figures["metrics"]
-        run.log_metrics(evaluation.flatten(metrics, "test_"))
-        return metrics
+        made, _ = evaluation.evaluate(settings)
+        run.log_text(made.html, evaluation.HTML_FILE)
+        run.log_json(made.figures, evaluation.JSON_FILE)
+        run.log_metrics(evaluation.flatten(made.metrics, "test_"))
+        return made.metrics
 
     def _promote_inputs(self, results: Results) -> Result:
         rule = self._settings.model_dump(include=set(PromotionRule.model_fields))
