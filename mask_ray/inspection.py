@@ -139,6 +139,7 @@ def _look(batch: data.Batch, limits: ImageLimits) -> dict[str, Any]:
     columns = zip(*looks, strict=True)
     names = ("digest", "num_bytes", "error", "format", "side", "signature")
     looked = {name: np.array(values) for name, values in zip(names, columns, strict=True)}
+    looked["error"] = np.where(batch["error"] == "", looked["error"], batch["error"])
     return {name: column for name, column in batch.items() if name != "bytes"} | looked
 
 

@@ -140,5 +140,6 @@ def test_a_source_that_is_not_there_is_one_line(model: Path, tmp_path: Path) -> 
     settings = PredictSettings(source=str(nowhere), model_uri=str(model), output=output)
     with pytest.raises(DataError) as told:
         batch_prediction.run(settings)
-    assert str(told.value) == f"source must be an existing folder; got {nowhere}"
+    assert str(told.value).startswith("a source must be synthetic[:N], a folder, ")
+    assert f"; got {nowhere}. A submitted job" in str(told.value)
     assert list(tmp_path.iterdir()) == []

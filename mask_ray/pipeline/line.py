@@ -113,8 +113,8 @@ class _Line:
     def _fetch(self, results: Results, run: tracking.Run) -> Result:
         test_data = self._settings.test_data
         local = {
-            "data": sources.fetch(self._settings.data),
-            "test_data": None if test_data is None else sources.fetch(test_data),
+            "data": sources.check(self._settings.data),
+            "test_data": None if test_data is None else sources.check(test_data),
         }
         return self._fetch_inputs(results) | local
 

@@ -71,7 +71,7 @@ def unpacked(source: str) -> Path:
     path = Path(locate(address).path)
     if not path.is_file():
         raise DataError(
-            f"data must be an existing archive; got {source}. "
+            f"a source must be an existing archive; got {source}. "
             "A submitted job runs in a copy of the working directory: give an absolute path"
         )
     return archives.entered(_unpacked_file(path, source, wanted))
@@ -231,7 +231,7 @@ def _copy_remote(uri: str, part: Path, known: _Known) -> str | None:
     """As `_fetch_url`, from a file system that is not this machine's."""
     place = locate(uri)
     if not place.is_file():
-        raise DataError(f"data must be an existing archive; got {uri}")
+        raise DataError(f"a source must be an existing archive; got {uri}")
     info = place.info()
     version = f"{info.size} {info.mtime_ns}"
     if known.digest and known.version == version:

@@ -137,7 +137,7 @@ def locate(source: str) -> Place:
     try:
         filesystem, path = _open_uri(scheme, source)
     except (ValueError, ImportError, OSError, pa.ArrowException) as error:
-        raise DataError(f"{source} cannot be opened: {error}; data must be {KINDS}") from error
+        raise DataError(f"{source} cannot be opened: {error}; a source must be {KINDS}") from error
     return Place(path.rstrip("/"), filesystem, f"{scheme}://")
 
 

@@ -87,23 +87,25 @@ def _fetch(source: str) -> str:
     path = Path(place.path)
     if not (path.is_dir() or (path.is_file() and is_manifest(place))):
         raise DataError(
-            f"data must be {KINDS}; got {source}. "
+            f"a source must be {KINDS}; got {source}. "
             "A submitted job runs in a copy of the working directory: give an absolute path"
         )
     return str(path.resolve())
 
 
-def check(data: str) -> None:
-    """Fetch what has to be fetched, and look whether the rest can be a data set.
+def check(data: str) -> str:
+    """As `fetch`, and looks whether what is there can be a data set, as far as is soon seen.
 
     Raises:
         DataError: as `fetch`; or local folders of fewer than two classes.
     """
-    sources = [source for source in several(fetch(data)) if not is_synthetic(source)]
+    fetched = fetch(data)
+    sources = [source for source in several(fetched) if not is_synthetic(source)]
     places = [locate(source) for source in sources]
     if places and all(_is_class_folder(place) for place in places):
         names = {name for place in places for name in class_folders(Path(place.path))}
         _check_classes(sorted(names), sources)
+    return fetched
 
 
 def _is_class_folder(place: Place) -> bool:
@@ -157,7 +159,7 @@ def _list(source: str) -> Listing:
     if place.filesystem is not None:
         say(f"listing {source}")
     if not place.is_folder():
-        raise DataError(f"data must be {KINDS}; there is nothing at {source}")
+        raise DataError(f"a source must be {KINDS}; there is nothing at {source}")
     return list_folder(place)
 
 
@@ -205,7 +207,7 @@ def open_images(data: str, task_cpus: float) -> tuple[Dataset, int]:
     ]
     files = pa.concat_tables(tables)
     if not len(files):
-        raise DataError(f"source must hold images; there is no file in {data}")
+        raise DataError(f"a source must hold images; there is no file in {data}")
     dataset = ray.data.read_datasource(
         Files([each.root for each in listings], files, seed=None),
         override_num_blocks=num_blocks(len(files)),
