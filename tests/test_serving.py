@@ -34,7 +34,8 @@ TRAINING_PACKAGES = {"tensorflow", "keras", "horovod", "mlflow"}
 
 @pytest.fixture(scope="module")
 def model_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_classifier(tmp_path_factory.mktemp("model") / "tiny.onnx")
+    # Slow enough for images to wait for it together.
+    return write_classifier(tmp_path_factory.mktemp("model") / "tiny.onnx", num_products=5)
 
 
 @pytest.fixture(scope="module")
@@ -167,9 +168,9 @@ def test_concurrent_images_are_batched_and_each_gets_its_own_answer(
         predict = predictor.predict
         classifier.batch_sizes = []
 
-        def recording(images: np.ndarray) -> np.ndarray:
+        def recording(images: np.ndarray, **options: bool) -> np.ndarray:
             classifier.batch_sizes.append(len(images))
-            return predict(images)
+            return predict(images, **options)
 
         predictor.predict = recording
 
