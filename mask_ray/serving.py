@@ -241,11 +241,21 @@ class Classifier:
         """Classify one black image: a replica that is blocked still answers mere pings.
 
         Raises:
+            TimeoutError: it was not classified in time, and neither was anything else.
             Exception: whatever inference raised. Serve restarts a replica that keeps failing.
         """
-        predictor = self.serving.champion.predictor
         black = np.zeros((1, 1, 3), np.uint8)
-        (outcome,) = await self._batcher.ask([(predictor, black)])
+        num_done = self._batcher.num_done
+        try:
+            # Before Serve gives the check up.
+            async with asyncio.timeout(0.8 * self.settings.health_check_timeout_s):
+                (outcome,) = await self._batcher.ask([(self.serving.champion.predictor, black)])
+        except TimeoutError:
+            # Behind images that take long: it is busy, unless nothing moves.
+            if self._batcher.num_done == num_done:
+                self.is_ready = False
+                raise
+            return
         self.is_ready = not isinstance(outcome, Exception)
         if isinstance(outcome, Exception):
             raise outcome
