@@ -1,5 +1,6 @@
 """Small archives, good and bad, made on the spot."""
 
+import gzip
 import io
 import tarfile
 import zipfile
@@ -44,6 +45,14 @@ def tar_of(kind: bytes, name: str = "a/odd", link: str = "") -> bytes:
         member.type, member.linkname = kind, link
         tar.addfile(member)
     return buffer.getvalue()
+
+
+def tar_with_header(kind: bytes, num_bytes: int) -> bytes:
+    """A tar.gz archive whose one file has a header of this size before its own."""
+    header, member = tarfile.TarInfo("header"), tarfile.TarInfo("a/1.jpg")
+    header.type, header.size = kind, num_bytes
+    parts = [header.tobuf(tarfile.USTAR_FORMAT), bytes(-(-num_bytes // 512) * 512)]
+    return gzip.compress(b"".join([*parts, member.tobuf(tarfile.USTAR_FORMAT), bytes(1024)]))
 
 
 def zip_with_link() -> bytes:

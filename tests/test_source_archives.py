@@ -2,8 +2,11 @@
 
 import hashlib
 import tarfile
+import tracemalloc
+import zipfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import IO
 
 import photo_archives
 import pytest
@@ -85,6 +88,48 @@ class TestExtraction:
         with pytest.raises(DataError, match="must unpack to at most 1000000 bytes, 100 times"):
             archives.extract(written(tmp_path, bomb), tmp_path / "deep" / "target", limits)
         assert not list((tmp_path / "deep").iterdir())
+
+    @pytest.mark.parametrize("kind", [tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.GNUTYPE_LONGNAME])
+    def test_a_header_that_would_fill_the_memory_is_refused(
+        self, tmp_path: Path, kind: bytes
+    ) -> None:
+        archive = written(tmp_path, photo_archives.tar_with_header(kind, 2**26))
+        tracemalloc.start()
+        try:
+            with pytest.raises(DataError, match="must have headers of at most 1048576 bytes; it"):
+                archives.extract(archive, tmp_path / "deep" / "target")
+            assert tracemalloc.get_traced_memory()[1] < 2**23
+        finally:
+            tracemalloc.stop()
+        assert not list((tmp_path / "deep").iterdir())
+
+    def test_a_header_may_be_long(self, tmp_path: Path) -> None:
+        archive = written(tmp_path, photo_archives.tar_with_header(tarfile.XHDTYPE, 2**19))
+        archives.extract(archive, tmp_path / "target")
+        assert contents(tmp_path / "target") == {"a/1.jpg": b""}
+
+    def test_what_is_hidden_counts_where_it_has_to_be_read(self, tmp_path: Path) -> None:
+        limits = archives.Limits(always_bytes=1_000_000)
+        hidden = {".hidden": bytes(4_000_000), "a/1.jpg": b"one"}
+        archive = written(tmp_path, photo_archives.tar_bytes(hidden))
+        with pytest.raises(DataError, match="must unpack to at most 1000000 bytes, 100 times"):
+            archives.extract(archive, tmp_path / "of-tar", limits)
+        archives.extract(written(tmp_path, photo_archives.zip_bytes(hidden)), tmp_path / "of-zip")
+        assert contents(tmp_path / "of-zip") == {"a/1.jpg": b"one"}
+
+    def test_what_is_hidden_in_a_zip_is_not_opened(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        opened, open_member = [], zipfile.ZipFile.open
+
+        def noted(zipped: zipfile.ZipFile, entry: zipfile.ZipInfo) -> IO[bytes]:
+            opened.append(entry.filename)
+            return open_member(zipped, entry)
+
+        archive = written(tmp_path, photo_archives.zip_bytes({".x": b"", "a/1.jpg": b"one"}))
+        monkeypatch.setattr(zipfile.ZipFile, "open", noted)
+        archives.extract(archive, tmp_path / "target")
+        assert opened == ["a/1.jpg"]
 
     def test_too_many_members_are_refused(self, tmp_path: Path) -> None:
         archive = written(tmp_path, photo_archives.zip_bytes())

@@ -5,27 +5,35 @@ beyond all measure is given up at the limit, whatever its headers promise. A fol
 or not at all.
 """
 
+import bz2
+import gzip
+import lzma
 import shutil
 import stat
 import struct
 import tarfile
 import zipfile
 import zlib
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from lzma import LZMAError
+from functools import partial
+from io import BufferedIOBase
 from pathlib import Path, PurePosixPath
-from typing import IO
+from typing import IO, cast
 
 from mask_ray.progress import Progress
 from mask_ray.sources.location import METADATA, DataError
 
 _CHUNK_BYTES = 2**20
+# All that is said of one member: names, times, attributes. Photos' have some hundred bytes.
+_MAX_HEADER_BYTES = 2**20
+_TAR_BUFFER_BYTES = 2**17
 # What macOS adds to every zip.
 _NOT_DATA = "__MACOSX"
 _BROKEN = (
-    zipfile.BadZipFile, tarfile.TarError, zlib.error, LZMAError, EOFError, OSError,
+    zipfile.BadZipFile, tarfile.TarError, zlib.error, lzma.LZMAError, EOFError, OSError,
     NotImplementedError,  # a compression that zipfile does not know
     RuntimeError,  # a password is needed
     ValueError, struct.error,
@@ -58,14 +66,14 @@ class Limits:
 class _Member:
     name: str
     is_folder: bool
-    stream: IO[bytes] | None
+    open: Callable[[], IO[bytes] | None]
 
 
 class _Budget:
     """Counts what comes out, and ends it at the limit."""
 
     def __init__(self, archive: Path, folder: Path, limits: Limits, name: str) -> None:
-        self._name = name
+        self.name = name
         self._limits = limits
         self._max_bytes = limits.bytes_from(archive.stat().st_size)
         self._free_bytes = shutil.disk_usage(folder).free
@@ -75,19 +83,25 @@ class _Budget:
         self._members += 1
         if self._members > self._limits.max_members:
             raise DataError(
-                f"{self._name} must hold at most {self._limits.max_members} files; it holds more"
+                f"{self.name} must hold at most {self._limits.max_members} files; it holds more"
             )
 
-    def take(self, num_bytes: int) -> None:
+    def chunks(self, stream: IO[bytes]) -> Iterator[bytes]:
+        """All that the stream gives, counted."""
+        while chunk := stream.read(_CHUNK_BYTES):
+            self._take(len(chunk))
+            yield chunk
+
+    def _take(self, num_bytes: int) -> None:
         self._bytes += num_bytes
         if self._bytes > self._max_bytes:
             raise DataError(
-                f"{self._name} must unpack to at most {self._max_bytes} bytes, "
+                f"{self.name} must unpack to at most {self._max_bytes} bytes, "
                 f"{self._limits.max_ratio} times its size; it gives more"
             )
         if self._bytes > self._free_bytes:
             raise DataError(
-                f"{self._name} needs more than the {self._free_bytes} bytes that are free "
+                f"{self.name} needs more than the {self._free_bytes} bytes that are free "
                 "under MASK_RAY_HOME"
             )
 
@@ -119,7 +133,7 @@ def _extract_into(folder: Path, archive: Path, limits: Limits, name: str) -> Non
     budget = _Budget(archive, folder, limits, name)
     progress = Progress("unpacking", None, unit="files")
     try:
-        with _members(archive, folder, name) as members:
+        with _members(archive, folder, name, budget) as members:
             for member in members:
                 budget.member()
                 target = folder / _checked(member.name, name)
@@ -149,21 +163,25 @@ def _write(member: _Member, target: Path, budget: _Budget) -> None:
         target.mkdir(parents=True, exist_ok=True)
         return
     target.parent.mkdir(parents=True, exist_ok=True)
-    assert member.stream is not None
-    with member.stream, target.open("wb") as file:
-        while chunk := member.stream.read(_CHUNK_BYTES):
-            budget.take(len(chunk))
-            file.write(chunk)
+    stream = member.open()
+    assert stream is not None
+    with stream, target.open("wb") as file:
+        file.writelines(budget.chunks(stream))
 
 
 @contextmanager
-def _members(archive: Path, folder: Path, name: str) -> Iterator[Iterator[_Member]]:
+def _members(
+    archive: Path, folder: Path, name: str, budget: _Budget
+) -> Iterator[Iterator[_Member]]:
     if zipfile.is_zipfile(archive):
         with zipfile.ZipFile(archive) as zipped:
             yield _of_zip(zipped, name)
     else:
-        with tarfile.open(archive, "r|*") as tar:
-            yield _of_tar(tar, name, folder)
+        with _uncompressed(archive) as file:
+            stream = _TarStream(file, name)
+            readable = cast(IO[bytes], stream)  # All of it that tarfile asks for.
+            with tarfile.open(fileobj=readable, mode="r|", bufsize=_TAR_BUFFER_BYTES) as tar:
+                yield _of_tar(tar, stream, folder, budget)
 
 
 def _of_zip(zipped: zipfile.ZipFile, archive: str) -> Iterator[_Member]:
@@ -171,20 +189,79 @@ def _of_zip(zipped: zipfile.ZipFile, archive: str) -> Iterator[_Member]:
         kind = stat.S_IFMT(entry.external_attr >> 16)
         if kind not in (0, stat.S_IFREG, stat.S_IFDIR):
             raise _no_file(archive, entry.filename)
-        is_folder = entry.is_dir()
-        yield _Member(entry.filename, is_folder, None if is_folder else zipped.open(entry))
+        yield _Member(entry.filename, entry.is_dir(), partial(zipped.open, entry))
 
 
-def _of_tar(tar: tarfile.TarFile, archive: str, folder: Path) -> Iterator[_Member]:
+def _uncompressed(archive: Path) -> BufferedIOBase:
+    """By its first bytes; tarfile itself would hold all that a few compressed KiB become."""
+    with archive.open("rb") as file:
+        start = file.read(6)
+    if start.startswith(b"\x1f\x8b"):
+        return gzip.open(archive)
+    if start.startswith(b"BZh"):
+        return bz2.open(archive)
+    if start.startswith(b"\xfd7zXZ"):
+        return lzma.open(archive)
+    return archive.open("rb")
+
+
+class _TarStream:
+    """The bytes of a tar archive, of which few may be a header.
+
+    tarfile has each header in memory as a whole, however large it says it is.
+    """
+
+    def __init__(self, file: BufferedIOBase, archive: str) -> None:
+        self._file = file
+        self._archive = archive
+        self.expect_header()
+
+    def expect_header(self) -> None:
+        """What is read from here on is of one header, but for what is read ahead."""
+        self._left: int | None = _MAX_HEADER_BYTES + _TAR_BUFFER_BYTES
+
+    def expect_content(self) -> None:
+        """What is read from here on is a file's."""
+        self._left = None
+
+    def read(self, num_bytes: int) -> bytes:
+        """As of a file."""
+        content = self._file.read(num_bytes)
+        if self._left is not None:
+            self._left -= len(content)
+            if self._left < 0:
+                raise DataError(
+                    f"{self._archive} must have headers of at most {_MAX_HEADER_BYTES} bytes; "
+                    "it has a longer one"
+                )
+        return content
+
+
+def _of_tar(
+    tar: tarfile.TarFile, stream: _TarStream, folder: Path, budget: _Budget
+) -> Iterator[_Member]:
+    archive = budget.name
     for entry in tar:
         if not (entry.isfile() or entry.isdir()):
             raise _no_file(archive, entry.name)
         _checked(entry.name, archive)
         # It knows of ways out that names alone do not show.
         checked = tarfile.data_filter(entry, str(folder))
-        yield _Member(checked.name, entry.isdir(), tar.extractfile(entry))
-        # Or the list of all that were read grows with the archive.
+        stream.expect_content()
+        content = partial(tar.extractfile, entry)
+        if entry.isfile() and not _is_data(checked.name):
+            _pass_over(content(), budget)
+        yield _Member(checked.name, entry.isdir(), content)
+        # Or the list of all that were read grows with the archive, as does what is said of all.
         tar.members.clear()  # type: ignore[attr-defined]
+        tar.pax_headers.clear()  # type: ignore[attr-defined]
+        stream.expect_header()
+
+
+def _pass_over(content: IO[bytes] | None, budget: _Budget) -> None:
+    """What is hidden lies before the next file all the same."""
+    assert content is not None
+    deque(budget.chunks(content), maxlen=0)
 
 
 def _no_file(archive: str, name: str) -> DataError:
