@@ -15,11 +15,15 @@ class Served:
         content: The file.
         etag: Its validator; empty for none.
         cuts: After how many bytes of the body each of the first answers ends.
+        failures: The statuses of the first answers, instead of the file.
+        shift: How many bytes after those asked for it goes on.
     """
 
     content: bytes
     etag: str = '"v1"'
     cuts: list[int] = field(default_factory=list)
+    failures: list[int] = field(default_factory=list)
+    shift: int = 0
     url: str = ""
     requests: list[dict[str, str]] = field(default_factory=list)
     statuses: list[int] = field(default_factory=list)
@@ -36,9 +40,12 @@ def serve(content: bytes, **options: object) -> Iterator[Served]:
             if served.etag and asked.get("If-None-Match") == served.etag:
                 self._head(304, 0)
                 return
+            if served.failures:
+                self._head(served.failures.pop(0), 0)
+                return
             start = self._start(asked)
             body = served.content[start:]
-            self._head(206 if start else 200, len(body))
+            self._head(206 if start else 200, len(body), start)
             if served.cuts:
                 body = body[: served.cuts.pop(0)]
                 self.close_connection = True
@@ -46,12 +53,15 @@ def serve(content: bytes, **options: object) -> Iterator[Served]:
 
         def _start(self, asked: dict[str, str]) -> int:
             same = asked.get("If-Range") == served.etag
-            return int(asked["Range"][6:-1]) if same and "Range" in asked else 0
+            return int(asked["Range"][6:-1]) + served.shift if same and "Range" in asked else 0
 
-        def _head(self, status: int, length: int) -> None:
+        def _head(self, status: int, length: int, start: int = 0) -> None:
             served.statuses.append(status)
             self.send_response(status)
             self.send_header("Content-Length", str(length))
+            if status == 206:
+                whole = len(served.content)
+                self.send_header("Content-Range", f"bytes {start}-{whole - 1}/{whole}")
             if served.etag:
                 self.send_header("ETag", served.etag)
             self.end_headers()

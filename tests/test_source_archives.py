@@ -215,6 +215,36 @@ class TestDownload:
             served.content, served.etag = photo_archives.zip_bytes(changed), '"v2"'
             assert contents(Path(sources.fetch(served.url))) == changed
 
+    def test_a_server_that_fails_for_a_while_is_asked_again(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(downloads, "_FIRST_WAIT_S", 0)
+        with range_server.serve(photo_archives.zip_bytes(), failures=[503, 500]) as served:
+            assert contents(Path(sources.fetch(served.url))) == photo_archives.FILES
+            served.failures = [502] * 5 + [404]
+            with pytest.raises(DataError, match="cannot be fetched: got status 502 Bad Gateway;"):
+                sources.fetch(served.url.replace("photos", "others"))
+            with pytest.raises(DataError, match="must answer with status 200; got 404 Not Found"):
+                sources.fetch(served.url.replace("photos", "others"))
+        assert served.statuses == [503, 500, 200] + [502] * 5 + [404]
+
+    def test_a_part_that_was_not_asked_for_is_not_taken(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(downloads, "_FIRST_WAIT_S", 0)
+        with range_server.serve(photo_archives.zip_bytes(), cuts=[100], shift=5) as served:
+            assert contents(Path(sources.fetch(served.url))) == photo_archives.FILES
+        assert served.statuses == [200, 206, 200]
+
+    def test_a_server_that_never_gives_what_is_asked_is_given_up(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(downloads, "_FIRST_WAIT_S", 0)
+        with range_server.serve(photo_archives.zip_bytes(), cuts=[100] * 9, shift=5) as served:  # noqa: SIM117
+            with pytest.raises(DataError, match="cannot be fetched: "):
+                sources.fetch(served.url)
+        assert len(served.statuses) == 5
+
     def test_one_that_is_known_is_asked_for_but_not_sent_again(self) -> None:
         with range_server.serve(photo_archives.zip_bytes()) as served:
             assert sources.fetch(served.url) == sources.fetch(served.url)

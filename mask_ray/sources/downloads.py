@@ -158,7 +158,7 @@ def _fetch_url(url: str, part: Path, known: _Known) -> str | None:
             known = _Known.read(part.with_suffix(".json"))
             came = part.stat().st_size if part.exists() else 0
             attempt = 1 if came > had else attempt + 1
-            had = came
+            had = max(came, had)
             if attempt >= _MAX_ATTEMPTS:
                 raise DataError(
                     f"{url} cannot be fetched: {error or type(error).__name__}; "
@@ -179,6 +179,8 @@ def _attempt(url: str, part: Path, known: _Known) -> str | None:
         if response.status_code == httpx.codes.REQUESTED_RANGE_NOT_SATISFIABLE:
             part.unlink()  # More has come than there is now.
             raise httpx.ReadError("the archive changed")
+        if response.is_server_error:
+            raise httpx.ReadError(f"got status {response.status_code} {response.reason_phrase}")
         if not response.is_success:
             raise DataError(
                 f"{url} must answer with status 200; got {response.status_code} "
@@ -208,9 +210,17 @@ def _version(response: httpx.Response) -> str:
 
 
 def _receive(response: httpx.Response, part: Path) -> None:
-    """Append where the server goes on, otherwise begin anew."""
+    """Append where the server goes on, otherwise begin anew.
+
+    Raises:
+        httpx.TransportError: less came than the server has, or not what was asked for.
+        DataError: the disk is full.
+    """
     goes_on = response.status_code == httpx.codes.PARTIAL_CONTENT
-    had = part.stat().st_size if goes_on else 0
+    had = part.stat().st_size if goes_on and part.exists() else 0
+    if goes_on and not response.headers.get("content-range", "").startswith(f"bytes {had}-"):
+        part.unlink(missing_ok=True)
+        raise httpx.ReadError(f"the server must go on at byte {had}; it does elsewhere")
     left = response.headers.get("content-length", "")
     _check_room(part, int(left) if left.isdecimal() else 0)
     total = had + int(left) if left.isdecimal() else None
