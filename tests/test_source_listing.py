@@ -16,6 +16,7 @@ from mask_ray import sources
 from mask_ray.sources import DataError
 from mask_ray.sources.listing import list_folder
 from mask_ray.sources.location import locate
+from mask_ray.sources.reading import Files
 
 
 @pytest.fixture(scope="module")
@@ -25,6 +26,7 @@ def s3() -> Iterator[str]:
     objects["set/.hidden/a.jpg"] = b""
     objects["sets.tar.gz"] = photo_archives.tar_bytes()
     objects["list.csv"] = b"path,label,group\nset/a/1.jpg,a,g\nset/b/3.jpg,b,\n"
+    objects["uris.csv"] = b"path,label\ns3://photos/set/a/1.jpg,a\ns3://photos/set/b/3.jpg,b\n"
     with object_store.serve(objects) as address:
         yield address
 
@@ -168,6 +170,20 @@ class TestObjectStores:
         monkeypatch.delenv("AWS_ENDPOINT_URL")
         uri = f"s3://photos/set/?endpoint_override={s3.replace(':', '%3A')}&scheme=http"
         assert labels(uri) == LABELS
+
+    def test_the_files_of_a_manifest_are_read_from_its_endpoint(
+        self, s3: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:1")
+        query = f"?endpoint_override={s3.replace(':', '%3A')}&scheme=http"
+        for name, prefix in (("list", ""), ("uris", "photos/")):
+            labelled = sources.list_labelled(f"s3://photos/{name}.csv{query}")
+            assert labelled.files["path"].to_pylist() == [
+                f"{prefix}set/a/1.jpg", f"{prefix}set/b/3.jpg",
+            ]  # fmt: skip
+            files = Files(labelled.roots, labelled.files, seed=None)
+            (table,) = (table for task in files.get_read_tasks(1) for table in task())
+            assert table["bytes"].to_pylist() == [b"one", b"three"]
 
     def test_an_archive_is_fetched_once(self, home: Path) -> None:
         fetched = sources.fetch("s3://photos/sets.tar.gz")

@@ -1,7 +1,7 @@
 """What the text of a source means: which kind it is, and the file system it is in."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
@@ -41,15 +41,18 @@ class Place:
         path: As the file system names it.
         filesystem: None for this machine's own files.
         prefix: What makes an address of a path: `s3://`, or nothing.
+        has_own_access: Whether the URI said how the store is reached, by an endpoint or
+            credentials, rather than the environment.
     """
 
     path: str
     filesystem: pafs.FileSystem | None = None
     prefix: str = ""
+    has_own_access: bool = False
 
     def at(self, path: str) -> "Place":
         """Another path in the same file system."""
-        return Place(path, self.filesystem, self.prefix)
+        return replace(self, path=path)
 
     def child(self, name: str) -> "Place":
         """A file in this folder, or in a folder of it."""
@@ -138,7 +141,9 @@ def locate(source: str) -> Place:
         filesystem, path = _open_uri(scheme, source)
     except (ValueError, ImportError, OSError, pa.ArrowException) as error:
         raise DataError(f"{source} cannot be opened: {error}; a source must be {KINDS}") from error
-    return Place(path.rstrip("/"), filesystem, f"{scheme}://")
+    parts = urlsplit(source)
+    has_own_access = scheme in _OF_ARROW and bool(parts.query or "@" in parts.netloc)
+    return Place(path.rstrip("/"), filesystem, f"{scheme}://", has_own_access)
 
 
 def _open_uri(scheme: str, uri: str) -> tuple[pafs.FileSystem, str]:

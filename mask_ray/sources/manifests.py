@@ -140,6 +140,6 @@ def _rooted(path: pa.Array, manifest: Place) -> tuple[Place, pa.Array]:
         return manifest.parent(), path
     if not pc.all(pc.starts_with(path, f"{scheme}://")).as_py():
         raise DataError(f"{manifest} must have paths of one kind; some begin with {scheme}://")
-    place = locate(first)
-    bare = pc.utf8_slice_codeunits(path, len(scheme) + 3)
-    return Place("", place.filesystem, place.prefix), bare
+    is_same = manifest.has_own_access and manifest.prefix == f"{scheme}://"
+    place = manifest if is_same else locate(first)
+    return place.at(""), pc.utf8_slice_codeunits(path, len(scheme) + 3)
