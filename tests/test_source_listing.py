@@ -144,6 +144,43 @@ class TestManifests:
         (tmp_path / "metadata.csv").write_text("file_name,label\nx/1.jpg,a\n2.jpg,b\n")
         assert labels(str(tmp_path)) == {"x/1.jpg": "a", "2.jpg": "b"}
 
+    def test_or_in_metadata_jsonl(self, tmp_path: Path) -> None:
+        lines = [
+            '{"file_name": "x/1.jpg", "label": 7, "boxes": [{"x": 1}], "group": "2020-01-01"}',
+            "",
+            '{"label": "007", "file_name": "2.jpg", "split": "validation", "boxes": "none"}',
+        ]
+        (tmp_path / "metadata.jsonl").write_text("\n".join(lines))
+        assert [tuple(row.values()) for row in rows(str(tmp_path))] == [
+            ("x/1.jpg", "7", "", "2020-01-01"),
+            ("2.jpg", "007", "val", ""),
+        ]
+
+    @pytest.mark.parametrize(
+        ("line", "message"),
+        [
+            ('{"file_name": ', r"metadata\.jsonl cannot be read: line 2: Expecting value"),
+            ("[]", r"metadata\.jsonl must hold an object in every line; line 2 is none"),
+            ('{"file_name": "1", "label": ["a"]}', r'line 2: label must be a text .* got \["a"\]'),
+            ('{"file_name": "1"}', r"must give a label in every row; row 2 has none"),
+            (
+                '{"file_name": "../1", "label": "b"}',
+                r"must name files below its folder; got \.\./1",
+            ),
+        ],
+    )
+    def test_mistakes_in_it_are_named(self, tmp_path: Path, line: str, message: str) -> None:
+        (tmp_path / "metadata.jsonl").write_text(f'{{"file_name": "x", "label": "a"}}\n{line}\n')
+        with pytest.raises(DataError, match=message):
+            sources.list_labelled(str(tmp_path))
+
+    def test_an_empty_metadata_jsonl_holds_nothing(self, tmp_path: Path) -> None:
+        (tmp_path / "metadata.jsonl").write_text("")
+        with pytest.raises(
+            DataError, match=r"metadata\.jsonl must have a column file_name; it has"
+        ):
+            sources.list_labelled(str(tmp_path))
+
     @pytest.mark.parametrize("name", ["../1.jpg", "a/../../1.jpg", "/etc/1.jpg"])
     def test_an_image_folder_names_no_files_elsewhere(self, tmp_path: Path, name: str) -> None:
         (tmp_path / "metadata.csv").write_text(f"file_name,label\nx,a\n{name},b\n")
@@ -154,6 +191,7 @@ class TestManifests:
         for name in ("train", "validation", "test"):
             (tmp_path / name).mkdir()
             (tmp_path / name / "metadata.csv").write_text("file_name,label\n1.jpg,a\n2.jpg,b\n")
+            (tmp_path / name / "metadata.jsonl").write_text("is not read beside the other")
         assert {(row["path"], row["given_split"]) for row in rows(str(tmp_path))} == {
             (f"{folder}/{name}", split)
             for folder, split in (("train", "train"), ("validation", "val"), ("test", "test"))

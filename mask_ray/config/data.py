@@ -49,9 +49,9 @@ class DataSettings(ImageLimits):
     data: Source = Field(
         description="Folder with one sub-folder of images per class; zip or tar archive of one, "
         "or its http(s) URL (#sha256=... checks it); CSV or Parquet manifest with columns path, "
-        "label[, split][, group]; folder with metadata.csv; any of these at a URI such as "
-        "s3://bucket/folder; or synthetic[:N] to draw N faces (default 2000). Given several times, "
-        "all together, united by class name."
+        "label[, split][, group]; folder with metadata.csv or .jsonl; any of these at a URI such "
+        "as s3://bucket/folder; or synthetic[:N] to draw N faces (default 2000). Given several "
+        "times, all together, united by class name."
     )
     val_fraction: float = Field(
         0.15, gt=0, lt=1, description="Share of images held out to choose the best epoch."

@@ -283,7 +283,7 @@ def entered(folder: Path) -> Path:
 
 
 def _has_structure(folder: Path) -> bool:
-    return any(entry.is_dir() or entry.name == METADATA for entry in _shown(folder))
+    return any(entry.is_dir() or entry.name in METADATA for entry in _shown(folder))
 
 
 def _shown(folder: Path) -> list[Path]:

@@ -18,8 +18,8 @@ ARCHIVE_ENDINGS = (
     ".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz",
 )  # fmt: skip
 MANIFEST_ENDINGS = (".csv", ".parquet")
-# Of a Hugging Face image folder.
-METADATA = "metadata.csv"
+# Of a Hugging Face image folder; where both are, the first counts.
+METADATA = ("metadata.csv", "metadata.jsonl")
 
 KINDS = (
     "synthetic[:N], a folder, a .zip or .tar[.gz|.bz2|.xz] archive, a .csv or .parquet manifest, "

@@ -1,7 +1,14 @@
-"""Tables that say which file is of which class: CSV or Parquet, and Hugging Face's metadata.csv.
+"""Tables that say which file is of which class: CSV or Parquet, and Hugging Face's metadata.csv or
+metadata.jsonl.
 
 Paths are relative to the table, or absolute, or all URIs of one file system.
 """
+
+import json
+from collections.abc import Iterable
+from io import BufferedReader
+from itertools import islice
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -18,6 +25,8 @@ _SPLITS = {
 }  # fmt: skip
 _SPLIT_FOLDERS = ("train", "validation", "val", "valid", "test")
 _NAMED = ("path", "label", "split", "group")
+_NAMED_OF_FOLDER = ("file_name", *_NAMED[1:])
+_LINES_TOGETHER = 65_536
 
 
 def read_manifest(place: Place) -> Listing:
@@ -39,15 +48,19 @@ def read_manifest(place: Place) -> Listing:
 
 def has_metadata(folder: Place) -> bool:
     """Whether it is a Hugging Face image folder."""
-    return any(place.is_file() for place in _metadata_places(folder))
+    return bool(_metadata_places(folder))
 
 
 def _metadata_places(folder: Place) -> list[Place]:
-    return [folder.child(name) for name in (METADATA, *(f"{n}/{METADATA}" for n in _SPLIT_FOLDERS))]
+    """The tables that are there, one of each folder."""
+    folders = folder, *map(folder.child, _SPLIT_FOLDERS)
+    tables = ([each.child(name) for name in METADATA] for each in folders)
+    found = (next((place for place in some if place.is_file()), None) for some in tables)
+    return [place for place in found if place is not None]
 
 
 def read_image_folder(folder: Place) -> Listing:
-    """The files that metadata.csv names, in its columns file_name and label.
+    """The files that metadata.csv or metadata.jsonl names, in its columns file_name and label.
 
     It is in the folder, or one is in each of its folders train, validation and test, which then
     are the splits. A column `split` or `group` counts as in a manifest.
@@ -55,7 +68,7 @@ def read_image_folder(folder: Place) -> Listing:
     Raises:
         DataError: as `read_manifest`.
     """
-    tables = [_image_table(folder, place) for place in _metadata_places(folder) if place.is_file()]
+    tables = [_image_table(folder, place) for place in _metadata_places(folder)]
     return Listing(folder, pa.concat_tables([SCHEMA.empty_table(), *tables]).unify_dictionaries())
 
 
@@ -66,10 +79,11 @@ def _image_table(folder: Place, place: Place) -> pa.Table:
     _check_none_empty("file_name", path, place)
     _check_below(path, place)
     label, split, group = _given(table, place)
-    inside = place.path[len(folder.path) + 1 : -len(METADATA)]
-    if inside and split is None:
-        split = pa.repeat(_SPLITS[inside.rstrip("/")], len(path))
-    return of_columns(pc.binary_join_element_wise(inside, path, ""), label, split, group)
+    inside = place.parent().path[len(folder.path) + 1 :]
+    if inside:
+        path = pc.binary_join_element_wise(inside, path, "/")
+        split = pa.repeat(_SPLITS[inside], len(path)) if split is None else split
+    return of_columns(path, label, split, group)
 
 
 def _given(table: pa.Table, place: Place) -> tuple[pa.Array | None, ...]:
@@ -88,11 +102,45 @@ def _read(place: Place) -> pa.Table:
             if place.path.lower().endswith(".parquet"):
                 schema = pq.read_schema(file)
                 return pq.read_table(file, columns=[n for n in schema.names if n in _NAMED])
+            if place.path.lower().endswith(".jsonl"):
+                return _read_json_lines(BufferedReader(file), place)
             # Names such as 007 or NA stay what they are.
-            text = {name: pa.string() for name in (*_NAMED, "file_name")}
+            text = {name: pa.string() for name in (*_NAMED, *_NAMED_OF_FOLDER)}
             return pacsv.read_csv(file, convert_options=pacsv.ConvertOptions(column_types=text))
 
     return reached(place, read)
+
+
+def _read_json_lines(lines: Iterable[bytes], place: Place) -> pa.Table:
+    """One object a line. pyarrow's own reader would take some texts for times, and needs to be
+    told which columns are numbers.
+    """
+    numbered = enumerate(lines, 1)
+    tables = []
+    while some := list(islice(numbered, _LINES_TOGETHER)):
+        rows = [_row(number, line, place) for number, line in some if line.strip()]
+        names = [name for name in _NAMED_OF_FOLDER if any(name in row for row in rows)]
+        texts = {name: pa.array([row.get(name) for row in rows], pa.string()) for name in names}
+        tables.append(pa.table(texts))
+    return pa.concat_tables(tables, promote_options="default") if tables else pa.table({})
+
+
+def _row(number: int, line: bytes, place: Place) -> dict[str, str]:
+    """What is needed of it, as text."""
+    try:
+        content = json.loads(line)
+    except ValueError as error:
+        raise DataError(f"{place} cannot be read: line {number}: {error}") from error
+    if not isinstance(content, dict):
+        raise DataError(f"{place} must hold an object in every line; line {number} is none")
+    named = {name: content[name] for name in _NAMED_OF_FOLDER if content.get(name) is not None}
+    return {name: _value(value, f"{place}, line {number}: {name}") for name, value in named.items()}
+
+
+def _value(value: Any, of: str) -> str:
+    if not isinstance(value, str | int | float):
+        raise DataError(f"{of} must be a text or a number; got {json.dumps(value)[:100]}")
+    return str(value)
 
 
 def _text(column: pa.ChunkedArray) -> pa.Array:
