@@ -249,6 +249,14 @@ def open_source(settings: DataSettings, task_cpus: float) -> Source:
     return Source(dataset, labelled.class_names, len(labelled.files))
 
 
+def params(settings: DataSettings) -> dict[str, Any]:
+    """The settings as a run's parameters, which show no secrets of URIs."""
+    given = {"data": settings.data, "test_data": settings.test_data}
+    return settings.model_dump() | {
+        name: sources.shown(source) for name, source in given.items() if source is not None
+    }
+
+
 def check_folder(data: str) -> Path:
     """The folder, if it holds at least two folders of images.
 

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 from ray.data import Dataset
 
-from mask_ray import data, duplicates, mislabelled, reports
+from mask_ray import data, duplicates, mislabelled, reports, sources
 from mask_ray.config import DataSettings, ImageLimits, InspectSettings
 from mask_ray.images import ImageError, decode, read_header, resize
 from mask_ray.inventory import Inventory
@@ -360,7 +360,7 @@ def html(source: str, findings: Findings) -> str:
     return reports.render(
         "inspection.html.j2",
         title="What the data holds",
-        subtitle=source,
+        subtitle=sources.shown(source),
         findings=findings,
         figures=findings.figures,
         uri=reports.data_uri,

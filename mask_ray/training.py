@@ -268,7 +268,7 @@ def _lock(tracked: tracking.Run) -> Iterator[None]:
 
 
 def _log_settings(tracked: tracking.Run, settings: TrainSettings) -> None:
-    tracked.log_params(settings.model_dump())
+    tracked.log_params(data.params(settings))
     tracked.log_json(settings.model_dump(mode="json"), _SETTINGS_FILE)
     tracked.log_json(provenance.environment(), "environment.json")
     if patch := provenance.git_diff():
@@ -460,7 +460,7 @@ def _figures(models: list[Served], images: Images) -> list[quantization.Figures]
 
 def _report(settings: TrainSettings, job: Job, served: Served) -> dict[str, Any]:
     tracked, predictions = job.tracked, served.examination.predictions
-    about = {"run": tracked.run_id, "data": settings.data, "split": "test"}
+    about = {"run": tracked.run_id, "data": sources.shown(settings.data), "split": "test"}
     predictor = _predictor(served.onnx)
     report = evaluation.make_report(
         served.examination, served.onnx, predictor, about, settings.seed

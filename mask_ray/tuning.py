@@ -328,7 +328,7 @@ class _Trials(Searcher):
         else:
             parent = tracking.Run(self._parent_id)
             run = parent.open_nested(f"trial-{number}", {"trial": str(number)})
-            run.log_params(self._drawn[number].model_dump())
+            run.log_params(data.params(self._drawn[number]))
             self._run_ids[number] = run.run_id
         chosen = trials.chosen(self._drawn[number], self._searched)
         say(f"trial {number}: " + ", ".join(f"{name} {value}" for name, value in chosen.items()))

@@ -12,8 +12,9 @@ import pyarrow.csv as pacsv
 import pyarrow.parquet as pq
 import pytest
 
-from mask_ray import sources
-from mask_ray.sources import DataError
+from mask_ray import data, sources
+from mask_ray.config import DataSettings
+from mask_ray.sources import DataError, downloads
 from mask_ray.sources.listing import list_folder
 from mask_ray.sources.location import locate
 from mask_ray.sources.reading import Files
@@ -245,6 +246,35 @@ class TestObjectStores:
 
     def test_a_file_is_read_by_its_address(self) -> None:
         assert sources.read_file("s3://photos/set/a/deep/2.jpg") == b"two"
+
+
+@pytest.mark.parametrize(
+    ("source", "expected"),
+    [
+        ("https://me:pass@host:1/a/b.zip?X-Sig=secret&x=1", "https://host:1/a/b.zip"),
+        ("https://host/b.zip?sig=secret#sha256=ab12", "https://host/b.zip#sha256=ab12"),
+        ("https://host?secret", "https://host"),
+        ("s3://key:secret@bucket/a@b?scheme=http#secret", "s3://bucket/a@b"),
+        ("/data/what?/a@b#1.zip", "/data/what?/a@b#1.zip"),
+        ("file:///data/what?", "file:///data/what?"),
+        ("/data\nhttps://me@host/a.zip", "/data\nhttps://host/a.zip"),
+        ("synthetic:20", "synthetic:20"),
+    ],
+)
+def test_sources_are_shown_without_secrets(source: str, expected: str) -> None:
+    assert sources.shown(source) == expected
+
+
+def test_errors_and_parameters_show_no_secrets(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(downloads, "_FIRST_WAIT_S", 0)
+    url = "http://me:secret@127.0.0.1:1/a.zip?sig=secret"
+    given = [url, "s3://key:secret@bucket/a b?x=secret", "nonsense://me:secret@x"]
+    for source in given:
+        with pytest.raises(DataError, match=" cannot be ") as raised:
+            sources.list_labelled(source)
+        assert "secret" not in str(raised.value)
+    params = data.params(DataSettings(data="/photos", test_data=url))
+    assert params["data"] == "/photos" and params["test_data"] == "http://127.0.0.1:1/a.zip"
 
 
 def test_other_schemes_are_opened_by_fsspec() -> None:

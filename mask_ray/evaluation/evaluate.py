@@ -4,7 +4,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from mask_ray import data, tracking
+from mask_ray import data, sources, tracking
 from mask_ray.config import EvaluateSettings
 from mask_ray.evaluation import report
 from mask_ray.evaluation.examination import examine
@@ -49,4 +49,5 @@ def evaluate(settings: EvaluateSettings) -> tuple[report.Report, tracking.Resolv
 
 def _about(model: tracking.ResolvedModel, settings: EvaluateSettings) -> dict[str, str]:
     version = f" version {model.version}" if model.version else ""
-    return {"model": model.name + version, "data": settings.data, "split": settings.split}
+    source = sources.shown(settings.data)
+    return {"model": model.name + version, "data": source, "split": settings.split}

@@ -8,7 +8,7 @@ from pathlib import Path
 import httpx
 
 from mask_ray.config import MaskRayError
-from mask_ray.sources import several
+from mask_ray.sources import several, shown
 
 _TIMEOUT_S = 30.0
 _VALIDATORS = ("etag", "last-modified", "content-length")
@@ -40,7 +40,9 @@ def _of_url(url: str) -> str:
     try:
         response = httpx.head(url.partition("#")[0], follow_redirects=True, timeout=_TIMEOUT_S)
     except (httpx.HTTPError, httpx.InvalidURL) as error:
-        raise MaskRayError(f"{url} is not reached: {error or type(error).__name__}") from error
+        raise MaskRayError(
+            f"{shown(url)} is not reached: {error or type(error).__name__}"
+        ) from error
     # A server that refuses HEAD may still answer GET: fetching tells.
     told = [response.headers.get(name, "") for name in _VALIDATORS] if response.is_success else []
     return _digest([url, *told])

@@ -4,7 +4,14 @@ What a source is called says what it is; see `location`. An archive is fetched a
 `home()`, once, and is a folder from then on. All else is read where it is.
 """
 
-from mask_ray.sources.location import DEFAULT_NUM_DRAWN, DataError, is_synthetic, num_drawn, several
+from mask_ray.sources.location import (
+    DEFAULT_NUM_DRAWN,
+    DataError,
+    is_synthetic,
+    num_drawn,
+    several,
+    shown,
+)
 from mask_ray.sources.opening import (
     Labelled,
     check,
@@ -30,4 +37,5 @@ __all__ = [
     "read",
     "read_file",
     "several",
+    "shown",
 ]

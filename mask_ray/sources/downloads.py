@@ -21,7 +21,7 @@ from filelock import FileLock
 from mask_ray.config import home
 from mask_ray.progress import Progress, say
 from mask_ray.sources import archives
-from mask_ray.sources.location import DataError, Place, is_url, locate, reached
+from mask_ray.sources.location import DataError, Place, is_url, locate, reached, shown
 
 _MIB = 2**20
 _CHUNK_BYTES = _MIB
@@ -71,7 +71,7 @@ def unpacked(source: str) -> Path:
     path = Path(locate(address).path)
     if not path.is_file():
         raise DataError(
-            f"a source must be an existing archive; got {source}. "
+            f"a source must be an existing archive; got {shown(source)}. "
             "A submitted job runs in a copy of the working directory: give an absolute path"
         )
     return archives.entered(_unpacked_file(path, source, wanted))
@@ -81,7 +81,7 @@ def _split_digest(source: str) -> tuple[str, str]:
     address, mark, digest = source.partition("#sha256=")
     digest = digest.strip().lower()
     if mark and (len(digest) != 64 or not _HEX.issuperset(digest)):
-        raise DataError(f"#sha256= must be followed by 64 hexadecimal digits; got {source}")
+        raise DataError(f"#sha256= must be followed by 64 hexadecimal digits; got {shown(source)}")
     return address, digest
 
 
@@ -101,14 +101,16 @@ def _unpacked_file(path: Path, source: str, wanted: str) -> Path:
     folder = _folder(digest)
     with _locked(folder.parent / "downloads" / f"{digest}.lock"):
         if not folder.is_dir():
-            say(f"unpacking {source}")
-            archives.extract(path, folder, name=source)
+            say(f"unpacking {shown(source)}")
+            archives.extract(path, folder, name=shown(source))
     return folder
 
 
 def _check_digest(source: str, digest: str, wanted: str) -> None:
     if wanted and digest != wanted:
-        raise DataError(f"{source} must have the SHA-256 {wanted}; what is there has {digest}")
+        raise DataError(
+            f"{shown(source)} must have the SHA-256 {wanted}; what is there has {digest}"
+        )
 
 
 @contextmanager
@@ -161,12 +163,12 @@ def _fetch_url(url: str, part: Path, known: _Known) -> str | None:
             had = max(came, had)
             if attempt >= _MAX_ATTEMPTS:
                 raise DataError(
-                    f"{url} cannot be fetched: {error or type(error).__name__}; "
+                    f"{shown(url)} cannot be fetched: {error or type(error).__name__}; "
                     f"{came} bytes are kept, and the next run goes on from there"
                 ) from error
             time.sleep(_FIRST_WAIT_S * 2**attempt)
         except (httpx.HTTPError, httpx.InvalidURL) as error:
-            raise DataError(f"{url} cannot be fetched: {error}") from error
+            raise DataError(f"{shown(url)} cannot be fetched: {error}") from error
 
 
 def _attempt(url: str, part: Path, known: _Known) -> str | None:
@@ -183,7 +185,7 @@ def _attempt(url: str, part: Path, known: _Known) -> str | None:
             raise httpx.ReadError(f"got status {response.status_code} {response.reason_phrase}")
         if not response.is_success:
             raise DataError(
-                f"{url} must answer with status 200; got {response.status_code} "
+                f"{shown(url)} must answer with status 200; got {response.status_code} "
                 f"{response.reason_phrase}"
             )
         version = _version(response)
@@ -241,13 +243,13 @@ def _copy_remote(uri: str, part: Path, known: _Known) -> str | None:
     """As `_fetch_url`, from a file system that is not this machine's."""
     place = locate(uri)
     if not place.is_file():
-        raise DataError(f"a source must be an existing archive; got {uri}")
+        raise DataError(f"a source must be an existing archive; got {shown(uri)}")
     info = place.info()
     version = f"{info.size} {info.mtime_ns}"
     if known.digest and known.version == version:
         return None
     _check_room(part, info.size)
-    reached(uri, lambda: _copy(place, part, info))
+    reached(place, lambda: _copy(place, part, info))
     return version
 
 

@@ -1,5 +1,6 @@
 """What the text of a source means: which kind it is, and the file system it is in."""
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -94,6 +95,22 @@ def reached(place: object, ask: Callable[[], Any]) -> Any:
         raise DataError(f"{place} cannot be read: {error}") from error
 
 
+def shown(data: str) -> str:
+    """Sources as they may be printed and stored: without what a URI has that could be secret, its
+    user, password and query.
+    """
+    return "\n".join(map(_shown, several(data)))
+
+
+def _shown(source: str) -> str:
+    scheme, colon, rest = source.partition("://")
+    if not colon or scheme == "file":
+        return source
+    address, mark, digest = rest.partition("#sha256=")
+    netloc, slash, path = re.split(r"[?#]", address, maxsplit=1)[0].partition("/")
+    return f"{scheme}://{netloc.rpartition('@')[2]}{slash}{path}{mark}{digest}"
+
+
 def several(data: str) -> list[str]:
     """The sources that `data` names, one a line."""
     return [line for line in map(str.strip, data.splitlines()) if line]
@@ -140,7 +157,10 @@ def locate(source: str) -> Place:
     try:
         filesystem, path = _open_uri(scheme, source)
     except (ValueError, ImportError, OSError, pa.ArrowException) as error:
-        raise DataError(f"{source} cannot be opened: {error}; a source must be {KINDS}") from error
+        told = str(error).replace(source, shown(source))
+        raise DataError(
+            f"{shown(source)} cannot be opened: {told}; a source must be {KINDS}"
+        ) from error
     parts = urlsplit(source)
     has_own_access = scheme in _OF_ARROW and bool(parts.query or "@" in parts.netloc)
     return Place(path.rstrip("/"), filesystem, f"{scheme}://", has_own_access)

@@ -24,6 +24,7 @@ from mask_ray.sources.location import (
     num_drawn,
     reached,
     several,
+    shown,
 )
 from mask_ray.sources.manifests import has_metadata, read_image_folder, read_manifest
 from mask_ray.sources.reading import Files, num_blocks
@@ -87,7 +88,7 @@ def _fetch(source: str) -> str:
     path = Path(place.path)
     if not (path.is_dir() or (path.is_file() and is_manifest(place))):
         raise DataError(
-            f"a source must be {KINDS}; got {source}. "
+            f"a source must be {KINDS}; got {shown(source)}. "
             "A submitted job runs in a copy of the working directory: give an absolute path"
         )
     return str(path.resolve())
@@ -121,7 +122,8 @@ def _check_classes(class_names: list[str], sources: list[str]) -> None:
     if len(class_names) < 2:
         raise DataError(
             "data must hold at least 2 folders of images, one per class, or 2 labels; "
-            f"{', '.join(sources)} holds {len(class_names)}: {', '.join(class_names) or 'none'}"
+            f"{', '.join(map(shown, sources))} holds {len(class_names)}: "
+            f"{', '.join(class_names) or 'none'}"
         )
 
 
@@ -137,7 +139,8 @@ def list_labelled(data: str) -> Labelled:
     empty = {n for s in sources for n in _empty_candidates(locate(s))}
     if not class_names and len(empty) > 1:
         raise DataError(
-            f"data must hold images; every class folder in {', '.join(sources)} is empty"
+            "data must hold images; every class folder in "
+            f"{', '.join(map(shown, sources))} is empty"
         )
     class_names = sorted({*class_names, *empty})
     _check_classes(class_names, sources)
@@ -157,9 +160,9 @@ def _list(source: str) -> Listing:
     if has_metadata(place):
         return read_image_folder(place)
     if place.filesystem is not None:
-        say(f"listing {source}")
+        say(f"listing {shown(source)}")
     if not place.is_folder():
-        raise DataError(f"a source must be {KINDS}; there is nothing at {source}")
+        raise DataError(f"a source must be {KINDS}; there is nothing at {shown(source)}")
     return list_folder(place)
 
 
@@ -207,7 +210,7 @@ def open_images(data: str, task_cpus: float) -> tuple[Dataset, int]:
     ]
     files = pa.concat_tables(tables)
     if not len(files):
-        raise DataError(f"a source must hold images; there is no file in {data}")
+        raise DataError(f"a source must hold images; there is no file in {shown(data)}")
     dataset = ray.data.read_datasource(
         Files([each.root for each in listings], files, seed=None),
         override_num_blocks=num_blocks(len(files)),
