@@ -161,6 +161,8 @@ class TestManifests:
         ("line", "message"),
         [
             ('{"file_name": ', r"metadata\.jsonl cannot be read: line 2: Expecting value"),
+            ("[" * 100_000, r"metadata\.jsonl cannot be read: line 2: maximum recursion"),
+            (r'{"file_name": "\ud800"}', r'file_name must be Unicode text; got "\\ud800"'),
             ("[]", r"metadata\.jsonl must hold an object in every line; line 2 is none"),
             ('{"file_name": "1", "label": ["a"]}', r'line 2: label must be a text .* got \["a"\]'),
             ('{"file_name": "1"}', r"must give a label in every row; row 2 has none"),

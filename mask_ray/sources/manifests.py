@@ -129,7 +129,7 @@ def _row(number: int, line: bytes, place: Place) -> dict[str, str]:
     """What is needed of it, as text."""
     try:
         content = json.loads(line)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise DataError(f"{place} cannot be read: line {number}: {error}") from error
     if not isinstance(content, dict):
         raise DataError(f"{place} must hold an object in every line; line {number} is none")
@@ -140,7 +140,10 @@ def _row(number: int, line: bytes, place: Place) -> dict[str, str]:
 def _value(value: Any, of: str) -> str:
     if not isinstance(value, str | int | float):
         raise DataError(f"{of} must be a text or a number; got {json.dumps(value)[:100]}")
-    return str(value)
+    text = str(value)
+    if any("\ud800" <= letter <= "\udfff" for letter in text):
+        raise DataError(f"{of} must be Unicode text; got {json.dumps(text)[:100]}")
+    return text
 
 
 def _text(column: pa.ChunkedArray) -> pa.Array:
