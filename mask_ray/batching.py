@@ -17,7 +17,7 @@ Outcome = TypeVar("Outcome")
 class Batcher(Generic[Item, Outcome]):
     """Threads that work on batches of what coroutines ask for.
 
-    They end with the process. `num_done` is the number of batches that they have ended.
+    They end with the process.
 
     Args:
         work: Called in a thread with a batch, and whether that is a single item while nothing
@@ -37,7 +37,6 @@ class Batcher(Generic[Item, Outcome]):
         self._work = work
         self._max_batch_size = max_batch_size
         self._waiting: queue.SimpleQueue[tuple[Item, asyncio.Future[Outcome]]] = queue.SimpleQueue()
-        self.num_done = 0
         self._num_busy = 0
         self._lock = threading.Lock()
         for number in range(num_threads):
@@ -68,7 +67,6 @@ class Batcher(Generic[Item, Outcome]):
                 outcomes = error
             with self._lock:
                 self._num_busy -= 1
-                self.num_done += 1
             futures = [future for _, future in batch]
             try:
                 # Once for all of them: to wake the loop costs more than to resolve a future.

@@ -101,7 +101,9 @@ def _begun(scope: Scope) -> Exchange:
 
 
 def _header(scope: Scope, wanted: bytes) -> str:
-    return next((v.decode("latin-1") for name, v in scope["headers"] if name == wanted), "")
+    """The last of that name: those before it may be the client's own."""
+    values = [value.decode("latin-1") for name, value in scope["headers"] if name == wanted]
+    return values[-1] if values else ""
 
 
 def _counting(receive: Receive, exchange: Exchange) -> Receive:

@@ -63,8 +63,10 @@ def environment(wants_haproxy: bool = True) -> dict[str, str]:
     if wants_haproxy and haproxy.find_binary() is None:
         print(f"warning: {_NO_BINARY}", file=sys.stderr)
         wants_haproxy = False
-    variables |= _HAPROXY if wants_haproxy else {"RAY_SERVE_ENABLE_HA_PROXY": "0"}
-    return {name: os.environ.get(name, value) for name, value in variables.items()}
+    variables |= _HAPROXY if wants_haproxy else {}
+    given = {name: os.environ.get(name, value) for name, value in variables.items()}
+    # Without HAProxy whatever the environment says: it is missing, or not wanted.
+    return given if wants_haproxy else given | {"RAY_SERVE_ENABLE_HA_PROXY": "0"}
 
 
 if __name__ == "__main__":

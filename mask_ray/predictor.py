@@ -106,7 +106,7 @@ def predict_together(
         places[id(predictor)].append(place)
     for together in places.values():
         predictor = requests[together[0]][0]
-        images = np.stack([requests[place][1] for place in together])
+        images = [requests[place][1] for place in together]
         rows = _rows_or_error(predictor, images, on_one_thread)
         for place, row in zip(together, rows, strict=True):
             outcomes[place] = row
@@ -114,10 +114,10 @@ def predict_together(
 
 
 def _rows_or_error(
-    predictor: Predictor, images: Images, on_one_thread: bool
+    predictor: Predictor, images: Sequence[Images], on_one_thread: bool
 ) -> list[Probabilities | Exception]:
     try:
-        return list(predictor.predict(images, on_one_thread=on_one_thread))
+        return list(predictor.predict(np.stack(images), on_one_thread=on_one_thread))
     except Exception as error:
         return [error] * len(images)
 

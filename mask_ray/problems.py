@@ -173,7 +173,10 @@ class ProblemsForServeErrors:
 
 def _is_plain_error(start: Message) -> bool:
     content_type = Headers(raw=start["headers"]).get("content-type", "")
-    return start["status"] >= 400 and content_type.startswith("text/plain")
+    # Serve's 499, of a client that left, is no status of HTTP, and nobody reads it.
+    return (
+        start["status"] >= 400 and start["status"] != 499 and content_type.startswith("text/plain")
+    )
 
 
 def _problem_for(path: str, start: Message) -> JSONResponse:

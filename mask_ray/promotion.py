@@ -158,7 +158,7 @@ def summary(decision: Decision) -> dict[str, Any]:
 def _data_of(stored: dict[str, Any], source: str | None) -> DataSettings:
     """Split as the version's own run did, so that it has not trained on what it is tested on."""
     own = {key: stored[key] for key in DataSettings.model_fields if key in stored}
-    return DataSettings(**own | ({} if source is None else {"data": source}))
+    return DataSettings(**own | ({} if source is None else {"data": source, "test_data": None}))
 
 
 def force(name: str, version: str) -> Decision:

@@ -60,6 +60,7 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 _METRICS_PERIOD_S = 1
+_TRIAL_IMAGE = np.zeros((1, 1, 3), np.uint8)
 
 logger = logging.getLogger(__name__)
 
@@ -99,6 +100,8 @@ class Classifier:
             num_threads=settings.num_threads,
             max_batch_size=settings.max_batch_size,
         )
+        # Grows with each image and batch that is done: whether anything moves.
+        self._progress = 0
         self._other_work = ThreadPoolExecutor(settings.num_threads, "other")
         self.is_ready = True
         # What is here stays. Else the collector looks through all of Ray again and again, and
@@ -218,23 +221,28 @@ class Classifier:
         good = [
             (predictor, image)
             for (predictor, _), image in zip(asked, decoded, strict=True)
-            if not isinstance(image, ImageError)
+            if not isinstance(image, Exception)
         ]
         started_s = time.perf_counter()
         answers = iter(predict_together(good, on_one_thread=not is_alone))
-        if good:
+        if any(image is not _TRIAL_IMAGE for _, image in asked):
             self.metrics.inferred(len(good), time.perf_counter() - started_s)
-        return [image if isinstance(image, ImageError) else next(answers) for image in decoded]
+        self._progress += 1
+        return [image if isinstance(image, Exception) else next(answers) for image in decoded]
 
-    def _decode(self, predictor: Predictor, image: bytes | RGBArray) -> RGBArray | ImageError:
+    def _decode(self, predictor: Predictor, image: bytes | RGBArray) -> RGBArray | Exception:
+        if image is _TRIAL_IMAGE:
+            return resize(_TRIAL_IMAGE, predictor.image_size)
         started_s = time.perf_counter()
         try:
             if isinstance(image, bytes):
                 return decode_resized(image, predictor.image_size, self.settings)
             return resize(image, predictor.image_size)
-        except ImageError as error:
+        except Exception as error:
+            # Whatever it is, such as a lack of memory, it is this image's alone.
             return error
         finally:
+            self._progress += 1
             self.metrics.decoded(time.perf_counter() - started_s)
 
     async def check_health(self) -> None:
@@ -244,19 +252,25 @@ class Classifier:
             TimeoutError: it was not classified in time, and neither was anything else.
             Exception: whatever inference raised. Serve restarts a replica that keeps failing.
         """
-        black = np.zeros((1, 1, 3), np.uint8)
-        num_done = self._batcher.num_done
+        progress = self._progress
         try:
             # Before Serve gives the check up.
             async with asyncio.timeout(0.8 * self.settings.health_check_timeout_s):
-                (outcome,) = await self._batcher.ask([(self.serving.champion.predictor, black)])
+                await self._try_inference()
         except TimeoutError:
-            # Behind images that take long: it is busy, unless nothing moves.
-            if self._batcher.num_done == num_done:
-                self.is_ready = False
+            # Behind images that take long it is busy, unless nothing moves.
+            self.is_ready = self._progress != progress
+            if not self.is_ready:
                 raise
-            return
-        self.is_ready = not isinstance(outcome, Exception)
+        except Exception:
+            self.is_ready = False
+            raise
+        else:
+            self.is_ready = True
+
+    async def _try_inference(self) -> None:
+        predictor = self.serving.champion.predictor
+        (outcome,) = await self._batcher.ask([(predictor, _TRIAL_IMAGE)])
         if isinstance(outcome, Exception):
             raise outcome
 

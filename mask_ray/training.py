@@ -74,6 +74,7 @@ MAY_CHANGE = {
 }
 
 _FILE_LIST = "files.parquet"
+_DATA_REPORT = "data_report.json"
 
 
 class ResumeError(MaskRayError):
@@ -203,7 +204,7 @@ def opened(
             splits = {name: images.split(name) for name in data.SPLITS}
         _log_data(tracked, images)
         _tell_differences(tracked, settings)
-        if settings.data_report and images.kept and settings.resume is None:
+        if settings.data_report and images.kept and not tracked.has_file(_DATA_REPORT):
             _log_inspection(tracked, settings)
         yield Job(tracked, plan, images, splits, pretrained)
 
@@ -337,7 +338,7 @@ def _log_inspection(tracked: tracking.Run, settings: TrainSettings) -> None:
     """Only of a set that is small enough to keep: it reads every file again, twice."""
     findings = inspection.inspect(settings)
     tracked.log_text(inspection.html(settings.data, findings), "data_report.html")
-    tracked.log_json(inspection.as_json(findings), "data_report.json")
+    tracked.log_json(inspection.as_json(findings), _DATA_REPORT)
 
 
 def _train(settings: TrainSettings, job: Job, clock: Clock) -> ray.train.Checkpoint:

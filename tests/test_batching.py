@@ -50,20 +50,6 @@ def test_each_asker_gets_the_outcomes_of_its_own_items() -> None:
     assert run(ask) == [[2 * n, 2 * n + 200] for n in range(20)]
 
 
-def test_batches_that_are_done_are_counted() -> None:
-    work = Work()
-    work.may_end.set()
-
-    async def ask() -> tuple[int, int]:
-        batcher = Batcher(work, num_threads=1, max_batch_size=3)
-        await batcher.ask([1])
-        before = batcher.num_done
-        await batcher.ask([2])
-        return before, batcher.num_done
-
-    assert run(ask) == (1, 2)
-
-
 def test_what_waits_for_a_busy_thread_becomes_one_batch_up_to_its_size() -> None:
     work = Work()
 

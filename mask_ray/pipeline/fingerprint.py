@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -43,23 +44,29 @@ def _of_url(url: str) -> str:
         raise MaskRayError(
             f"{shown(url)} is not reached: {error or type(error).__name__}"
         ) from error
-    # A server that refuses HEAD may still answer GET: fetching tells.
     told = [response.headers.get(name, "") for name in _VALIDATORS] if response.is_success else []
-    return _digest([url, *told])
+    # A server that refuses HEAD, or tells nothing, may still answer GET: it is asked every time.
+    return _digest([url, *told] if any(told) else [url, uuid.uuid4().hex])
 
 
-def _lines(folder: Path) -> Iterator[str]:
-    """One for each file below, in a fixed order, without a list of all of them."""
-    with os.scandir(folder) as scanned:
-        entries = sorted(scanned, key=lambda entry: entry.name)
+def _lines(folder: Path, is_below: bool = False) -> Iterator[str]:
+    """One for each file below, in a fixed order, without a list of all of them.
+
+    Links are followed where sources follow them: to class folders, and to files.
+    """
+    try:
+        with os.scandir(folder) as scanned:
+            entries = sorted(scanned, key=lambda entry: entry.name)
+    except OSError as error:
+        raise MaskRayError(f"{folder} cannot be read: {error.strerror}") from error
     for entry in entries:
         if entry.name.startswith("."):
             continue
-        if entry.is_dir():
+        if entry.is_dir(follow_symlinks=not is_below):
             yield f"{entry.name}/"
-            yield from _lines(Path(entry.path))
+            yield from _lines(Path(entry.path), is_below=True)
             yield "/"
-        else:
+        elif entry.is_file():
             yield _line(entry.name, entry.stat())
 
 

@@ -26,6 +26,7 @@ from mask_ray.config import (
     EvaluateSettings,
     PipelineSettings,
     PromotionRule,
+    ReportSettings,
     RunSettings,
     TrainSettings,
 )
@@ -137,7 +138,7 @@ class _Line:
 
     def _train_settings(self, results: Results) -> dict[str, Any]:
         own = self._settings.model_dump(mode="json", include=set(RunSettings.model_fields))
-        return own | self._data_settings(results) | {"promote": False}
+        return own | self._data_settings(results) | {"promote": False, "data_report": False}
 
     def _train_inputs(self, results: Results) -> Result:
         settings = self._train_settings(results)
@@ -152,11 +153,17 @@ class _Line:
         return tracking.RegisteredModel(self._name).has_version(result["model_version"])
 
     def _evaluate_inputs(self, results: Results) -> Result:
-        return self._data_settings(results) | _made(results)
+        return self._data_settings(results) | self._robustness | _made(results)
+
+    @property
+    def _robustness(self) -> dict[str, Any]:
+        return self._settings.model_dump(include=set(ReportSettings.model_fields))
 
     def _evaluate(self, results: Results, run: tracking.Run) -> Result:
         uri = results["train"]["model_uri"]
-        settings = EvaluateSettings(**self._data_settings(results), model_uri=uri)
+        settings = EvaluateSettings(
+            **self._data_settings(results), **self._robustness, model_uri=uri
+        )
         made, _ = evaluation.evaluate(settings)
         run.log_text(made.html, evaluation.HTML_FILE)
         run.log_json(made.figures, evaluation.JSON_FILE)

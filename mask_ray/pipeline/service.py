@@ -18,6 +18,9 @@ from mask_ray.images import decode_resized
 from mask_ray.predictor import Predictor
 
 _POLL_S = 0.5
+# Replicas look where the alias points every model_poll_s, and not all at once.
+_SWITCHED_WITHIN_S = 30
+
 # Between the same ONNX file on machines with other instructions, and of rounding in the answer.
 _TOLERANCE = 1e-3
 
@@ -50,11 +53,13 @@ def health(url: str) -> dict[str, Any] | None:
     """
     try:
         response = httpx.get(f"{url}/healthz", timeout=30)
+    except httpx.TimeoutException:
+        return {}
     except httpx.TransportError:
         return None
     if response.status_code in (404, 502):  # Serve without an application, or with none left
         return None
-    if response.status_code in (408, 429, 503):
+    if response.status_code in (408, 429, 503, 504):
         return {}
     try:
         told = response.json()
@@ -129,11 +134,15 @@ def ask(
         ServiceError: an answer failed, is of another version, or is not the file's.
     """
     rows = _rows(url, images)
+    deadline = time.monotonic() + _SWITCHED_WITHIN_S
+    while any(_model_of(row) not in (model, None) for row in rows) and time.monotonic() < deadline:
+        time.sleep(1)
+        rows = _rows(url, images)
     differences = []
     for image, row in zip(images, rows, strict=True):
         if row["error"]:
             raise ServiceError(f"{url} does not classify {image.name}: {row['error']}")
-        if (row["model"], row["version"]) != model:
+        if _model_of(row) != model:
             raise ServiceError(
                 f"{url} answers {image.name} by version {row['version']} of {row['model']}, not "
                 f"by version {model[1]} of {model[0]}"
@@ -146,6 +155,11 @@ def ask(
         ),
         "largest_difference": max(differences),
     }
+
+
+def _model_of(row: Mapping[str, Any]) -> tuple[str, str] | None:
+    """None: nothing answered."""
+    return None if row["error"] else (row["model"], row["version"])
 
 
 def _rows(url: str, images: Sequence[LabelledImage]) -> list[dict[str, Any]]:
