@@ -92,8 +92,8 @@ def served(folder: Path, haproxy: bool, **settings: Any) -> Iterator[Service]:
             (usual,) = config["applications"]
             usual["args"] |= settings
             # Its model takes longer than an answer may.
-            slow = write_classifier(folder / "slow.onnx", num_products=400)
-            impatient = {"model_uri": str(slow), "request_timeout_s": 0.5, "max_replicas": 1}
+            slow = write_classifier(folder / "slow.onnx", num_products=150)
+            impatient = {"model_uri": str(slow), "request_timeout_s": 0.1, "max_replicas": 1}
             config["applications"].append(
                 usual
                 | {"name": "impatient", "route_prefix": "/impatient"}
