@@ -85,7 +85,7 @@ class Load:
 
 @contextmanager
 def under_load(service: Service, num_connections: int = NUM_CONNECTIONS) -> Iterator[Load]:
-    """Ask without a pause on each connection, and never twice for the same."""
+    """Ask again and again on each connection, and never twice for the same."""
     load, is_over = Load(), threading.Event()
     bodies = [image_files.jpeg(image_files.picture(seed=seed)) for seed in range(7)]
     # As large as can be asked of another replica, nearly.
@@ -100,6 +100,8 @@ def under_load(service: Service, num_connections: int = NUM_CONNECTIONS) -> Iter
             except httpx.HTTPError as error:
                 outcome = type(error).__name__
             load.add(outcome, time.monotonic() - began_s)
+            # So that new replicas find cores to start on.
+            await asyncio.sleep(0.1)
 
     async def ask_on_all() -> None:
         limits = httpx.Limits(max_connections=num_connections)
