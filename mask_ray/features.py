@@ -193,9 +193,12 @@ def _compute(
 
 def _extracted(key: Key, images: data.ImageData, backbone: bytes, num_cpus: float) -> Dataset:
     """Rows `features` (float16, (1 + views, D)), `digest`, `label` and `split` of all but test."""
+    decoded = images.decoded(("train", "val"))
+    if images.kept:
+        decoded = decoded.materialize()  # by tasks, which find no room beside the extractors
     # Where images are not decoded yet, one core in four reads and decodes them.
     reserved = 0 if images.kept else max(1, num_cpus // 4)
-    return images.decoded(("train", "val")).map_batches(
+    return decoded.map_batches(
         _Extractor,
         fn_constructor_args=(ray.put(backbone), key.augmented_views, key.augmentation),
         batch_size=_BATCH_SIZE,

@@ -4,16 +4,19 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import boto3
+import httpx
 from moto.server import ThreadedMotoServer
 
 
 @contextmanager
 def serve(objects: dict[str, bytes]) -> Iterator[str]:
-    """Its host and port; the bucket photos has the objects."""
+    """Its host and port; the bucket photos has the objects, and those alone."""
     server = ThreadedMotoServer("127.0.0.1", 0)
     server.start()
     host, port = server.get_host_and_port()
     try:
+        # Its objects are the process's, and an earlier server's stay.
+        httpx.post(f"http://{host}:{port}/moto-api/reset").raise_for_status()
         client = boto3.client(
             "s3",
             endpoint_url=f"http://{host}:{port}",

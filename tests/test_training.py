@@ -204,7 +204,7 @@ def folder_of(tmp_path: Path, contents: dict[str, bytes]) -> str:
 @pytest.mark.parametrize(
     ("flags", "contents", "message"),
     [
-        (["--data", "/nowhere"], {}, "data must be an existing folder or synthetic"),
+        (["--data", "/nowhere"], {}, "a source must be synthetic[:N], a folder, a .zip"),
         ([], {"only/1.jpg": b"x"}, "at least 2 folders of images"),
         ([], {f"{c}/{n}.jpg": b"x" for c in "ab" for n in range(9)}, "no readable images; 18"),
         (["--data", "synthetic", "--num-workers", "9"], {}, "at most the cluster's CPUs (2)"),
