@@ -1,6 +1,7 @@
 """Load from wrk: many connections, each with one request at a time, and many different photos."""
 
 import base64
+import io
 import json
 import random
 import shutil
@@ -8,6 +9,8 @@ import subprocess
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+
+from PIL import Image
 
 from mask_ray import data
 from mask_ray.config import ImageLimits, MaskRayError
@@ -36,8 +39,10 @@ def _as_json(encoded: bytes) -> bytes:
 
 
 def _as_file(encoded: bytes) -> bytes:
+    with Image.open(io.BytesIO(encoded)) as image:
+        mime_type = image.get_format_mimetype()
     head = 'Content-Disposition: form-data; name="images"; filename="photo"'
-    lines = f"--{_BOUNDARY}\r\n{head}\r\nContent-Type: image/*\r\n\r\n".encode()
+    lines = f"--{_BOUNDARY}\r\n{head}\r\nContent-Type: {mime_type}\r\n\r\n".encode()
     return lines + encoded + f"\r\n--{_BOUNDARY}--\r\n".encode()
 
 

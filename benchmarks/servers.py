@@ -1,5 +1,6 @@
 """Each server of the comparison, as a process on this machine that is ended afterwards."""
 
+import json
 import os
 import subprocess
 import sys
@@ -89,8 +90,7 @@ def _program(python: str, name: str, ready: str, *flags: str) -> Callable[[Model
 
 def _model_flags(name: str, models: Models) -> list[str]:
     if name == "keras_server.py":
-        names = yaml.safe_dump(list(models.class_names), default_flow_style=True, width=10_000)
-        return [f"--model={models.keras}", f"--class-names={names}"]
+        return [f"--model={models.keras}", f"--class-names={json.dumps(list(models.class_names))}"]
     return [f"--model={models.onnx}", f"--cores={os.cpu_count()}"]
 
 

@@ -147,9 +147,14 @@ def run(settings: TrainSettings, tags: Mapping[str, str] | None = None) -> dict[
         # The checkpoint's own folder is left as it is.
         with result.as_directory() as folder, TemporaryDirectory() as scratch:
             with clock.stage("evaluate"):
-                served, keras = _choose_served(settings, job, Path(folder), Path(scratch))
+                # Of a run that was cut off after it had registered a version, that one.
+                version = job.tracked.registered_version(settings.register_as)
+                if version:
+                    served = _registered(settings, job, version)
+                else:
+                    served = _choose_served(settings, job, Path(folder), Path(scratch))
                 test = _report(settings, job, served)
-            version = _register(settings, job, served, keras)
+            version = version or _register(settings, job, served, Path(scratch))
         promoted, reason = _promote(settings, job, version)
         seconds = {f"seconds_{name}": value for name, value in clock.seconds().items()}
         job.tracked.log_metrics(seconds)
@@ -404,23 +409,27 @@ def _explained(error: Exception, settings: TrainSettings, tracked: tracking.Run)
     )
 
 
-def _choose_served(
-    settings: TrainSettings, job: Job, trained: Path, scratch: Path
-) -> tuple[Served, Path]:
+def _registered(settings: TrainSettings, job: Job, version: str) -> Served:
+    onnx = tracking.resolve_model(f"models:/{settings.register_as}/{version}").path
+    return Served(onnx, _predictor(onnx).temperature, _examined(settings, job, onnx))
+
+
+def _choose_served(settings: TrainSettings, job: Job, trained: Path, scratch: Path) -> Served:
     """The trained model, or its int8 version where that is asked for, as good, and faster.
 
-    Also the `.keras` file of the trained model, calibrated as its ONNX file is.
+    Also writes the `.keras` file of the trained model to `scratch`, calibrated as its ONNX file is.
     """
-    onnx, keras = trained / checkpoints.ONNX_FILE, scratch / checkpoints.KERAS_FILE
+    onnx = trained / checkpoints.ONNX_FILE
     float32 = _calibrated(settings, job, onnx, scratch / "float32.onnx")
     encoded = (trained / checkpoints.KERAS_FILE).read_bytes()
-    keras.write_bytes(onnx_head.keras_with_temperature(encoded, float32.temperature))
+    calibrated = onnx_head.keras_with_temperature(encoded, float32.temperature)
+    (scratch / checkpoints.KERAS_FILE).write_bytes(calibrated)
     if not settings.quantize:
-        return float32, keras
+        return float32
     images = job.splits["train"].take_batch(quantization.NUM_CALIBRATION_IMAGES)["image"]
     quantization.quantize(onnx, scratch / "uncalibrated.onnx", images)
     int8 = _calibrated(settings, job, scratch / "uncalibrated.onnx", scratch / "int8.onnx")
-    return _better_of(job.tracked, float32, int8, images), keras
+    return _better_of(job.tracked, float32, int8, images)
 
 
 def _calibrated(settings: TrainSettings, job: Job, uncalibrated: Path, onnx: Path) -> Served:
@@ -428,9 +437,12 @@ def _calibrated(settings: TrainSettings, job: Job, uncalibrated: Path, onnx: Pat
     validated = evaluation.predict(job.splits["val"], _predictor(uncalibrated))
     temperature = evaluation.fit_temperature(validated)
     onnx.write_bytes(onnx_head.with_temperature(uncalibrated.read_bytes(), temperature))
+    return Served(onnx, temperature, _examined(settings, job, onnx))
+
+
+def _examined(settings: TrainSettings, job: Job, onnx: Path) -> evaluation.Examination:
     test = job.images.named("test")
-    examination = evaluation.examine(test, _predictor(onnx), settings.robustness_images)
-    return Served(onnx, temperature, examination)
+    return evaluation.examine(test, _predictor(onnx), settings.robustness_images)
 
 
 def _predictor(onnx: Path) -> Predictor:
@@ -482,10 +494,8 @@ def _promote(settings: TrainSettings, job: Job, version: str) -> tuple[bool, str
     return decision.promoted, decision.reason
 
 
-def _register(settings: TrainSettings, job: Job, served: Served, keras_path: Path) -> str:
-    """The new version; of a run that was cut off after it had registered one, that one."""
-    if version := job.tracked.registered_version(settings.register_as):
-        return version
+def _register(settings: TrainSettings, job: Job, served: Served, scratch: Path) -> str:
+    """The new version."""
     example = job.splits["test"].take_batch(1)["image"]
     version = job.tracked.register_model(
         served.onnx,
@@ -500,7 +510,7 @@ def _register(settings: TrainSettings, job: Job, served: Served, keras_path: Pat
         }
         | served.metadata
         | _tags(),
-        keras_path=keras_path,
+        keras_path=scratch / checkpoints.KERAS_FILE,
     )
     say(f"registered as version {version} of {settings.register_as}")
     return version

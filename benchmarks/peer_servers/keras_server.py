@@ -30,7 +30,8 @@ def _app(model: keras.Model, class_names: list[str]) -> FastAPI:
 
     @app.post("/predict")
     async def predict(request: Request) -> dict[str, Any]:
-        image = Image.open(io.BytesIO(await request.body())).convert("RGB").resize(size)
+        image = Image.open(io.BytesIO(await request.body())).convert("RGB")
+        image = image.resize(size, Image.Resampling.BILINEAR)
         (row,) = model.predict(np.asarray(image)[None], verbose=0)
         probabilities = dict(zip(class_names, row.tolist(), strict=True))
         label = max(probabilities, key=probabilities.__getitem__)

@@ -9,19 +9,19 @@ from pathlib import Path
 import httpx
 
 from mask_ray.config import MaskRayError
-from mask_ray.sources import several, shown
+from mask_ray.sources import several, shown, stats
 
 _TIMEOUT_S = 30.0
 _VALIDATORS = ("etag", "last-modified", "content-length")
 
 
 def of_source(source: str) -> str:
-    """Another text whenever the source is another: names, sizes and times of files, or what the
-    server says of a URL. Sources of other schemes are taken to stay as they are. Of several, one a
-    line, all.
+    """Another text whenever the source is another: names, sizes and times of files, here or in a
+    store, or what the server says of a URL. Files that a manifest names are taken to stay as they
+    are. Of several sources, one a line, all.
 
     Raises:
-        MaskRayError: the server does not answer.
+        MaskRayError: the server or the store does not answer.
     """
     return "\n".join(map(_of_one, several(source)))
 
@@ -29,6 +29,8 @@ def of_source(source: str) -> str:
 def _of_one(source: str) -> str:
     if source.startswith(("http://", "https://")):
         return _of_url(source)
+    if "://" in source:
+        return _digest(f"{path}\0{size}\0{time}" for path, size, time in stats(source))
     path = Path(source).expanduser()
     if path.is_dir():
         return _digest(_lines(path))

@@ -21,6 +21,7 @@ from mask_ray.sources.opening import (
     open_images,
     read,
     read_file,
+    stats,
 )
 
 __all__ = [
@@ -38,4 +39,5 @@ __all__ = [
     "read_file",
     "several",
     "shown",
+    "stats",
 ]

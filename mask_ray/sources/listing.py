@@ -102,9 +102,21 @@ def _walk(folder: str, below: str) -> Iterator[str]:
 
 
 def _remote_paths(root: Place) -> Iterator[str]:
-    """Asked for in one request for every thousand files, not one for every folder."""
+    return (path for path, _ in infos_below(root))
+
+
+def infos_below(root: Place) -> Iterator[tuple[str, pafs.FileInfo]]:
+    """Files of a store that are not hidden, by their paths below the folder, in order.
+
+    Asked for in one request for every thousand files, not one for every folder.
+
+    Raises:
+        DataError: the store does not answer.
+    """
     selector = pafs.FileSelector(root.path, recursive=True)
     infos = reached(root, lambda: root.opener().get_file_info(selector))
     start = len(root.path.rstrip("/")) + 1
-    paths = sorted(info.path[start:] for info in infos if info.type == pafs.FileType.File)
-    return (path for path in paths if not any(p.startswith(".") for p in path.split("/")))
+    files = {info.path[start:]: info for info in infos if info.type == pafs.FileType.File}
+    for path in sorted(files):
+        if not any(part.startswith(".") for part in path.split("/")):
+            yield path, files[path]

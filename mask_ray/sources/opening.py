@@ -1,5 +1,6 @@
 """The verbs: fetch a source, list its files, open them as rows."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from ray.data import Dataset
 from mask_ray import synthetic
 from mask_ray.progress import say
 from mask_ray.sources.downloads import unpacked
-from mask_ray.sources.listing import Listing, list_folder
+from mask_ray.sources.listing import Listing, infos_below, list_folder
 from mask_ray.sources.location import (
     KINDS,
     DataError,
@@ -60,6 +61,18 @@ def is_there(data: str) -> bool:
     """Whether what `fetch` gave is still there; that of other machines is taken to be."""
     places = [locate(source) for source in several(data) if not is_synthetic(source)]
     return all(place.filesystem is not None or Path(place.path).exists() for place in places)
+
+
+def stats(uri: str) -> Iterator[tuple[str, int, int]]:
+    """Path, bytes and time of change (ns since 1970) of each file of a store; or of one file.
+
+    Raises:
+        DataError: it cannot be reached.
+    """
+    place = locate(uri)
+    files = infos_below(place) if place.is_folder() else [("", place.info())]
+    for path, info in files:
+        yield path, info.size or 0, info.mtime_ns or 0
 
 
 def read_file(path: str) -> bytes:
