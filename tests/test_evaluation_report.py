@@ -189,7 +189,9 @@ def noise(folder: Path, num: int = 150) -> InMemory:
     return InMemory(image=pixels, label=rng.integers(0, 2, num), path=names)
 
 
-def test_the_examination_keeps_a_sample_and_the_surest_mistakes(onnx: Path, tmp_path: Path) -> None:
+def test_the_examination_keeps_a_sample_and_the_answers_to_look_at(
+    onnx: Path, tmp_path: Path
+) -> None:
     rows = noise(tmp_path)
 
     found = examine(rows, Predictor(onnx), num_sampled=70)
@@ -198,9 +200,13 @@ def test_the_examination_keeps_a_sample_and_the_surest_mistakes(onnx: Path, tmp_
     np.testing.assert_array_equal(found.sample_labels, rows.columns["label"][:70])
     assert set(found.traits.longer_side_px.tolist()) == {40, 80}
     wrong = found.predictions.predicted != found.predictions.labels
-    surest = np.sort(found.predictions.probabilities.max(axis=1)[wrong])[::-1]
-    assert len(found.mistakes) == 24
-    np.testing.assert_allclose([m.probability for m in found.mistakes], surest[:24], rtol=1e-5)
+    sureness = found.predictions.probabilities.max(axis=1)
+    surest, least = np.sort(sureness[wrong])[::-1][:24], np.sort(sureness[~wrong])[:12]
+    assert (len(surest), len(least)) == (24, 12)
+    np.testing.assert_allclose([m.probability for m in found.mistakes], surest, rtol=1e-5)
+    np.testing.assert_allclose([d.probability for d in found.doubts], least, rtol=1e-5)
+    assert all(answer.predicted != answer.label for answer in found.mistakes)
+    assert all(answer.predicted == answer.label for answer in found.doubts)
 
 
 def test_robustness_repeats_with_its_seed(onnx: Path, tmp_path: Path) -> None:
@@ -238,4 +244,6 @@ def test_a_report_needs_neither_mistakes_nor_corruptions(onnx: Path, tmp_path: P
 
     assert report.figures["num_mistakes"] == 0
     assert "Mistakes, the surest first" not in report.html
+    assert "Right, but the least sure" in report.html
+    assert len(report.figures["least_sure"]) == 12
     assert "Robustness" not in report.html

@@ -18,6 +18,7 @@ from mask_ray.images import ImageError, read_header
 from mask_ray.predictor import Images, Predictor, Probabilities
 
 NUM_MISTAKES = 24
+NUM_DOUBTS = 12
 
 _NUM_THREADS = 8
 
@@ -41,8 +42,8 @@ class Traits:
 
 
 @dataclass(frozen=True)
-class Mistake:
-    """An image that the model takes for another class.
+class Answer:
+    """An image and what the model takes it for.
 
     Args:
         path: Of the file.
@@ -67,13 +68,15 @@ class Examination:
         predictions: Of all.
         traits: Of all.
         mistakes: The surest first.
+        doubts: Right answers, the least sure first.
         sample: The first few images, which come in random order, uint8 (N, S, S, 3).
         sample_labels: Their true classes.
     """
 
     predictions: Predictions
     traits: Traits
-    mistakes: list[Mistake]
+    mistakes: list[Answer]
+    doubts: list[Answer]
     sample: Images
     sample_labels: NDArray[np.int64]
 
@@ -90,8 +93,19 @@ def examine(dataset: Dataset, predictor: Predictor, num_sampled: int) -> Examina
         predictions,
         observer.traits(),
         observer.mistakes,
+        observer.doubts,
         np.concatenate(observer.sampled),
         predictions.labels[:num_sampled],
+    )
+
+
+def _answer(batch: data.Batch, probabilities: Probabilities, row: int) -> Answer:
+    return Answer(
+        path=batch["path"][row],
+        image=batch["image"][row].copy(),
+        label=int(batch["label"][row]),
+        predicted=int(probabilities[row].argmax()),
+        probability=float(probabilities[row].max()),
     )
 
 
@@ -102,7 +116,8 @@ class _Observer:
         self._brightness: list[NDArray[np.float64]] = []
         self._sharpness: list[NDArray[np.float64]] = []
         self.sampled: list[Images] = []
-        self.mistakes: list[Mistake] = []
+        self.mistakes: list[Answer] = []
+        self.doubts: list[Answer] = []
 
     def look(self, batch: data.Batch, probabilities: Probabilities) -> None:
         luma = _luma(batch["image"])
@@ -111,18 +126,19 @@ class _Observer:
         self._sharpness.append(_laplacian(luma).var(axis=(1, 2)))
         self.sampled.append(batch["image"][: self._num_wanted].copy())
         self._num_wanted -= len(self.sampled[-1])
-        self._keep_mistakes(batch, probabilities)
+        self._keep(batch, probabilities)
 
-    def _keep_mistakes(self, batch: data.Batch, probabilities: Probabilities) -> None:
-        predicted = probabilities.argmax(axis=1)
-        for row in np.flatnonzero(predicted != batch["label"]).tolist():
-            probability = float(probabilities[row].max())
-            label, found = int(batch["label"][row]), int(predicted[row])
-            image = batch["image"][row].copy()
-            mistake = Mistake(batch["path"][row], image, label, found, probability)
-            self.mistakes.append(mistake)
-        self.mistakes.sort(key=lambda mistake: -mistake.probability)
-        del self.mistakes[NUM_MISTAKES:]
+    def _keep(self, batch: data.Batch, probabilities: Probabilities) -> None:
+        """The surest mistakes and the least sure right answers so far."""
+        sureness = probabilities.max(axis=1)
+        is_wrong = probabilities.argmax(axis=1) != batch["label"]
+        wrong, right = np.flatnonzero(is_wrong), np.flatnonzero(~is_wrong)
+        for row in wrong[np.argsort(-sureness[wrong])[:NUM_MISTAKES]].tolist():
+            self.mistakes.append(_answer(batch, probabilities, row))
+        for row in right[np.argsort(sureness[right])[:NUM_DOUBTS]].tolist():
+            self.doubts.append(_answer(batch, probabilities, row))
+        self.mistakes = sorted(self.mistakes, key=lambda answer: -answer.probability)[:NUM_MISTAKES]
+        self.doubts = sorted(self.doubts, key=lambda answer: answer.probability)[:NUM_DOUBTS]
 
     def traits(self) -> Traits:
         return Traits(

@@ -14,7 +14,7 @@ from mask_ray import reports
 from mask_ray.evaluation import charts, heat_maps, slices
 from mask_ray.evaluation.calibration import NUM_BINS, expected_calibration_error, reliability
 from mask_ray.evaluation.curves import curves, thresholds
-from mask_ray.evaluation.examination import Examination, Mistake
+from mask_ray.evaluation.examination import Answer, Examination
 from mask_ray.evaluation.intervals import intervals
 from mask_ray.evaluation.robustness import accuracy_when_worse
 from mask_ray.evaluation.scores import metrics
@@ -68,7 +68,7 @@ def make(
         seed: Of resamples and corruptions.
     """
     figures = {"about": dict(about)} | _figures(examination, predictor, seed)
-    pictures = _pictures(examination.mistakes, onnx, figures["class_names"])
+    names = figures["class_names"]
     page = reports.render(
         "evaluation.html.j2",
         title="Evaluation",
@@ -76,7 +76,8 @@ def make(
         figures=figures,
         num_bins=NUM_BINS,
         charts=_charts(figures),
-        mistakes=pictures,
+        mistakes=_pictures(examination.mistakes, onnx, names),
+        doubts=_pictures(examination.doubts, onnx, names),
     )
     return Report(figures, page)
 
@@ -97,7 +98,8 @@ def _figures(examination: Examination, predictor: Predictor, seed: int) -> dict[
         "curves": curves(predictions),
         "slices": slices.as_json(slices.by_trait(predictions, examination.traits)),
         "robustness": _robustness(examination, predictor, seed),
-        "mistakes": [_told(mistake, names) for mistake in examination.mistakes],
+        "mistakes": [_told(answer, names) for answer in examination.mistakes],
+        "least_sure": [_told(answer, names) for answer in examination.doubts],
     }
 
 
@@ -113,12 +115,12 @@ def _robustness(examination: Examination, predictor: Predictor, seed: int) -> di
     }
 
 
-def _told(mistake: Mistake, names: list[str]) -> dict[str, Any]:
+def _told(answer: Answer, names: list[str]) -> dict[str, Any]:
     return {
-        "path": mistake.path,
-        "label": names[mistake.label],
-        "predicted": names[mistake.predicted],
-        "probability": mistake.probability,
+        "path": answer.path,
+        "label": names[answer.label],
+        "predicted": names[answer.predicted],
+        "probability": answer.probability,
     }
 
 
@@ -134,17 +136,17 @@ def _charts(figures: dict[str, Any]) -> dict[str, Markup]:
     return {name: Markup(svg) for name, svg in drawn.items()}
 
 
-def _pictures(mistakes: list[Mistake], onnx: Path, names: list[str]) -> list[dict[str, Any]]:
-    """Of each mistake what is told, its image as an address, and its heat map if it has one."""
-    if not mistakes:
+def _pictures(answers: list[Answer], onnx: Path, names: list[str]) -> list[dict[str, Any]]:
+    """Of each what is told, its image as an address, and its heat map if it has one."""
+    if not answers:
         return []
-    images = np.stack([mistake.image for mistake in mistakes])
-    heated = heat_maps.overlaid(onnx, images, [mistake.predicted for mistake in mistakes])
+    images = np.stack([answer.image for answer in answers])
+    heated = heat_maps.overlaid(onnx, images, [answer.predicted for answer in answers])
     return [
-        _told(mistake, names)
+        _told(answer, names)
         | {
-            "uri": data_uri(jpeg(mistake.image)),
+            "uri": data_uri(jpeg(answer.image)),
             "heat_map": data_uri(jpeg(heated[at])) if heated else None,
         }
-        for at, mistake in enumerate(mistakes)
+        for at, answer in enumerate(answers)
     ]
