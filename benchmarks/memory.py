@@ -20,7 +20,7 @@ from mask_ray import data
 from mask_ray.config import DataSettings, MaskRayError
 
 IMAGE_SIZE = 128
-_SAMPLE_EVERY_S = 0.2
+_SAMPLE_EVERY_S = 1
 
 # The kernel's own account of a process, in which a page that n processes share counts 1/n. Shmem
 # is Ray's object store.

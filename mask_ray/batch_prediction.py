@@ -1,11 +1,12 @@
 """A source of images and a model -> a file with one row for each image.
 
-Ray Data's tasks read files; a pool of predictors, with one core each, decodes and classifies them.
-Both are done by the same process: decoded pixels are ten times as large as files, and sending
-them from process to process would cost more than the balance it brings.
+A pool of predictors, with one core each, reads, decodes and classifies the files of a table. All is
+done by the same process: Ray Data's tasks would read in processes of their own, which come and go
+with a second of imports each, and send their bytes by way of the object store.
 """
 
 import hashlib
+import itertools
 import logging
 import math
 import time
@@ -28,10 +29,10 @@ from mask_ray.prediction_settings import PredictSettings
 from mask_ray.predictor import Predictor
 from mask_ray.progress import Progress, say
 
-# Of a core that a predictor works on, this is left for a task that reads: it mostly waits.
-_TASK_CPUS = 0.25
+# Files that a predictor is told of at a time, a few seconds' work.
+_BLOCK_SIZE = 512
 
-# What a predictor takes at a time: enough that handing it over costs nothing beside.
+# Of these it holds the bytes: enough that stores which answer slowly have many to read at once.
 _BATCH_SIZE = 64
 
 # See `predictor._NUM_TOGETHER`: more activations leave the caches of a core.
@@ -60,13 +61,13 @@ def run(settings: PredictSettings) -> dict[str, Any]:
     model = tracking.resolve_model(settings.model_uri)
     class_names = Predictor(model.path).class_names
     onnx = model.path.read_bytes()
-    dataset, num_files = _open(settings.source)
+    files, reader = sources.open_images(settings.source)
     parts = Parts(settings.output.absolute(), _schema(class_names))
     with parts.opened(_made_with(settings, model, onnx)) as done:
         if len(done):
             say(f"{len(done)} images are done already: going on after them")
-        progress = Progress("predicting", num_files - len(done))
-        predicted = _predicted(settings, _left(dataset, done), onnx)
+        progress = Progress("predicting", len(files) - len(done))
+        predicted = _predicted(settings, files, reader, onnx, done)
         num_predicted = _write(predicted, parts, model, progress)
         counts = parts.join(settings.output_format)
     seconds = time.perf_counter() - started
@@ -109,72 +110,69 @@ def _made_with(
     }
 
 
-def _open(source: str) -> tuple[Dataset, int]:
-    """Rows `path`, `bytes` and `error` of all images of a source, and how many there are.
-
-    Raises:
-        data.DataError: there is no such source, or no file in it.
-    """
+def _predicted(
+    settings: PredictSettings,
+    files: pa.Table,
+    reader: sources.ImageReader,
+    onnx: bytes,
+    done: NDArray[np.bytes_],
+) -> Dataset:
+    """Rows `path`, `error` (empty where there is none) and `probabilities` (NaN where there is)."""
     context = ray.data.DataContext.get_current()
     # Rows then come in the order of paths, whatever ends first.
     context.execution_options.preserve_order = True
     context.enable_progress_bars = False
     logging.getLogger("ray.data").setLevel(logging.WARNING)
-    return sources.open_images(source, _TASK_CPUS)
-
-
-def _left(dataset: Dataset, done: NDArray[np.bytes_]) -> Dataset:
-    if not len(done):
-        return dataset
-    return data.map_rows(dataset, _leave_out, _TASK_CPUS, done=ray.put(done))
-
-
-def _leave_out(batch: data.Batch, done: Any) -> data.Batch:
-    # Ray Data passes references as they are.
-    left = ~is_among(batch["path"], ray.get(done))
-    return {name: column[left] for name, column in batch.items()}
-
-
-def _predicted(settings: PredictSettings, images: Dataset, onnx: bytes) -> Dataset:
-    """Rows `path`, `error` (empty where there is none) and `probabilities` (NaN where there is)."""
     free = ray.available_resources().get("CPU", 0)
     num_predictors = settings.num_predictors or max(1, math.floor(free))
-    share = min(1.0, free / num_predictors)
     limits = ImageLimits(
         max_image_bytes=settings.max_image_bytes, max_image_pixels=settings.max_image_pixels
     )
-    return images.map_batches(
+    blocks = [files.slice(start, _BLOCK_SIZE) for start in range(0, len(files), _BLOCK_SIZE)]
+    return ray.data.from_arrow(blocks).map_batches(
         _Classifier,
-        fn_constructor_args=(ray.put(onnx), limits),
+        fn_constructor_args=(ray.put(onnx), reader, ray.put(done), limits),
         batch_size=_BATCH_SIZE,
-        num_cpus=share * (1 - _TASK_CPUS),
+        batch_format="pyarrow",
+        num_cpus=min(1.0, free / num_predictors),
         compute=ActorPoolStrategy(size=num_predictors),
-        zero_copy_batch=True,
     )
 
 
 class _Classifier:
-    """Decodes and classifies on one core of its own."""
+    """Reads, decodes and classifies on one core of its own."""
 
-    def __init__(self, onnx: Any, limits: ImageLimits) -> None:
+    def __init__(
+        self, onnx: Any, reader: sources.ImageReader, done: Any, limits: ImageLimits
+    ) -> None:
+        # Ray Data passes references as they are.
         with TemporaryDirectory() as folder:
             path = Path(folder, "model.onnx")
             path.write_bytes(ray.get(onnx))
             self._predictor = Predictor(path)
+        self._reader = reader
+        self._done = ray.get(done)
         self._limits = limits
 
-    def __call__(self, batch: data.Batch) -> dict[str, Any]:
-        num_images, size = len(batch["bytes"]), self._predictor.image_size
-        pixels = np.zeros((num_images, size, size, 3), np.uint8)
-        rows = zip(batch["error"], pixels, batch["bytes"], strict=True)
-        errors = [error or self._decode(own, encoded) for error, own, encoded in rows]
-        readable = np.flatnonzero([not error for error in errors])
-        probabilities = np.full((num_images, len(self._predictor.class_names)), np.nan, np.float32)
-        for start in range(0, len(readable), _NUM_TOGETHER):
-            some = readable[start : start + _NUM_TOGETHER]
-            probabilities[some] = self._predictor.predict(pixels[some])
+    def __call__(self, files: pa.Table) -> dict[str, Any]:
+        names = np.array(self._reader.names(files), object)
+        left = ~is_among(names, self._done)
+        contents = self._reader.contents(files.filter(pa.array(left)))
+        size = self._predictor.image_size
+        errors: list[str] = []
+        rows = [np.empty((0, len(self._predictor.class_names)), np.float32)]
+        while group := list(itertools.islice(contents, _NUM_TOGETHER)):
+            pixels = np.zeros((len(group), size, size, 3), np.uint8)
+            told = zip(pixels, group, strict=True)
+            own = [error or self._decode(image, encoded) for image, (encoded, error) in told]
+            readable = np.array([not error for error in own])
+            probabilities = np.full((len(group), rows[0].shape[1]), np.nan, np.float32)
+            if readable.any():
+                probabilities[readable] = self._predictor.predict(pixels[readable])
+            errors += own
+            rows.append(probabilities)
         error = np.array(errors, str)
-        return {"path": batch["path"], "error": error, "probabilities": probabilities}
+        return {"path": names[left], "error": error, "probabilities": np.concatenate(rows)}
 
     def _decode(self, pixels: NDArray[np.uint8], encoded: bytes) -> str:
         """Why it cannot be decoded, if so."""

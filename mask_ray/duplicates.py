@@ -113,7 +113,9 @@ class Groups:
 
 
 def near_pairs(
-    signatures: Signatures, threshold: float = SAME_PICTURE
+    signatures: Signatures,
+    rows: NDArray[np.int64] | None = None,
+    threshold: float = SAME_PICTURE,
 ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float32]]:
     """Pairs of rows that show one picture, and their correlations.
 
@@ -121,9 +123,11 @@ def near_pairs(
 
     Args:
         signatures: Shape (n, SIGNATURE_BYTES).
+        rows: Those that are compared; all where none are given.
         threshold: Least correlation.
     """
-    rows = np.flatnonzero(_contrast(signatures) >= _LEAST_CONTRAST)
+    has_contrast = _contrast(signatures) >= _LEAST_CONTRAST
+    rows = np.flatnonzero(has_contrast) if rows is None else rows[has_contrast[rows]]
     candidates = [rows[row] for row in _candidates(signatures, rows)]
     agreement = correlations(signatures, *candidates)
     same = agreement >= threshold

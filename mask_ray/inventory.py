@@ -102,10 +102,12 @@ class Inventory:
         puts in one group.
         """
         groups = Groups(len(self))
-        groups.join_equal(self.prefixes())
+        prefixes = self.prefixes()
+        groups.join_equal(prefixes)
         named = np.flatnonzero(self.given_groups)
         groups.join_equal(self.given_groups[named], named)
-        first, second, _ = near_pairs(self.signatures)
+        _, one_of_each = np.unique(prefixes, return_index=True)
+        first, second, _ = near_pairs(self.signatures, one_of_each)
         groups.join(first, second)
         return groups.roots()
 

@@ -124,8 +124,9 @@ def test_answers_that_are_the_file_s_own_are_counted(
 
 
 def test_answers_of_another_version_or_model_file_are_refused(
-    asked: PredictionServer, predictor: Predictor
+    asked: PredictionServer, predictor: Predictor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(service, "_SWITCHED_WITHIN_S", 1)
     asked.default = lambda: prediction(**own_answer(predictor))
     with pytest.raises(ServiceError, match=r"answers a.png by version 3 of mask-detector, not by"):
         service.ask(asked.url, ("mask-detector", "4"), [IMAGE], predictor, ImageLimits())

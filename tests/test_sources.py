@@ -103,12 +103,16 @@ def test_files_that_are_not_there_are_bad_files(folder: Path, tmp_path: Path) ->
     }
 
 
-def test_images_without_labels_come_in_order_from_anywhere(tmp_path: Path) -> None:
+def test_images_without_labels_come_in_order_from_anywhere(
+    files: dict[str, bytes], tmp_path: Path
+) -> None:
     photo_archives.folder(tmp_path / "flat", {"2.jpg": b"two", "1.jpg": b"one"})
     (tmp_path / "a.zip").write_bytes(photo_archives.zip_bytes())
-    opened, num_files = sources.open_images(f"{tmp_path / 'flat'}\n{tmp_path / 'a.zip'}", 0.5)
-    assert num_files == 5
-    assert [row["bytes"] for row in opened.take_all()] == [b"one", b"two", b"one", b"two", b"three"]
-    stored, _ = sources.open_images("s3://photos/set/with_mask", 0.5)
-    paths = [row["path"] for row in stored.take_all()]
+    table, reader = sources.open_images(f"{tmp_path / 'flat'}\n{tmp_path / 'a.zip'}")
+    read = [encoded for encoded, error in reader.contents(table) if not error]
+    assert read == [b"one", b"two", b"one", b"two", b"three"]
+    table, reader = sources.open_images("s3://photos/set/with_mask")
+    paths = reader.names(table)
     assert paths[0] == "s3://photos/set/with_mask/0.jpg" and len(paths) == 40
+    for path, (encoded, error) in zip(paths, reader.contents(table), strict=True):
+        assert encoded == files[path.removeprefix("s3://photos/set/")] and not error

@@ -13,6 +13,7 @@ from mask_ray.sources.location import (
     shown,
 )
 from mask_ray.sources.opening import (
+    ImageReader,
     Labelled,
     check,
     fetch,
@@ -27,6 +28,7 @@ from mask_ray.sources.opening import (
 __all__ = [
     "DEFAULT_NUM_DRAWN",
     "DataError",
+    "ImageReader",
     "Labelled",
     "check",
     "fetch",

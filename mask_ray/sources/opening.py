@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Protocol
 
 import numpy as np
 import pyarrow as pa
@@ -28,7 +29,7 @@ from mask_ray.sources.location import (
     shown,
 )
 from mask_ray.sources.manifests import has_metadata, read_image_folder, read_manifest
-from mask_ray.sources.reading import Files, num_blocks
+from mask_ray.sources.reading import Files, num_blocks, places_of, read_each
 
 
 @dataclass(frozen=True)
@@ -205,38 +206,55 @@ def read(labelled: Labelled, seed: int, task_cpus: float) -> Dataset:
     )
 
 
-def open_images(data: str, task_cpus: float) -> tuple[Dataset, int]:
-    """All images of any sources, labelled or not, in the order of their paths.
+class ImageReader(Protocol):
+    """Reads images of tables with the columns `root` and `path`, in any process."""
 
-    Returns:
-        Rows `path`, `bytes` and `error` (empty where the file could be read), and how many files.
+    def names(self, files: pa.Table) -> list[str]:
+        """The address of each."""
+
+    def contents(self, files: pa.Table) -> Iterator[tuple[bytes, str]]:
+        """The bytes of each, and why it cannot be read, or nothing.
+
+        Raises:
+            OSError: a store does not answer.
+        """
+
+
+def open_images(data: str) -> tuple[pa.Table, ImageReader]:
+    """All images of any sources, labelled or not, in the order of their paths, and what reads them.
 
     Raises:
         DataError: as `fetch`, or there is no file.
     """
     if is_synthetic(data):
-        return _drawn(num_drawn(data), task_cpus)
+        return _table_of(0, [str(index) for index in range(num_drawn(data))]), _Drawing()
     listings = [_list(source) for source in several(fetch(data))]
-    tables = [
-        pa.table({"root": np.full(len(each.files), n, np.int32), "path": each.files["path"]})
-        for n, each in enumerate(listings)
-    ]
-    files = pa.concat_tables(tables)
+    tables = [_table_of(root, listing.files["path"]) for root, listing in enumerate(listings)]
+    files = pa.concat_tables(tables).combine_chunks()
     if not len(files):
         raise DataError(f"a source must hold images; there is no file in {shown(data)}")
-    dataset = ray.data.read_datasource(
-        Files([each.root for each in listings], files, seed=None),
-        override_num_blocks=num_blocks(len(files)),
-        num_cpus=task_cpus,
-    )
-    return dataset, len(files)
+    return files, _Reading([listing.root for listing in listings])
 
 
-def _drawn(num_images: int, task_cpus: float) -> tuple[Dataset, int]:
-    indices = ray.data.range(num_images, override_num_blocks=num_blocks(num_images))
-    return indices.map(_draw, num_cpus=task_cpus), num_images
+def _table_of(root: int, paths: Any) -> pa.Table:
+    return pa.table({"root": np.full(len(paths), root, np.int32), "path": paths})
 
 
-def _draw(row: dict[str, int]) -> dict[str, object]:
-    encoded, _ = synthetic.encode(row["id"])
-    return {"path": f"synthetic/0/{row['id']}.jpg", "bytes": encoded, "error": ""}
+@dataclass(frozen=True)
+class _Reading:
+    roots: list[Place]
+
+    def names(self, files: pa.Table) -> list[str]:
+        return [str(place) for place in places_of(self.roots, files)]
+
+    def contents(self, files: pa.Table) -> Iterator[tuple[bytes, str]]:
+        return read_each(places_of(self.roots, files))
+
+
+class _Drawing:
+    def names(self, files: pa.Table) -> list[str]:
+        return [f"synthetic/0/{index}.jpg" for index in files["path"].to_pylist()]
+
+    def contents(self, files: pa.Table) -> Iterator[tuple[bytes, str]]:
+        for index in files["path"].to_pylist():
+            yield synthetic.encode(int(index))[0], ""

@@ -77,9 +77,8 @@ def _read_files(roots: list[Place], files: pa.Table) -> Iterator[pa.Table]:
 
 
 def _read_some(roots: list[Place], files: pa.Table) -> pa.Table:
-    named = zip(files["root"].to_pylist(), files["path"].to_pylist(), strict=True)
-    places = [_below(roots[root], path) for root, path in named]
-    encoded, errors = zip(*_read_all(places), strict=True)
+    places = places_of(roots, files)
+    encoded, errors = zip(*read_each(places), strict=True)
     columns: dict[str, Any] = {
         "path": pa.array([str(place) for place in places]),
         "bytes": pa.array(encoded, pa.binary()),
@@ -89,12 +88,25 @@ def _read_some(roots: list[Place], files: pa.Table) -> pa.Table:
     return pa.table(columns | {name: files[name] for name in others})
 
 
-def _read_all(places: list[Place]) -> list[tuple[bytes, str]]:
-    """In order; from elsewhere many at a time, since all but a moment of each is waiting."""
+def places_of(roots: list[Place], files: pa.Table) -> list[Place]:
+    """Where the files of a table are, whose columns are as those of `Files`."""
+    named = zip(files["root"].to_pylist(), files["path"].to_pylist(), strict=True)
+    return [_below(roots[root], path) for root, path in named]
+
+
+def read_each(places: list[Place]) -> Iterator[tuple[bytes, str]]:
+    """The bytes of each file, and why it cannot be read, or nothing; in order.
+
+    From elsewhere many are read at a time, since all but a moment of each is waiting.
+
+    Raises:
+        OSError: a store does not answer.
+    """
     if all(place.filesystem is None for place in places):
-        return list(map(_read_file, places))
+        yield from map(_read_file, places)
+        return
     with ThreadPoolExecutor(_NUM_REMOTE_READS) as pool:
-        return list(pool.map(_read_file, places))
+        yield from pool.map(_read_file, places)
 
 
 def _below(root: Place, path: str) -> Place:
