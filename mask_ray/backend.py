@@ -66,7 +66,7 @@ class Backend(Protocol):
         """
 
     async def in_thread(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-        """Call what would hold up the event loop in one of the few threads that decode."""
+        """Call what would hold up the event loop in a thread beside those that classify."""
 
 
 async def _backend(request: Request) -> Backend:

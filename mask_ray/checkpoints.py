@@ -106,7 +106,7 @@ def _damage_named(checkpoint: Any) -> Iterator[None]:
     except Exception as error:  # numpy's, zipfile's and Keras's own share no base class
         raise CheckpointError(
             f"the checkpoint {checkpoint.path} is damaged ({_first_line(error)}). "
-            "Remove it and resume from the one before, or start a new run"
+            "Remove it, or start a new run"
         ) from error
 
 

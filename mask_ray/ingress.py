@@ -34,7 +34,8 @@ _HAPROXY = {
     "RAY_SERVE_HAPROXY_RETRIES": "2",
     # Of these, only requests that fit into a buffer can be asked again.
     "RAY_SERVE_HAPROXY_TUNE_BUFSIZE": str(haproxy.BUFFER_BYTES),
-    # Twice request_timeout_s, for it to arrive and be answered, and some: past it a replica hangs.
+    # More than Serve's request_timeout_s in serve_config.yaml, so that Serve answers 504 first:
+    # past this a replica hangs. Raise it where that is raised.
     "RAY_SERVE_HAPROXY_TIMEOUT_SERVER_S": "25",
     # Nothing comes from the client, or is taken by it.
     "RAY_SERVE_HAPROXY_TIMEOUT_CLIENT_S": "30",

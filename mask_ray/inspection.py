@@ -1,8 +1,8 @@
 """What a data set holds, told before anything is trained on it: `report.html` and `report.json`.
 
 One pass decodes every image, small, into flat arrays and counts; a second fetches names and small
-pictures of the few images that the report shows. No list of files is held, so millions can be
-looked at. The files themselves are never changed.
+pictures of the few images that the report shows. Of a file its path and a few hundred bytes are
+held, so millions can be looked at. The files themselves are never changed.
 """
 
 import json
@@ -76,7 +76,7 @@ def run(settings: InspectSettings) -> dict[str, Any]:
     """Inspect a data set and write the report. Ray must be running.
 
     Returns:
-        The figures of `report.json`, without its lists of files.
+        The figures of `report.json`, and where the report is.
 
     Raises:
         data.DataError: no such data, or fewer than two classes in it.

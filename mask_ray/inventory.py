@@ -87,10 +87,6 @@ class Inventory:
             np.zeros(0, bool),
         )
 
-    def digest_keys(self) -> NDArray[np.void]:
-        """The digests as one value a row, to compare and sort."""
-        return np.ascontiguousarray(self.digests).view("V32").ravel()
-
     def prefixes(self) -> NDArray[np.uint64]:
         """The first 8 bytes of each digest."""
         return np.ascontiguousarray(self.digests[:, :8]).view(">u8").ravel().astype(np.uint64)

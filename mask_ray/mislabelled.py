@@ -18,7 +18,7 @@ from mask_ray.config import DataSettings
 from mask_ray.images import decode_resized
 from mask_ray.inventory import Inventory
 from mask_ray.predictor import FeatureExtractor
-from mask_ray.progress import Progress
+from mask_ray.progress import Progress, say
 
 # Probability of the own label below which a file is suspected.
 SUSPECTED_BELOW = 0.1
@@ -34,19 +34,16 @@ def find(
 ) -> list[tuple[int, float]] | None:
     """Rows of the inventory and the probability of their own label, least first.
 
-    None where there are no weights to do it with.
+    None where there are no weights to do it with, or more images than features can be held of.
 
     Raises:
-        data.DataError: more images than features can be held of.
         weights.WeightsError: the backbone weights cannot be had.
     """
     if backbone_weights == "none":
         return None
     if len(inventory) > _MOST_IMAGES:
-        raise data.DataError(
-            f"backbone_weights must be none for more than {_MOST_IMAGES} images; "
-            f"data holds {len(inventory)}"
-        )
+        say(f"labels are not checked: of {len(inventory)} images, more than {_MOST_IMAGES}")
+        return None
     backbone = mobilenet.backbone_onnx(
         weights.read(backbone_weights, 1.0), image_size=_IMAGE_SIZE, alpha=1.0
     )

@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 
 from mask_ray.config import MaskRayError
 from mask_ray.prediction_settings import OutputFormat
+from mask_ray.sources import shown
 
 _MANIFEST = "manifest.json"
 
@@ -78,9 +79,10 @@ class Parts:
         began = json.loads(path.read_text())
         for name, value in made_with.items():
             if value != began.get(name):
+                was, given = (shown(str(each)) for each in (began.get(name), value))
                 raise OutputError(
-                    f"{self._output} was begun with {name} {began.get(name)}; got {value}. Give "
-                    f"that, another output, or remove {self._folder}"
+                    f"{self._output} was begun with {name} {was}; got {given}. Give that, another "
+                    f"output, or remove {self._folder}"
                 )
 
     def _done(self) -> NDArray[np.bytes_]:

@@ -211,7 +211,7 @@ class Classifier:
         return Classified(_info(model), predictor.class_names, np.stack(rows))
 
     async def in_thread(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-        """Call a function in a thread beside those that classify."""
+        """See `Backend`."""
         call = partial(function, *args, **kwargs)
         return await asyncio.get_running_loop().run_in_executor(self._other_work, call)
 

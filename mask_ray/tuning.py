@@ -23,7 +23,7 @@ from ray.train.v2._internal.constants import is_v2_enabled
 from ray.tune.schedulers import ASHAScheduler
 from ray.tune.search import Searcher
 
-from mask_ray import cluster, data, launch, tracking, training, trials
+from mask_ray import cluster, data, launch, sources, tracking, training, trials
 from mask_ray.config import TrainSettings, TuneSettings, home
 from mask_ray.progress import say
 
@@ -382,4 +382,5 @@ def _log_best(
     tracked.log_metrics({"val_loss": best.val_loss, "val_accuracy": best.val_accuracy})
     tracked.log_metrics({f"seconds_{name}": value for name, value in clock.seconds().items()})
     tracked.log_text(trials.as_yaml(trial), "best.yaml")
-    say(f"train with the best, also kept as best.yaml of the run:\n  {trials.command(trial)}")
+    told = trials.command(trial.model_copy(update={"data": sources.shown(trial.data)}))
+    say(f"train with the best, also kept as best.yaml of the run:\n  {told}")

@@ -7,13 +7,12 @@ import object_store
 import photo_archives
 import pytest
 import range_server
-import ray
 
 from mask_ray import data, sources, synthetic
 from mask_ray.config import DataSettings
 from mask_ray.data import Summary
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("ray_local")]
 
 
 @pytest.fixture(scope="module")
@@ -28,21 +27,13 @@ def folder(files: dict[str, bytes], tmp_path_factory: pytest.TempPathFactory) ->
 
 
 @pytest.fixture(scope="module", autouse=True)
-def _ray_with_store(files: dict[str, bytes]) -> Iterator[None]:
+def _store(files: dict[str, bytes]) -> Iterator[None]:
     """Ray's processes get the way to the object store from its environment."""
     objects = {f"set/{name}": content for name, content in files.items()}
     with object_store.serve(objects) as address, pytest.MonkeyPatch.context() as patch:
         for name, value in object_store.environment(address).items():
             patch.setenv(name, value)
-        ray.init(
-            address="local",
-            num_cpus=2,
-            object_store_memory=300 * 2**20,
-            include_dashboard=False,
-            log_to_driver=False,
-        )
         yield
-        ray.shutdown()
 
 
 def summary(*given: object) -> Summary:

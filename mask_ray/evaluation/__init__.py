@@ -4,13 +4,12 @@ Scores the ONNX file that will be served, on images decoded as they will be. Nee
 figures and reports are returned, not stored.
 """
 
-from mask_ray.evaluation.calibration import expected_calibration_error, fit_temperature
+from mask_ray.evaluation.calibration import fit_temperature
 from mask_ray.evaluation.evaluate import evaluate, run
 from mask_ray.evaluation.examination import Examination, examine
 from mask_ray.evaluation.report import HTML_FILE, JSON_FILE, Report
 from mask_ray.evaluation.report import make as make_report
 from mask_ray.evaluation.scores import (
-    BATCH_SIZE,
     Predictions,
     confusion_matrix_figure,
     flatten,
@@ -20,7 +19,6 @@ from mask_ray.evaluation.scores import (
 )
 
 __all__ = [
-    "BATCH_SIZE",
     "HTML_FILE",
     "JSON_FILE",
     "Examination",
@@ -29,7 +27,6 @@ __all__ = [
     "confusion_matrix_figure",
     "evaluate",
     "examine",
-    "expected_calibration_error",
     "fit_temperature",
     "flatten",
     "make_report",
