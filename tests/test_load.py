@@ -129,12 +129,13 @@ def wait_for_replicas(service: Service, number: int, without: Any = ()) -> float
         return len(service.replicas) == number and not {*service.replicas} & {*without}
 
     taken_s = wait_until(all_are_there, STARTED_WITHIN_S + NOTICED_WITHIN_S)
-    return taken_s + wait_until(
-        lambda: (
-            service.status()["deployments"]["Classifier"]["replica_states"] == {"RUNNING": number}
-        ),
-        STARTED_WITHIN_S,
-    )
+
+    def all_are_counted() -> bool:
+        # While an application is replaced it has no deployments.
+        deployment = service.status()["deployments"].get("Classifier", {})
+        return bool(deployment.get("replica_states") == {"RUNNING": number})
+
+    return taken_s + wait_until(all_are_counted, STARTED_WITHIN_S)
 
 
 def assert_problem(response: httpx.Response, status: int) -> None:
