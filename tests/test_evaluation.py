@@ -12,7 +12,6 @@ from PIL import Image
 
 from mask_ray.data import DataError
 from mask_ray.evaluation import (
-    BATCH_SIZE,
     Predictions,
     confusion_matrix_figure,
     flatten,
@@ -20,6 +19,7 @@ from mask_ray.evaluation import (
     predict,
     roc_figure,
 )
+from mask_ray.evaluation.scores import BATCH_SIZE
 
 METRICS_BY_CLASS = ("precision", "recall", "f1")
 
