@@ -14,7 +14,8 @@ from tensorboard.util import tensor_util
 from mask_ray import data, synthetic
 from mask_ray.config import tracking_uri
 
-pytestmark = pytest.mark.slow
+# Three runs in one fixture.
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 FIGURES = ("loss", "accuracy", "val_loss", "val_accuracy")
 
