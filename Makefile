@@ -1,4 +1,5 @@
-# All set-up is a prerequisite of every target that runs the project: `make demo` and `make test` work from a clean clone.
+# All set-up is a prerequisite of every target that runs the project: `make demo` and `make test`
+# work from a clean clone.
 
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c

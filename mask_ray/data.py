@@ -33,7 +33,8 @@ from mask_ray.splits import SPLITS as SPLITS
 from mask_ray.splits import split_of as split_of
 
 # Decoded images are kept between epochs while they take less than this share of Ray's object
-# store, twice: as read, and by split. Above it every epoch reads and decodes them anew.
+# store, which holds them as read, by split, and for a while without the test split, for features.
+# Above it every epoch reads and decodes them anew.
 KEPT_SHARE_OF_OBJECT_STORE = 0.2
 
 # The least that a task reserves. Half a core, so that a machine whose cores the workers have nearly

@@ -113,9 +113,7 @@ class Groups:
 
 
 def near_pairs(
-    signatures: Signatures,
-    rows: NDArray[np.int64] | None = None,
-    threshold: float = SAME_PICTURE,
+    signatures: Signatures, rows: NDArray[np.int64] | None = None
 ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float32]]:
     """Pairs of rows that show one picture, and their correlations.
 
@@ -124,13 +122,12 @@ def near_pairs(
     Args:
         signatures: Shape (n, SIGNATURE_BYTES).
         rows: Those that are compared; all where none are given.
-        threshold: Least correlation.
     """
     has_contrast = _contrast(signatures) >= _LEAST_CONTRAST
     rows = np.flatnonzero(has_contrast) if rows is None else rows[has_contrast[rows]]
     candidates = [rows[row] for row in _candidates(signatures, rows)]
     agreement = correlations(signatures, *candidates)
-    same = agreement >= threshold
+    same = agreement >= SAME_PICTURE
     return candidates[0][same], candidates[1][same], agreement[same]
 
 

@@ -183,7 +183,10 @@ def test_a_store_is_another_when_a_file_in_it_is(
 
     (tmp_path / "1.jpg").write_bytes(b"1")
     here = f"file://{tmp_path}"
-    assert fingerprint.of_source(here) == fingerprint.of_source(here)
+    before = fingerprint.of_source(here)
+    assert fingerprint.of_source(here) == before
+    (tmp_path / "2.jpg").write_bytes(b"2")
+    assert fingerprint.of_source(here) != before
 
 
 def test_the_address_is_that_of_the_file(tmp_path: Path) -> None:
