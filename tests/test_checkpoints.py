@@ -129,7 +129,7 @@ def assert_told(folder: Path) -> None:
         read(folder, compiled())
     message = str(told.value)
     assert message.startswith(f"the checkpoint {folder} is damaged (")
-    assert message.endswith("Remove it and resume from the one before, or start a new run")
+    assert message.endswith("Remove it, or start a new run")
     assert "\n" not in message
 
 
