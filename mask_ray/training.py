@@ -5,12 +5,11 @@ it. TensorFlow is imported only once settings and cluster have been found good: 
 """
 
 import json
-import os
 import shutil
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -24,22 +23,22 @@ from mask_ray import (
     checkpoints,
     data,
     evaluation,
+    exports,
     features,
     inspection,
     launch,
     mobilenet,
     node_metrics,
-    onnx_head,
     promotion,
     provenance,
-    quantization,
     sources,
     tracking,
     weights,
 )
 from mask_ray.cluster import ClusterError, Plan, plan_workers, ray_job_id
 from mask_ray.config import MaskRayError, SplitName, TrainSettings, home, tracking_uri
-from mask_ray.predictor import Images, Predictor
+from mask_ray.exports import Export
+from mask_ray.predictor import Predictor
 from mask_ray.progress import say
 
 _SETTINGS_FILE = "settings.json"
@@ -108,23 +107,6 @@ class Job:
     pretrained: Pretrained | None
 
 
-@dataclass(frozen=True)
-class Served:
-    """The model file that is registered.
-
-    Args:
-        onnx: The file.
-        temperature: What its logits are divided by, in the file.
-        examination: What it says of the test split.
-        metadata: What its version is to tell of how it was chosen.
-    """
-
-    onnx: Path
-    temperature: float
-    examination: evaluation.Examination
-    metadata: dict[str, Any] = field(default_factory=dict)
-
-
 def run(settings: TrainSettings, tags: Mapping[str, str] | None = None) -> dict[str, Any]:
     """Train, evaluate and register a model. Ray must be running.
 
@@ -150,11 +132,13 @@ def run(settings: TrainSettings, tags: Mapping[str, str] | None = None) -> dict[
                 # Of a run that was cut off after it had registered a version, that one.
                 version = job.tracked.registered_version(settings.register_as)
                 if version:
-                    served = _registered(settings, job, version)
+                    export = exports.of_version(settings, job.images, version)
                 else:
-                    served = _choose_served(settings, job, Path(folder), Path(scratch))
-                test = _report(settings, job, served)
-            version = version or _register(settings, job, served, Path(scratch))
+                    export = exports.choose(
+                        settings, job.images, job.splits, Path(folder), Path(scratch), job.tracked
+                    )
+                test = _report(settings, job, export)
+            version = version or _register(settings, job, export, Path(scratch))
         promoted, reason = _promote(settings, job, version)
         seconds = {f"seconds_{name}": value for name, value in clock.seconds().items()}
         job.tracked.log_metrics(seconds)
@@ -409,74 +393,11 @@ def _explained(error: Exception, settings: TrainSettings, tracked: tracking.Run)
     )
 
 
-def _registered(settings: TrainSettings, job: Job, version: str) -> Served:
-    onnx = tracking.resolve_model(f"models:/{settings.register_as}/{version}").path
-    return Served(onnx, _predictor(onnx).temperature, _examined(settings, job, onnx))
-
-
-def _choose_served(settings: TrainSettings, job: Job, trained: Path, scratch: Path) -> Served:
-    """The trained model, or its int8 version where that is asked for, as good, and faster.
-
-    Also writes the `.keras` file of the trained model to `scratch`, calibrated as its ONNX file is.
-    """
-    onnx = trained / checkpoints.ONNX_FILE
-    float32 = _calibrated(settings, job, onnx, scratch / "float32.onnx")
-    encoded = (trained / checkpoints.KERAS_FILE).read_bytes()
-    calibrated = onnx_head.keras_with_temperature(encoded, float32.temperature)
-    (scratch / checkpoints.KERAS_FILE).write_bytes(calibrated)
-    if not settings.quantize:
-        return float32
-    images = job.splits["train"].take_batch(quantization.NUM_CALIBRATION_IMAGES)["image"]
-    quantization.quantize(onnx, scratch / "uncalibrated.onnx", images)
-    int8 = _calibrated(settings, job, scratch / "uncalibrated.onnx", scratch / "int8.onnx")
-    return _better_of(job.tracked, float32, int8, images)
-
-
-def _calibrated(settings: TrainSettings, job: Job, uncalibrated: Path, onnx: Path) -> Served:
-    """The model with the temperature that the validation split asks for, in a file of its own."""
-    validated = evaluation.predict(job.splits["val"], _predictor(uncalibrated))
-    temperature = evaluation.fit_temperature(validated)
-    onnx.write_bytes(onnx_head.with_temperature(uncalibrated.read_bytes(), temperature))
-    return Served(onnx, temperature, _examined(settings, job, onnx))
-
-
-def _examined(settings: TrainSettings, job: Job, onnx: Path) -> evaluation.Examination:
-    test = job.images.named("test")
-    return evaluation.examine(test, _predictor(onnx), settings.robustness_images)
-
-
-def _predictor(onnx: Path) -> Predictor:
-    return Predictor(onnx, num_threads=os.cpu_count() or 1)
-
-
-def _better_of(tracked: tracking.Run, float32: Served, int8: Served, images: Images) -> Served:
-    figures = _figures([float32, int8], images)
-    against = quantization.reason_against(*figures)
-    by_name = {name: asdict(own) for name, own in zip(("float32", "int8"), figures, strict=True)}
-    tracked.log_metrics(evaluation.flatten(by_name))
-    say(f"int8 is not served: {against}" if against else f"int8 is served: {by_name}")
-    chosen = float32 if against else int8
-    quantized = by_name | {"served": "float32" if against else "int8"}
-    return replace(chosen, metadata=chosen.metadata | {"quantization": quantized})
-
-
-def _figures(models: list[Served], images: Images) -> list[quantization.Figures]:
-    rates = quantization.images_per_second([Predictor(model.onnx) for model in models], images)
-    return [
-        quantization.Figures(
-            accuracy=evaluation.metrics(model.examination.predictions)["accuracy"],
-            images_per_second=round(rate, 1),
-        )
-        for model, rate in zip(models, rates, strict=True)
-    ]
-
-
-def _report(settings: TrainSettings, job: Job, served: Served) -> dict[str, Any]:
-    tracked, predictions = job.tracked, served.examination.predictions
+def _report(settings: TrainSettings, job: Job, export: Export) -> dict[str, Any]:
+    tracked, predictions = job.tracked, export.examination.predictions
     about = {"run": tracked.run_id, "data": sources.shown(settings.data), "split": "test"}
-    predictor = _predictor(served.onnx)
     report = evaluation.make_report(
-        served.examination, served.onnx, predictor, about, settings.seed
+        export.examination, export.onnx, export.predictor(), about, settings.seed
     )
     tracked.log_metrics(evaluation.flatten(report.metrics, "test_"))
     tracked.log_text(report.html, evaluation.HTML_FILE)
@@ -494,21 +415,21 @@ def _promote(settings: TrainSettings, job: Job, version: str) -> tuple[bool, str
     return decision.promoted, decision.reason
 
 
-def _register(settings: TrainSettings, job: Job, served: Served, scratch: Path) -> str:
+def _register(settings: TrainSettings, job: Job, export: Export, scratch: Path) -> str:
     """The new version."""
     example = job.splits["test"].take_batch(1)["image"]
     version = job.tracked.register_model(
-        served.onnx,
+        export.onnx,
         name=settings.register_as,
         example=example,
-        probabilities=Predictor(served.onnx).predict(example),
+        probabilities=Predictor(export.onnx).predict(example),
         metadata={
             "class_names": job.images.class_names,
             "image_size": settings.image_size,
-            "temperature": served.temperature,
+            "temperature": export.temperature,
             "data_digest": job.images.summary.digest,
         }
-        | served.metadata
+        | export.metadata
         | _tags(),
         keras_path=scratch / checkpoints.KERAS_FILE,
     )
