@@ -12,11 +12,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from benchmarks import processes
+from mask_ray import processes
 from mask_ray.demo import free_port
 
 _START_TIMEOUT_S = 120
-_STOP_TIMEOUT_S = 30
 _OBJECT_STORE_BYTES = 2**30
 
 
@@ -54,15 +53,15 @@ def running(num_cpus: int, home: Path) -> Iterator[Cluster]:
             ["ray", "get-auth-token", "--generate"], env=environment, capture_output=True
         )
         log = Path(folder, "head.log")
-        with processes.running(
+        head = processes.start(
             _head_command(address, dashboard_port, num_cpus, folder),
             environment,
             log,
             name="Ray",
             is_ready=lambda: _answers(environment),
             start_timeout_s=_START_TIMEOUT_S,
-            stop_timeout_s=_STOP_TIMEOUT_S,
-        ):
+        )
+        with processes.stopping(head):
             yield Cluster(f"http://127.0.0.1:{dashboard_port}", environment)
 
 

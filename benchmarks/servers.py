@@ -13,10 +13,10 @@ from typing import Any
 import httpx
 import yaml
 
-from benchmarks import cluster, processes
+from benchmarks import cluster
 from benchmarks.job import ROOT
 from benchmarks.load import JSON, MULTIPART, RAW, Form
-from mask_ray import ingress
+from mask_ray import ingress, processes
 from mask_ray.config import MaskRayError
 from mask_ray.demo import free_port
 
@@ -26,7 +26,6 @@ _SHARED = ("onnxruntime", "numpy", "pillow", "fastapi", "uvicorn")
 
 _PROGRAMS = Path(__file__).with_name("peer_servers")
 _START_TIMEOUT_S = 180
-_STOP_TIMEOUT_S = 60
 
 
 @dataclass(frozen=True)
@@ -149,19 +148,21 @@ def _succeed(command: list[str]) -> None:
         raise MaskRayError(f"{' '.join(command)} failed: {done.stderr[-2000:]}")
 
 
+@contextmanager
 def _running(
     command: list[str], ready_url: str, models: Models, environment: Mapping[str, str]
-) -> AbstractContextManager[None]:
-    return processes.running(
+) -> Iterator[None]:
+    server = processes.start(
         command,
         environment,
         models.folder / "server.log",
         name="the server",
         is_ready=lambda: _is_ready(ready_url),
         start_timeout_s=_START_TIMEOUT_S,
-        stop_timeout_s=_STOP_TIMEOUT_S,
         cwd=ROOT,
     )
+    with processes.stopping(server):
+        yield
 
 
 def _is_ready(url: str) -> bool:

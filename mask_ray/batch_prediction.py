@@ -6,13 +6,10 @@ with a second of imports each, and send their bytes by way of the object store.
 """
 
 import hashlib
-import itertools
 import logging
 import math
 import time
 from collections.abc import Iterator
-from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -22,9 +19,9 @@ from numpy.typing import NDArray
 from ray.data import ActorPoolStrategy, Dataset
 
 from mask_ray import data, sources, tracking
+from mask_ray.batch_classifier import BatchClassifier
 from mask_ray.config import ImageLimits
-from mask_ray.images import ImageError, decode_resized
-from mask_ray.prediction_parts import Parts, is_among
+from mask_ray.prediction_parts import Parts
 from mask_ray.prediction_settings import PredictSettings
 from mask_ray.predictor import Predictor
 from mask_ray.progress import Progress, say
@@ -34,9 +31,6 @@ _BLOCK_SIZE = 512
 
 # Of these it holds the bytes: enough that stores which answer slowly have many to read at once.
 _BATCH_SIZE = 64
-
-# See `predictor._NUM_TOGETHER`: more activations leave the caches of a core.
-_NUM_TOGETHER = 8
 
 _ROWS_PER_PART = 2048
 
@@ -130,57 +124,13 @@ def _predicted(
     )
     blocks = [files.slice(start, _BLOCK_SIZE) for start in range(0, len(files), _BLOCK_SIZE)]
     return ray.data.from_arrow(blocks).map_batches(
-        _Classifier,
+        BatchClassifier,
         fn_constructor_args=(ray.put(onnx), reader, ray.put(done), limits),
         batch_size=_BATCH_SIZE,
         batch_format="pyarrow",
         num_cpus=min(1.0, free / num_predictors),
         compute=ActorPoolStrategy(size=num_predictors),
     )
-
-
-class _Classifier:
-    """Reads, decodes and classifies on one core of its own."""
-
-    def __init__(
-        self, onnx: Any, reader: sources.ImageReader, done: Any, limits: ImageLimits
-    ) -> None:
-        # Ray Data passes references as they are.
-        with TemporaryDirectory() as folder:
-            path = Path(folder, "model.onnx")
-            path.write_bytes(ray.get(onnx))
-            self._predictor = Predictor(path)
-        self._reader = reader
-        self._done = ray.get(done)
-        self._limits = limits
-
-    def __call__(self, files: pa.Table) -> dict[str, Any]:
-        names = np.array(self._reader.names(files), object)
-        left = ~is_among(names, self._done)
-        contents = self._reader.contents(files.filter(pa.array(left)))
-        size = self._predictor.image_size
-        errors: list[str] = []
-        rows = [np.empty((0, len(self._predictor.class_names)), np.float32)]
-        while group := list(itertools.islice(contents, _NUM_TOGETHER)):
-            pixels = np.zeros((len(group), size, size, 3), np.uint8)
-            told = zip(pixels, group, strict=True)
-            own = [error or self._decode(image, encoded) for image, (encoded, error) in told]
-            readable = np.array([not error for error in own])
-            probabilities = np.full((len(group), rows[0].shape[1]), np.nan, np.float32)
-            if readable.any():
-                probabilities[readable] = self._predictor.predict(pixels[readable])
-            errors += own
-            rows.append(probabilities)
-        error = np.array(errors, str)
-        return {"path": names[left], "error": error, "probabilities": np.concatenate(rows)}
-
-    def _decode(self, pixels: NDArray[np.uint8], encoded: bytes) -> str:
-        """Why it cannot be decoded, if so."""
-        try:
-            pixels[:] = decode_resized(encoded, len(pixels), self._limits)
-        except ImageError as error:
-            return str(error)
-        return ""
 
 
 def _write(

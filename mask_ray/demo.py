@@ -8,7 +8,6 @@ command that the README teaches; only the order is made here.
 import json
 import math
 import os
-import signal
 import socket
 import subprocess
 import sys
@@ -22,7 +21,7 @@ from typing import Any
 import httpx
 import yaml
 
-from mask_ray import cli, data, ingress, splits, synthetic
+from mask_ray import cli, data, ingress, processes, splits, synthetic
 from mask_ray.config import DataSettings, DemoSettings, MaskRayError, home, tracking_uri
 
 SERVE_CONFIG = Path("serve_config.yaml")
@@ -89,8 +88,7 @@ def _ray(settings: DemoSettings, started: ExitStack) -> dict[str, str]:
     _say("Starting Ray")
     # `ray start` makes none itself.
     subprocess.run(["ray", "get-auth-token", "--generate"], env=environment, capture_output=True)
-    process, log = _start(head, environment, started)
-    _wait_for("Ray", process, log, lambda: _succeeds(["ray", "status"], environment))
+    _start("Ray", head, environment, started, lambda: _succeeds(["ray", "status"], environment))
     return environment
 
 
@@ -222,8 +220,7 @@ def _serve(config: Path, url: str, environment: dict[str, str], started: ExitSta
         except httpx.TransportError:
             return False
 
-    process, log = _start(command, environment, started)
-    _wait_for("the service", process, log, is_ready)
+    _start("the service", command, environment, started, is_ready)
 
 
 def _ask(url: str, name: str, encoded: bytes) -> None:
@@ -252,42 +249,24 @@ def _print_where_to_look(
 
 
 def _start(
-    command: list[str], environment: dict[str, str], started: ExitStack
-) -> tuple[subprocess.Popen[bytes], Path]:
-    """A server in a session of its own, its output in a file; `started` will end it."""
-    descriptor, log = tempfile.mkstemp(prefix="_".join(command[:2]), suffix=".log")
-    process = subprocess.Popen(
-        command,
-        env=environment,
-        stdout=descriptor,
-        stderr=descriptor,
-        start_new_session=True,
-        # A shell without job control makes its background commands deaf to it.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-    )
-    os.close(descriptor)
-    started.callback(_stop, process)
-    return process, Path(log)
-
-
-def _stop(process: subprocess.Popen[bytes]) -> None:
-    """As Ctrl-C would, which both servers clean up after."""
-    process.send_signal(signal.SIGINT)
-    try:
-        process.wait(timeout=60)
-    except subprocess.TimeoutExpired:
-        process.kill()
-
-
-def _wait_for(
-    what: str, process: subprocess.Popen[bytes], log: Path, is_ready: Callable[[], bool]
+    name: str,
+    command: list[str],
+    environment: dict[str, str],
+    started: ExitStack,
+    is_ready: Callable[[], bool],
 ) -> None:
-    deadline = time.monotonic() + _START_TIMEOUT_S
-    while not is_ready():
-        if process.poll() is not None or time.monotonic() > deadline:
-            tail = "\n".join(log.read_text(errors="replace").splitlines()[-20:])
-            raise MaskRayError(f"{what} did not start; the end of {log}:\n{tail}")
-        time.sleep(0.5)
+    """A server that is ready, its output in a file; `started` will end it."""
+    descriptor, log = tempfile.mkstemp(prefix="_".join(command[:2]), suffix=".log")
+    os.close(descriptor)
+    server = processes.start(
+        command,
+        environment,
+        Path(log),
+        name=name,
+        is_ready=is_ready,
+        start_timeout_s=_START_TIMEOUT_S,
+    )
+    started.callback(processes.stop, server)
 
 
 def _succeeds(command: list[str], environment: dict[str, str]) -> bool:

@@ -15,8 +15,8 @@ import yaml
 from conftest import ROOT
 from onnx_files import write_classifier
 
-from benchmarks import cluster, processes
-from mask_ray import ingress
+from benchmarks import cluster
+from mask_ray import ingress, processes
 from mask_ray.demo import free_port
 
 
@@ -102,16 +102,16 @@ def served(folder: Path, haproxy: bool, **settings: Any) -> Iterator[Service]:
             url = f"http://127.0.0.1:{port}"
             environment = ray.environment | {"RAY_DASHBOARD_ADDRESS": ray.dashboard}
             service = Service(url, environment, config, folder, ports | {"http": port})
-            with processes.running(
+            server = processes.start(
                 ["serve", "run", str(service.write_config())],
                 environment,
                 folder / "serve.log",
                 name="the service",
                 is_ready=lambda: is_ready(url),
                 start_timeout_s=120,
-                stop_timeout_s=60,
                 cwd=ROOT,
-            ):
+            )
+            with processes.stopping(server):
                 yield service
 
 

@@ -1,4 +1,4 @@
-"""Servers that a benchmark starts, and ends with all that they have started."""
+"""Servers that are started, waited for, and ended with all that they have started."""
 
 import signal
 import subprocess
@@ -11,9 +11,12 @@ import psutil
 
 from mask_ray.config import MaskRayError
 
+Process = subprocess.Popen[bytes]
 
-@contextmanager
-def running(
+_STOP_TIMEOUT_S = 60
+
+
+def start(
     command: Sequence[str],
     environment: Mapping[str, str],
     log: Path,
@@ -21,10 +24,18 @@ def running(
     name: str,
     is_ready: Callable[[], bool],
     start_timeout_s: float,
-    stop_timeout_s: float,
     cwd: Path | None = None,
-) -> Iterator[None]:
-    """Start a server, wait until it is ready, and end it afterwards.
+) -> Process:
+    """Start a server, in a session of its own, and wait until it is ready.
+
+    Args:
+        command: Of the server.
+        environment: Of the server.
+        log: File for what it prints.
+        name: What an error calls it.
+        is_ready: Asked twice a second.
+        start_timeout_s: How long it may take.
+        cwd: Its working directory; None for that of this process.
 
     Raises:
         MaskRayError: it did not start; the message holds the end of its log.
@@ -45,20 +56,30 @@ def running(
         while not is_ready():
             if process.poll() is not None or time.monotonic() > deadline:
                 tail = "\n".join(log.read_text(errors="replace").splitlines()[-20:])
-                raise MaskRayError(f"{name} did not start; the end of its log:\n{tail}")
+                raise MaskRayError(f"{name} did not start; the end of {log}:\n{tail}")
             time.sleep(0.5)
-        yield
-    finally:
-        _stop(process, stop_timeout_s)
+    except BaseException:
+        stop(process)
+        raise
+    return process
 
 
-def _stop(process: subprocess.Popen[bytes], timeout_s: float) -> None:
-    """As Ctrl-C would; what outlives that is ended one by one."""
+def stop(process: Process) -> None:
+    """End a server as Ctrl-C would; what outlives that by a minute is ended one by one."""
     if process.poll() is not None:
         return
     started = psutil.Process(process.pid).children(recursive=True)
     process.send_signal(signal.SIGINT)
-    _, alive = psutil.wait_procs([psutil.Process(process.pid), *started], timeout=timeout_s)
+    _, alive = psutil.wait_procs([psutil.Process(process.pid), *started], timeout=_STOP_TIMEOUT_S)
     for survivor in alive:
         survivor.kill()
     process.wait()
+
+
+@contextmanager
+def stopping(process: Process) -> Iterator[None]:
+    """`stop` the server afterwards."""
+    try:
+        yield
+    finally:
+        stop(process)
