@@ -123,7 +123,8 @@ def _predicted(
         max_image_bytes=settings.max_image_bytes, max_image_pixels=settings.max_image_pixels
     )
     blocks = [files.slice(start, _BLOCK_SIZE) for start in range(0, len(files), _BLOCK_SIZE)]
-    return ray.data.from_arrow(blocks).map_batches(
+    # Not `from_arrow`, which starts processes that only count the rows of each block.
+    return ray.data.from_blocks(blocks).map_batches(
         BatchClassifier,
         fn_constructor_args=(ray.put(onnx), reader, ray.put(done), limits),
         batch_size=_BATCH_SIZE,
