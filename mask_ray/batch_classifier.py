@@ -1,6 +1,6 @@
 """What a predictor of a batch prediction does: files in, probabilities and errors out.
 
-Apart from `batch_prediction`, whose imports would cost each predictor seconds and 100 MiB.
+Apart from `batch_prediction`, whose imports would cost each predictor seconds and some 70 MiB.
 """
 
 import itertools
