@@ -18,6 +18,7 @@ import ray
 from browser_page import check_classifies, chromium
 from onnx_files import IMAGE_SIZE, write_classifier
 from ray import serve
+from replicas import in_replicas, replicas
 
 from mask_ray.config import ImageLimits
 from mask_ray.demo import free_port
@@ -88,19 +89,10 @@ def expected(model_path: Path) -> Callable[[bytes], dict[str, float]]:
     return classify
 
 
-def replica(app_name: str) -> Any:
-    """The actor of the application's only replica."""
-    (actor,) = (
-        ray.get_actor(**named)
-        for named in ray.util.list_named_actors(all_namespaces=True)
-        if named["name"].startswith(f"SERVE_REPLICA::{app_name}#")
-    )
-    return actor
-
-
 def in_replica(function: Callable[[Any], Any], app_name: str = "usual") -> Any:
-    """Run a function in the replica's process."""
-    return ray.get(replica(app_name).__ray_call__.remote(function))
+    """What a function makes of the classifier of the application's only replica."""
+    (result,) = in_replicas(function, app_name)
+    return result
 
 
 def post_concurrently(base_url: str, bodies: list[bytes]) -> list[httpx.Response]:
@@ -162,8 +154,7 @@ def test_concurrent_images_are_batched_and_each_gets_its_own_answer(
 ) -> None:
     bodies = [image_files.png(image_files.picture(seed=seed)) for seed in range(32)]
 
-    def record_batches(_: Any) -> None:
-        classifier = serve.get_replica_context().servable_object
+    def record_batches(classifier: Any) -> None:
         predictor = classifier.serving.champion.predictor
         predict = predictor.predict
         classifier.batch_sizes = []
@@ -176,7 +167,7 @@ def test_concurrent_images_are_batched_and_each_gets_its_own_answer(
 
     in_replica(record_batches)
     answers = [r.json()["probabilities"] for r in post_concurrently(base_url, bodies)]
-    batch_sizes = in_replica(lambda _: serve.get_replica_context().servable_object.batch_sizes)
+    batch_sizes = in_replica(lambda classifier: classifier.batch_sizes)
 
     assert len({answer["with_mask"] for answer in answers}) == 32
     for body, answer in zip(bodies, answers, strict=True):
@@ -364,26 +355,26 @@ def test_readiness_names_the_model(client: httpx.Client, path: str) -> None:
 
 
 def test_a_replica_whose_inference_fails_is_not_ready_until_it_works(client: httpx.Client) -> None:
-    def break_inference(_: Any) -> None:
+    def break_inference(classifier: Any) -> None:
         def fail(images: np.ndarray, **options: bool) -> np.ndarray:
             raise RuntimeError("no inference")
 
-        classifier = serve.get_replica_context().servable_object
         classifier.serving.champion.predictor.predict = fail
 
-    def mend_inference(_: Any) -> None:
-        del serve.get_replica_context().servable_object.serving.champion.predictor.predict
+    def mend_inference(classifier: Any) -> None:
+        del classifier.serving.champion.predictor.predict
 
+    (replica,) = replicas("tight")
     in_replica(break_inference, "tight")
     with pytest.raises(RuntimeError, match="no inference"):
-        ray.get(replica("tight").check_health.remote())
+        ray.get(replica.check_health.remote())
     assert_problem(client.get("/tight/healthz"), 503)
     assert_problem(client.get("/tight/readyz"), 503)
     assert client.get("/tight/livez").json() == {"status": "live"}
     assert_problem(client.post("/tight/predict", content=image_files.jpeg()), 503)
 
     in_replica(mend_inference, "tight")
-    ray.get(replica("tight").check_health.remote())
+    ray.get(replica.check_health.remote())
     assert client.get("/tight/healthz").status_code == 200
 
 

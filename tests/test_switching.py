@@ -18,6 +18,7 @@ from mlflow import MlflowClient
 from mlflow_models import NAME, register
 from onnx_files import CLASS_NAMES, write_classifier
 from ray import serve
+from replicas import all_are_running, in_replicas, replicas
 
 from mask_ray.challenger import takes_part
 from mask_ray.config import ImageLimits
@@ -29,6 +30,7 @@ from mask_ray.tracking import start_run
 
 pytestmark = pytest.mark.slow
 
+APP = "faces"
 POLL_S = 0.3
 IMAGES = [image_files.png(image_files.picture(seed=seed)) for seed in range(12)]
 
@@ -78,7 +80,9 @@ def move(version: str, alias: str = "champion") -> None:
 
 def run_app(**settings: Any) -> None:
     args = {"model_uri": f"models:/{NAME}@champion", "model_poll_s": POLL_S} | settings
-    serve.run(build_app(args), name="faces", route_prefix="/")
+    serve.run(build_app(args), name=APP, route_prefix="/")
+    # Those of the application before it are gone too.
+    wait_until(lambda: all_are_running(APP))
 
 
 def wait_until(is_so: Callable[[], bool], timeout_s: float = 60) -> None:
@@ -86,15 +90,6 @@ def wait_until(is_so: Callable[[], bool], timeout_s: float = 60) -> None:
     while not is_so():
         assert time.monotonic() < deadline, f"not so within {timeout_s} s"
         time.sleep(0.05)
-
-
-def in_replicas(function: Callable[[Any], Any]) -> list[Any]:
-    """What a function makes of each replica's classifier, in its process."""
-
-    def call(_: Any) -> Any:
-        return function(serve.get_replica_context().servable_object)
-
-    return ray.get([actor.__ray_call__.remote(call) for actor in replicas()])
 
 
 def recording_differences() -> Callable[[Any], None]:
@@ -120,20 +115,12 @@ def nums_of_models() -> list[int]:
         gc.collect()
         return sum(isinstance(known, Predictor) for known in gc.get_objects())
 
-    return in_replicas(count)
+    return in_replicas(count, APP)
 
 
 def watches() -> list[dict[str, str]]:
     named = ray.util.list_named_actors(all_namespaces=True)
     return [actor for actor in named if actor["namespace"] == "mask_ray"]
-
-
-def replicas() -> list[Any]:
-    return [
-        ray.get_actor(**named)
-        for named in ray.util.list_named_actors(all_namespaces=True)
-        if named["name"].startswith("SERVE_REPLICA::faces#")
-    ]
 
 
 @pytest.fixture(scope="module")
@@ -259,14 +246,14 @@ def test_a_replica_that_starts_late_serves_what_the_others_have(client: httpx.Cl
     wait_until(lambda: ask(client)["model"]["version"] == "2")
     move(NAN)
     wait_until(lambda: NAN in refused(client))
-    (old,) = replicas()
+    (old,) = replicas(APP)
     ray.kill(old)
 
-    wait_until(lambda: len(replicas()) == 1 and replicas() != [old])
+    wait_until(lambda: len(replicas(APP)) == 1 and replicas(APP) != [old])
     wait_until(lambda: client.get("/healthz").status_code == 200)
 
     assert ask(client)["model"]["version"] == "2"
-    assert "mlflow" not in in_replicas(lambda _: set(sys.modules))[0]
+    assert "mlflow" not in in_replicas(lambda _: set(sys.modules), APP)[0]
 
 
 def ask(client: httpx.Client, encoded: bytes = IMAGES[0]) -> Any:
@@ -281,7 +268,7 @@ def test_a_share_of_images_goes_to_the_challenger(
     move("2", alias="challenger")
     run_app(max_replicas=1, challenger_share=0.5, challenger_mode=mode)
     wait_until(lambda: client.get("/healthz").json()["challenger"] is not None)
-    in_replicas(recording_differences())
+    in_replicas(recording_differences(), APP)
     chosen = [takes_part(encoded, 0.5) for encoded in IMAGES]
     assert 0 < sum(chosen) < len(IMAGES)
 
@@ -291,8 +278,8 @@ def test_a_share_of_images_goes_to_the_challenger(
         assert answer["model"]["version"] == version
         assert answer["probabilities"] == pytest.approx(expected[version, index], abs=1e-5)
 
-    wait_until(lambda: len(in_replicas(lambda c: c.differences)[0]) == sum(chosen))
-    difference = np.mean(in_replicas(lambda classifier: classifier.differences)[0])
+    wait_until(lambda: len(in_replicas(lambda c: c.differences, APP)[0]) == sum(chosen))
+    difference = np.mean(in_replicas(lambda c: c.differences, APP)[0])
     assert difference == pytest.approx(
         np.mean(
             [
@@ -315,7 +302,7 @@ def test_the_actor_that_reads_the_registry_is_made_again_and_ends_when_nobody_as
     move("2")
     wait_until(lambda: ask(client)["model"]["version"] == "2")
 
-    serve.delete("faces")
+    serve.delete(APP)
     for watch in watches():
         # As if minutes had passed.
         make_idle = ray.get_actor(**watch).__ray_call__.remote(
