@@ -363,7 +363,8 @@ def _compiled_steps(model: keras.Model) -> tuple[Step, Step]:
     def test_step(batch: tf.Tensor, label: tf.Tensor) -> None:
         model.test_step((batch, label))
 
-    compiled = partial(tf.function, input_signature=signature)
+    # Without AutoGraph, as Keras compiles them: it would only make tracing longer.
+    compiled = partial(tf.function, input_signature=signature, autograph=False)
     return compiled(train_step), compiled(test_step)
 
 

@@ -49,8 +49,17 @@ def broadcast_state(model: keras.Model, root_rank: int = 0) -> None:
     as they are: workers should not draw the same augmentations.
     """
     model.optimizer.build(model.trainable_variables)
+    if hvd.size() == 1:
+        return
     shared = [*model.weights, *model.optimizer.variables]
-    hvd.broadcast_variables([variable.value for variable in shared], root_rank=root_rank)
+    values = [variable.numpy() for variable in shared]
+    # As one array of bytes: `hvd.broadcast_variables` traces an operation for each variable, which
+    # takes seconds with hundreds of them.
+    sent = np.frombuffer(b"".join(value.tobytes() for value in values), np.uint8)
+    received = hvd.broadcast(tf.constant(sent), root_rank=root_rank).numpy()
+    ends = np.cumsum([value.nbytes for value in values])
+    for variable, value, part in zip(shared, values, np.split(received, ends[:-1]), strict=True):
+        variable.assign(np.frombuffer(part.tobytes(), value.dtype).reshape(value.shape))
 
 
 def average_batch_statistics(model: keras.Model) -> None:
