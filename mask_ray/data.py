@@ -10,6 +10,7 @@ import logging
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import wraps
 from pathlib import Path
 from typing import Any
 
@@ -312,12 +313,22 @@ def _draw_batch(batch: Batch, seed: int) -> dict[str, Any]:
     } | dict.fromkeys(("error", "given_split", "given_group"), [""] * len(drawn))
 
 
-def map_rows(dataset: Dataset, function: Any, task_cpus: float, **arguments: Any) -> Dataset:
+def map_rows(
+    dataset: Dataset, function: Callable[..., Batch], task_cpus: float, **arguments: Any
+) -> Dataset:
     """Apply `function(batch, **arguments)`, in tasks that reserve `task_cpus` each."""
+
+    @wraps(function)  # operators bear its name
+    def apply(batch: Batch, **arguments: Any) -> Iterator[Batch]:
+        rows = function(batch, **arguments)
+        # Nothing instead of no rows: Ray cannot tell that an empty array was of images.
+        if any(len(column) for column in rows.values()):
+            yield rows
+
     # Whole blocks: with a batch size, Ray would read in tasks of their own, and send what they read
     # to the tasks that decode.
     return dataset.map_batches(
-        function, batch_size=None, zero_copy_batch=True, num_cpus=task_cpus, fn_kwargs=arguments
+        apply, batch_size=None, zero_copy_batch=True, num_cpus=task_cpus, fn_kwargs=arguments
     )
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import image_files
 import numpy as np
 import pytest
+import ray
 
 from mask_ray import data, synthetic
 from mask_ray.config import DataSettings
@@ -72,6 +73,18 @@ class TestLoad:
         assert len(rows) == images.summary.counts["val"].total()
         assert all(row["image"].shape == (IMAGE_SIZE, IMAGE_SIZE, 3) for row in rows)
         assert images.split("train", "val", "test").count() == 120
+
+    def test_a_block_without_a_row_of_a_split_is_not_of_objects(
+        self, photos: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        # What Ray makes of an array without rows, with a warning.
+        context = ray.data.DataContext.get_current()
+        monkeypatch.setattr(context, "enable_fallback_to_arrow_object_ext_type", False)
+        images = load(photos, val_fraction=0.04)
+        val = images.split("val")
+        assert val.count() == images.summary.counts["val"].total()
+        blocks = ray.get(val.to_arrow_refs())
+        assert {0} < {block.num_rows for block in blocks}
 
     def test_adding_files_moves_no_other_file(self, photos: Path) -> None:
         before = paths_by_split(load(photos))
