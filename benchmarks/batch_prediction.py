@@ -29,6 +29,7 @@ from mask_ray.prediction_settings import PredictSettings
 from mask_ray.predictor import Predictor
 
 _NUM_TOGETHER = 8
+_NUM_OF_CEILINGS = 512
 
 
 class BatchPredictionSettings(Settings):
@@ -62,8 +63,10 @@ def _ceiling(
 ) -> float:
     """Images a second, of as many processes as cores at once."""
     context = multiprocessing.get_context("spawn")
+    # From the whole folder: photos with neighbouring names may be alike in size.
+    spread = photos[:: max(1, len(photos) // _NUM_OF_CEILINGS)]
     with context.Pool(settings.num_cores) as pool:
-        given = [(model, photos[:512], decoding, settings.ceiling_s)] * settings.num_cores
+        given = [(model, spread, decoding, settings.ceiling_s)] * settings.num_cores
         return sum(pool.starmap(_bare_rate, given, chunksize=1))
 
 

@@ -262,24 +262,40 @@ def _largest(groups: NDArray[np.int64], wanted: NDArray[np.bool_]) -> list[NDArr
 def _fetch(
     dataset: Dataset, digests: set[str], limits: ImageLimits
 ) -> dict[tuple[str, int], list[Picture]]:
-    """The files of these digests by digest and label, which takes one more look at all bytes."""
+    """The first files of these digests by digest and label, as many as a group shows.
+
+    It takes one more look at all bytes.
+    """
     fetched = data.map_rows(dataset, _picture, data.LEAST_TASK_CPUS, digests=digests, limits=limits)
     pictures: dict[tuple[str, int], list[Picture]] = {}
     for row in fetched.iter_rows():
-        picture = Picture(row["path"], row["label"], row["jpeg"])
-        pictures.setdefault((row["digest"], row["label"]), []).append(picture)
+        alike = pictures.setdefault((row["digest"], row["label"]), [])
+        if len(alike) < _NUM_SHOWN_BY_GROUP:
+            jpeg = alike[0].jpeg if alike else row["jpeg"]
+            alike.append(Picture(row["path"], row["label"], jpeg))
     return pictures
 
 
 def _picture(batch: data.Batch, digests: set[str], limits: ImageLimits) -> dict[str, Any]:
-    found = [(row, data.digest_of(encoded)) for row, encoded in enumerate(batch["bytes"])]
-    found = [(row, digest) for row, digest in found if digest in digests]
-    rows = np.array([row for row, _ in found], np.int64)
+    """Rows of these digests, of the same digest and label no more than are shown."""
+    rows: list[int] = []
+    found: list[str] = []
+    copies: Counter[tuple[str, int]] = Counter()
+    for row, (encoded, label) in enumerate(zip(batch["bytes"], batch["label"], strict=True)):
+        digest = data.digest_of(encoded)
+        copies[digest, label] += 1
+        if digest in digests and copies[digest, label] <= _NUM_SHOWN_BY_GROUP:
+            rows.append(row)
+            found.append(digest)
+    thumbnails = {
+        digest: _thumbnail(batch["bytes"][row], limits)
+        for digest, row in dict(zip(found, rows, strict=True)).items()
+    }
     return {
         "path": batch["path"][rows],
         "label": batch["label"][rows],
-        "digest": np.array([digest for _, digest in found], str),
-        "jpeg": np.array([_thumbnail(batch["bytes"][row], limits) for row in rows], object),
+        "digest": np.array(found, str),
+        "jpeg": np.array([thumbnails[digest] for digest in found], object),
     }
 
 

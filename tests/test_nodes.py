@@ -179,7 +179,7 @@ def start_ray(head: Node, other: Node, cluster: dict[str, str]) -> None:
 def until(condition: Callable[[], bool], what: str) -> None:
     deadline = time.monotonic() + 120
     while not condition():
-        assert time.monotonic() < deadline, f"still no {what} after a minute"
+        assert time.monotonic() < deadline, f"still no {what} after two minutes"
         time.sleep(0.1)
 
 
@@ -252,7 +252,7 @@ def start_job(head: Node, cluster: dict[str, str]) -> subprocess.Popen[str]:
     flags = (
         "--data synthetic:160 --num-workers 2 --min-workers 1 --cpus-per-worker 1.5 "
         "--image-size 96 --alpha 0.35 --backbone-weights none --batch-size 16 "
-        "--no-quantize --no-data-report "
+        "--no-quantize --no-data-report --robustness-images 5 "
         f"--finetune-epochs {NUM_EPOCHS} --patience {NUM_EPOCHS} --max-failures 3"
     )
     return head.popen(

@@ -153,7 +153,7 @@ class Asked:
 
 @dataclass
 class Load:
-    """Threads that ask without a pause."""
+    """Threads that ask again and again, and leave some of the cores to those that load models."""
 
     client: httpx.Client
     asked: list[Asked] = field(default_factory=list)
@@ -177,6 +177,7 @@ class Load:
             sent_s = time.monotonic()
             response = self.client.post("/predict", content=IMAGES[index])
             self.asked.append(Asked(index, sent_s, time.monotonic(), response))
+            time.sleep(0.05)
 
     def settle(self, version: str) -> float:
         """Wait until no other version answers, neither of the replicas'; when that was so."""
