@@ -45,7 +45,7 @@ serve: setup ## Serve the champion at http://127.0.0.1:8000 until Ctrl-C
 test: setup ## Run all tests (TESTS=tests/test_x.py for some)
 	@python -m pytest $(TESTS)
 
-check: setup ## Format, lint, types, import rules and fast tests, in about a minute
+check: setup ## Format, lint, types, import rules and fast tests, in two minutes
 	@ruff format --check .
 	@ruff check .
 	@mypy

@@ -166,6 +166,7 @@ def test_a_url_is_another_when_its_server_says_so(server: HealthServer) -> None:
         fingerprint.of_source(f"http://127.0.0.1:{free_port()}/photos.zip")
 
 
+@pytest.mark.slow
 def test_a_store_is_another_when_a_file_in_it_is(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

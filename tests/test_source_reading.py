@@ -68,6 +68,7 @@ def test_a_file_that_is_gone_is_one_row_s_error(tmp_path: Path) -> None:
     }
 
 
+@pytest.mark.slow
 def test_a_store_that_does_not_answer_ends_the_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -137,6 +137,7 @@ def test_what_the_fixed_test_set_shows_is_left_out() -> None:
     assert set(assigned.indices[102:]) == {TRAIN, VAL}
 
 
+@pytest.mark.slow
 def test_no_picture_of_real_photos_is_in_two_splits(shared: Path) -> None:
     by_class = data.list_files(shared / "data" / "observations")
     placed = list(splits.of_files(by_class, SETTINGS))
