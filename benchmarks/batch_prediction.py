@@ -29,7 +29,7 @@ from mask_ray.prediction_settings import PredictSettings
 from mask_ray.predictor import Predictor
 
 _NUM_TOGETHER = 8
-_NUM_OF_CEILINGS = 512
+_NUM_CEILING_PHOTOS = 512
 
 
 class BatchPredictionSettings(Settings):
@@ -64,7 +64,7 @@ def _ceiling(
     """Images a second, of as many processes as cores at once."""
     context = multiprocessing.get_context("spawn")
     # From the whole folder: photos with neighbouring names may be alike in size.
-    spread = photos[:: max(1, len(photos) // _NUM_OF_CEILINGS)]
+    spread = photos[:: max(1, len(photos) // _NUM_CEILING_PHOTOS)]
     with context.Pool(settings.num_cores) as pool:
         given = [(model, spread, decoding, settings.ceiling_s)] * settings.num_cores
         return sum(pool.starmap(_bare_rate, given, chunksize=1))

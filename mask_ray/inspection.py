@@ -271,31 +271,24 @@ def _fetch(
     for row in fetched.iter_rows():
         alike = pictures.setdefault((row["digest"], row["label"]), [])
         if len(alike) < _NUM_SHOWN_BY_GROUP:
-            jpeg = alike[0].jpeg if alike else row["jpeg"]
-            alike.append(Picture(row["path"], row["label"], jpeg))
+            alike.append(Picture(row["path"], row["label"], row["jpeg"]))
     return pictures
 
 
 def _picture(batch: data.Batch, digests: set[str], limits: ImageLimits) -> dict[str, Any]:
     """Rows of these digests, of the same digest and label no more than are shown."""
+    keys = list(zip(map(data.digest_of, batch["bytes"]), batch["label"].tolist(), strict=True))
     rows: list[int] = []
-    found: list[str] = []
     copies: Counter[tuple[str, int]] = Counter()
-    for row, (encoded, label) in enumerate(zip(batch["bytes"], batch["label"], strict=True)):
-        digest = data.digest_of(encoded)
-        copies[digest, label] += 1
-        if digest in digests and copies[digest, label] <= _NUM_SHOWN_BY_GROUP:
+    for row, key in enumerate(keys):
+        copies[key] += 1
+        if key[0] in digests and copies[key] <= _NUM_SHOWN_BY_GROUP:
             rows.append(row)
-            found.append(digest)
-    thumbnails = {
-        digest: _thumbnail(batch["bytes"][row], limits)
-        for digest, row in dict(zip(found, rows, strict=True)).items()
-    }
     return {
         "path": batch["path"][rows],
         "label": batch["label"][rows],
-        "digest": np.array(found, str),
-        "jpeg": np.array([thumbnails[digest] for digest in found], object),
+        "digest": np.array([keys[row][0] for row in rows], str),
+        "jpeg": np.array([_thumbnail(batch["bytes"][row], limits) for row in rows], object),
     }
 
 
