@@ -12,10 +12,12 @@ from typing import Any
 import numpy as np
 import ray
 
-from mask_ray import data, launch, tracking, weights
-from mask_ray.cluster import plan_workers
+from mask_ray import data, tracking
 from mask_ray.config import TrainSettings, home
-from mask_ray.training import Job, Pretrained, worker_config
+from mask_ray.models import pretrained
+from mask_ray.training import workers
+from mask_ray.training.resources import plan_workers
+from mask_ray.training.run import Job, Pretrained, worker_config
 
 _OBJECT_STORE_BYTES = 2**30
 
@@ -66,7 +68,7 @@ def compare(training: TrainSettings, core: int | None) -> Pairs:
             epoch, which compiles, is not counted.
         core: That both keep to; None where the system cannot.
     """
-    weights_file = weights.find(training.backbone_weights, training.alpha).resolve()
+    weights_file = pretrained.find(training.backbone_weights, training.alpha).resolve()
     plan = plan_workers(training)
     images = data.load(training, training.image_size, task_cpus=plan.task_cpus)
     record = home() / f"epochs_{training.augmentation:g}.jsonl"
@@ -76,11 +78,11 @@ def compare(training: TrainSettings, core: int | None) -> Pairs:
         "plain": _plain_command(images, training, weights_file),
         "record": record,
     }
-    backbone = weights.read(str(weights_file), training.alpha)
-    pretrained = Pretrained(ray.put(backbone), backbone=b"")
+    backbone = pretrained.read(str(weights_file), training.alpha)
+    initial = Pretrained(ray.put(backbone), backbone=b"")
     splits = {name: images.split(name) for name in data.SPLITS}
     with tracking.start_run("trainer_overhead", {}) as run:
-        _fit(Job(run, plan, images, splits, pretrained), training, turns)
+        _fit(Job(run, plan, images, splits, initial), training, turns)
     return _pairs([json.loads(line) for line in record.read_text().splitlines()[1:]])
 
 
@@ -101,7 +103,7 @@ def _plain_command(
 def _fit(job: Job, training: TrainSettings, turns: dict[str, Any]) -> None:
     """As a run does, with the loop that takes turns, on one thread."""
     config = worker_config(training, job, home() / "train") | {"num_threads": 1, "turns": turns}
-    launch.trainer(training, job.plan, config, job.splits, loop=_train_worker).fit()
+    workers.trainer(training, job.plan, config, job.splits, loop=_train_worker).fit()
 
 
 def _train_worker(config: dict[str, Any]) -> None:

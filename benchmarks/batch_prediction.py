@@ -21,12 +21,12 @@ from pydantic import Field
 
 from benchmarks import machine, script, served_models, table
 from benchmarks.memory import run_and_watch
-from mask_ray import batch_prediction
+from mask_ray.batch_prediction.run import predict_files
 from mask_ray.cli import parse
 from mask_ray.config import ImageLimits, Settings
-from mask_ray.images import decode_resized
-from mask_ray.prediction_settings import PredictSettings
-from mask_ray.predictor import Predictor
+from mask_ray.config.prediction import PredictSettings
+from mask_ray.images.decode import decode_resized
+from mask_ray.models.predictor import Predictor
 
 _NUM_TOGETHER = 8
 _NUM_CEILING_PHOTOS = 512
@@ -136,7 +136,7 @@ def _predict_in_own_ray(num_cores: str, object_store_mb: str, *flags: str) -> No
         logging_level=logging.ERROR,
         object_store_memory=int(object_store_mb) * 2**20,
     )
-    print(json.dumps(batch_prediction.run(parse(PredictSettings, list(flags)))))
+    print(json.dumps(predict_files(parse(PredictSettings, list(flags)))))
 
 
 if __name__ == "__main__":

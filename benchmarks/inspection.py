@@ -17,7 +17,7 @@ from benchmarks import machine, script, table
 from benchmarks.memory import run_and_watch
 from mask_ray.cli import parse
 from mask_ray.config import ImageLimits, InspectSettings, Settings
-from mask_ray.images import decode_resized
+from mask_ray.images.decode import decode_resized
 
 _IMAGE_SIZE = 128
 _NUM_CLASSES = 2
@@ -89,7 +89,7 @@ def _inspect(
 
 def _inspect_in_own_ray(num_cores: str, object_store_mb: str, *flags: str) -> None:
     """Inspect; the last line printed is the number of images and the seconds, as JSON."""
-    from mask_ray import inspection
+    from mask_ray.inspection.run import inspect_data
 
     ray.init(
         address="local",
@@ -100,7 +100,7 @@ def _inspect_in_own_ray(num_cores: str, object_store_mb: str, *flags: str) -> No
         object_store_memory=int(object_store_mb) * 2**20,
     )
     began = time.perf_counter()
-    found = inspection.run(parse(InspectSettings, list(flags)))
+    found = inspect_data(parse(InspectSettings, list(flags)))
     seconds = time.perf_counter() - began
     print(json.dumps({"num_images": found["num_images"], "seconds": seconds}))
 

@@ -22,10 +22,10 @@ from numpy.typing import NDArray
 from tensorflow.keras.preprocessing.image import ImageDataGenerator
 
 from benchmarks.splits import Labelled, Split
-from mask_ray import mobilenet
-from mask_ray import model as models
 from mask_ray.config import TrainSettings
-from mask_ray.images import decode_resized
+from mask_ray.images.decode import decode_resized
+from mask_ray.models import keras_model as models
+from mask_ray.models import mobilenet
 
 _DEMO_IMAGE_SIZE = 224
 IMAGE_SIZE: int = TrainSettings.model_fields["image_size"].default

@@ -18,8 +18,8 @@ import numpy as np
 import tensorflow as tf
 from numpy.typing import NDArray
 
-from mask_ray import mobilenet
-from mask_ray import model as models
+from mask_ray.models import keras_model as models
+from mask_ray.models import mobilenet
 
 
 class Loop:

@@ -299,7 +299,7 @@ def _projected(settings: ScalingSettings) -> str:
 
 def _num_trained() -> int:
     """Weights whose gradients the workers exchange in fine-tuning, with the default settings."""
-    from mask_ray import model as models
+    from mask_ray.models import keras_model as models
 
     model = models.build(
         num_classes=2,

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import numpy as np
 
-from mask_ray import mobilenet, quantization, weights
-from mask_ray.images import decode_resized
-from mask_ray.predictor import Predictor
+from mask_ray.images.decode import decode_resized
+from mask_ray.models import mobilenet, pretrained, quantize
+from mask_ray.models.predictor import Predictor
 
 CLASS_NAMES = ["with_mask", "without_mask"]
 _ALPHA = 1.0
@@ -19,7 +19,7 @@ _ALPHA = 1.0
 
 def write_onnx(path: Path, backbone_weights: str, image_size: int) -> Path:
     """As training writes it."""
-    values = weights.read(backbone_weights, _ALPHA)
+    values = pretrained.read(backbone_weights, _ALPHA)
     backbone = mobilenet.backbone_onnx(values, image_size=image_size, alpha=_ALPHA)
     path.write_bytes(mobilenet.classifier_onnx(backbone, *_head(len(values[-1])), CLASS_NAMES))
     return path
@@ -29,7 +29,7 @@ def write_int8(path: Path, float32: Path, photos: Sequence[Path]) -> Path:
     """As training writes it by default, where that is as good and faster."""
     image_size = Predictor(float32).image_size
     images = [decode_resized(photo.read_bytes(), image_size) for photo in photos]
-    quantization.quantize(float32, path, np.stack(images))
+    quantize.quantize(float32, path, np.stack(images))
     return path
 
 
@@ -42,16 +42,16 @@ def _head(num_features: int) -> tuple[mobilenet.Array, mobilenet.Array]:
 def main() -> None:
     """Write the Keras file; a process of its own, for TensorFlow's memory."""
     path, backbone_weights, image_size = sys.argv[1:]
-    from mask_ray import model
+    from mask_ray.models import keras_model
 
-    values = weights.read(backbone_weights, _ALPHA)
-    classifier = model.build(
+    values = pretrained.read(backbone_weights, _ALPHA)
+    classifier = keras_model.build(
         num_classes=len(CLASS_NAMES),
         image_size=int(image_size),
         alpha=_ALPHA,
         from_scratch=False,
     )
-    model.load_backbone_weights(classifier, values)
+    keras_model.load_backbone_weights(classifier, values)
     classifier.layers[-1].set_weights(_head(len(values[-1])))
     classifier.save(path)
 

@@ -16,9 +16,10 @@ import yaml
 from benchmarks import cluster
 from benchmarks.job import ROOT
 from benchmarks.load import JSON, MULTIPART, RAW, Form
-from mask_ray import ingress, processes
+from mask_ray import processes
 from mask_ray.config import MaskRayError
 from mask_ray.demo import free_port
+from mask_ray.serving import ingress
 
 # The peers that have dependencies of their own, and what they and the project share.
 _PEERS = ("litserve==0.2.19", "bentoml==1.4.39")

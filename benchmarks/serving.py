@@ -20,8 +20,8 @@ from benchmarks import load, machine, script, served_models, servers, table
 from benchmarks.load import Load
 from benchmarks.servers import Models, Server
 from mask_ray.config import ImageLimits, MaskRayError, Settings, TrainSettings, home
-from mask_ray.images import decode_resized
-from mask_ray.predictor import Predictor
+from mask_ray.images.decode import decode_resized
+from mask_ray.models.predictor import Predictor
 
 _PACKAGES = ("ray", "fastapi", "uvicorn", "onnxruntime", "pillow", "keras", "tensorflow")
 _NAMES = ("mask_ray", "fastapi", "litserve", "bentoml", "keras")

@@ -5,8 +5,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Self
 
-from mask_ray import data, splits
+from mask_ray import data
 from mask_ray.config import DataSettings
+from mask_ray.data import splits
 
 # A file and the index of its class.
 Labelled = tuple[str, int]

@@ -14,8 +14,9 @@ from typing import Any
 from pydantic import Field
 
 from benchmarks import cluster, job, machine, script, splits, table
-from mask_ray import data, weights
+from mask_ray import data
 from mask_ray.config import DataSettings, MaskRayError, Settings, TrainSettings
+from mask_ray.models import pretrained
 
 _PACKAGES = ("ray", "tensorflow", "keras", "horovod", "onnxruntime", "mlflow")
 
@@ -66,7 +67,7 @@ class Measured:
 
 def _run(settings: TimeToAccuracySettings) -> None:
     folder = data.check_folder(str(settings.data))
-    weights_file = weights.find(str(settings.backbone_weights), alpha=1.0).resolve()
+    weights_file = pretrained.find(str(settings.backbone_weights), alpha=1.0).resolve()
     print(machine.describe(*_PACKAGES), flush=True)
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as name:
         scratch = Path(name)

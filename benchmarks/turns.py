@@ -15,12 +15,12 @@ from typing import Any
 import psutil
 import ray.train
 
-from mask_ray import worker
-from mask_ray.phases import Position
+from mask_ray.training import loop
+from mask_ray.training.schedule import Position
 
 
 def train(config: dict[str, Any]) -> None:
-    """Run `mask_ray.worker.train` on one core; see the module.
+    """Run `mask_ray.training.loop.train` on one core; see the module.
 
     Args:
         config: Of the worker, and `turns`: `core` (or None), `driver_pid`, `plain` (command of
@@ -32,10 +32,10 @@ def train(config: dict[str, Any]) -> None:
     with subprocess.Popen(
         turns["plain"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     ) as peer:
-        worker._Session = partial(  # type: ignore[misc, assignment]
+        loop._Session = partial(  # type: ignore[misc, assignment]
             _TurnTaking, peer, turns["driver_pid"], turns["record"]
         )
-        worker.train(config)
+        loop.train(config)
         assert peer.stdin is not None
         peer.stdin.close()
 
@@ -46,7 +46,7 @@ def _pin(core: int) -> None:
         os.sched_setaffinity(int(thread.name), {core})
 
 
-class _TurnTaking(worker._Session):
+class _TurnTaking(loop._Session):
     """Its epochs wait for one of the peer, and are recorded; nothing is exported at the end."""
 
     def __init__(

@@ -8,9 +8,9 @@ from mask_ray.config import EvaluateSettings
 
 def evaluate(settings: EvaluateSettings) -> dict[str, Any]:
     """Import what is heavy only once the settings are known to be good."""
-    from mask_ray import evaluation
+    from mask_ray.evaluation.run import evaluate_model
 
-    return evaluation.run(settings)
+    return evaluate_model(settings)
 
 
 if __name__ == "__main__":

@@ -8,9 +8,9 @@ from mask_ray.config import InspectSettings
 
 def inspect(settings: InspectSettings) -> dict[str, Any]:
     """Import what is heavy only once the settings are known to be good."""
-    from mask_ray import inspection
+    from mask_ray.inspection.run import inspect_data
 
-    return inspection.run(settings)
+    return inspect_data(settings)
 
 
 if __name__ == "__main__":

@@ -8,16 +8,16 @@ from mask_ray.config import PipelineSettings
 
 def run_pipeline(settings: PipelineSettings) -> dict[str, Any]:
     """Import what is heavy only once the settings are known to be good."""
-    from mask_ray.pipeline import line
+    from mask_ray.pipeline import stages
 
-    return line.run(settings)
+    return stages.run_pipeline(settings)
 
 
 def stay() -> None:
     """While this process's own Ray serves."""
-    from mask_ray.pipeline import line
+    from mask_ray.pipeline import stages
 
-    line.stay_while_serving()
+    stages.stay_while_serving()
 
 
 if __name__ == "__main__":

@@ -3,14 +3,14 @@
 from typing import Any
 
 from mask_ray import cli
-from mask_ray.prediction_settings import PredictSettings
+from mask_ray.config.prediction import PredictSettings
 
 
 def predict(settings: PredictSettings) -> dict[str, Any]:
     """Import what is heavy only once the settings are known to be good."""
-    from mask_ray import batch_prediction
+    from mask_ray.batch_prediction.run import predict_files
 
-    return batch_prediction.run(settings)
+    return predict_files(settings)
 
 
 if __name__ == "__main__":

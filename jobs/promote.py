@@ -19,9 +19,10 @@ class Flags(PromoteSettings):
 
 def promote(settings: Flags) -> dict[str, Any]:
     """Import what is heavy only once the settings are known to be good."""
-    from mask_ray import promotion, training
+    from mask_ray.evaluation import promotion
+    from mask_ray.training.run import stored_settings
 
-    return promotion.by_hand(settings, training.stored_settings)
+    return promotion.by_hand(settings, stored_settings)
 
 
 if __name__ == "__main__":

@@ -8,14 +8,14 @@ from mask_ray.config import TrainSettings
 
 def train(settings: TrainSettings) -> dict[str, Any]:
     """Import what is heavy only once the settings are known to be good."""
-    from mask_ray import training
+    from mask_ray.training.run import train_model
 
-    return training.run(settings)
+    return train_model(settings)
 
 
 def stored_settings(run_id: str) -> dict[str, Any]:
     """Those of the run to resume."""
-    from mask_ray import training
+    from mask_ray.training import run as training
 
     return training.stored_settings(run_id)
 

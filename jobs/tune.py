@@ -8,16 +8,16 @@ from mask_ray.config import TuneSettings
 
 def tune(settings: TuneSettings) -> dict[str, Any]:
     """Import what is heavy only once the settings are known to be good."""
-    from mask_ray import tuning
+    from mask_ray.tuning import search
 
-    return tuning.run(settings)
+    return search.search_settings(settings)
 
 
 def stored_settings(run_id: str) -> dict[str, Any]:
     """Those of the search to resume."""
-    from mask_ray import tuning
+    from mask_ray.tuning import search
 
-    return tuning.stored_settings(run_id)
+    return search.stored_settings(run_id)
 
 
 if __name__ == "__main__":

@@ -21,8 +21,11 @@ from typing import Any
 import httpx
 import yaml
 
-from mask_ray import cli, data, ingress, processes, splits, synthetic
+from mask_ray import cli, data, processes
 from mask_ray.config import DataSettings, DemoSettings, MaskRayError, home, tracking_uri
+from mask_ray.data import sources, splits
+from mask_ray.images import synthetic
+from mask_ray.serving import ingress
 
 SERVE_CONFIG = Path("serve_config.yaml")
 _BIN = Path(sys.executable).parent
@@ -133,7 +136,9 @@ def _show(command: list[str], environment: dict[str, str]) -> tuple[list[str], b
 
 
 def _train_flags(settings: DemoSettings) -> list[str]:
-    source = settings.data if data.is_synthetic(settings.data) else data.check_folder(settings.data)
+    source = (
+        settings.data if sources.is_synthetic(settings.data) else data.check_folder(settings.data)
+    )
     flags: dict[str, Any] = {"data": source, "num-workers": settings.num_workers}
     flags |= {"backbone-weights": _absolute(settings.backbone_weights)}
     if settings.backbone_weights == "none":
@@ -159,8 +164,8 @@ def _absolute(backbone_weights: str) -> str:
 
 
 def _count_images(source: str) -> int:
-    if data.is_synthetic(source):
-        return data.num_drawn(source)
+    if sources.is_synthetic(source):
+        return sources.num_drawn(source)
     return sum(map(len, data.list_files(data.check_folder(source)).values()))
 
 
@@ -176,8 +181,8 @@ def _print_metrics(result: dict[str, Any]) -> None:
 
 def _images_to_ask_about(source: str) -> dict[str, bytes]:
     """One encoded image of each class that training does not see, by name."""
-    if data.is_synthetic(source):
-        unseen = (data.num_drawn(source), data.num_drawn(source) + 1)
+    if sources.is_synthetic(source):
+        unseen = (sources.num_drawn(source), sources.num_drawn(source) + 1)
         return {name: jpeg for jpeg, name in map(synthetic.encode, unseen)}
     return _test_images(data.list_files(data.check_folder(source)))
 

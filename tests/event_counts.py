@@ -4,7 +4,7 @@ import threading
 from collections import Counter
 from collections.abc import Mapping
 
-from mask_ray.model_events import Comparison, NotComparedReason, Refusal
+from mask_ray.serving.versions.events import Comparison, NotComparedReason, Refusal
 
 
 class ModelEventCounts:

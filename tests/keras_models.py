@@ -3,7 +3,7 @@
 import keras
 import numpy as np
 
-from mask_ray import model as models
+from mask_ray.models import keras_model as models
 
 
 def build(

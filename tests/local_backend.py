@@ -9,11 +9,11 @@ import httpx
 import numpy as np
 from starlette.types import ASGIApp
 
-from mask_ray.backend import Health
 from mask_ray.config import ServeSettings
-from mask_ray.images import ImageError, RGBArray, decode_resized, resize
-from mask_ray.predictions import Classified, ModelInfo
-from mask_ray.predictor import Predictor
+from mask_ray.images.decode import ImageError, RGBArray, decode_resized, resize
+from mask_ray.models.predictor import Predictor
+from mask_ray.serving.http.backend import Health
+from mask_ray.serving.http.responses import Classified, ModelInfo
 
 
 class LocalBackend:

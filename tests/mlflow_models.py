@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from onnx_files import CLASS_NAMES, IMAGE_SIZE, write_classifier
 
-from mask_ray.predictor import Predictor
+from mask_ray.models.predictor import Predictor
 from mask_ray.tracking import RegisteredModel, Run
 
 NAME = "mask-detector"

@@ -18,7 +18,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp
 
-from mask_ray import web
+from mask_ray.serving.http import web
 
 PREDICTION = {
     "label": "with_mask",

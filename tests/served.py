@@ -16,8 +16,9 @@ from conftest import ROOT
 from onnx_files import write_classifier
 
 from benchmarks import cluster
-from mask_ray import ingress, processes
+from mask_ray import processes
 from mask_ray.demo import free_port
+from mask_ray.serving import ingress
 
 
 @dataclass

@@ -12,9 +12,9 @@ import httpx
 import pytest
 from fastapi import FastAPI, HTTPException, Request
 
-from mask_ray.access_log import AccessLog
-from mask_ray.exchanges import Exchange, Exchanges, note
-from mask_ray.request_ids import RequestIds
+from mask_ray.serving.observability.access_log import AccessLog
+from mask_ray.serving.observability.exchanges import Exchange, Exchanges, note
+from mask_ray.serving.observability.request_ids import RequestIds
 
 app = FastAPI()
 

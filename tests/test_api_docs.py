@@ -12,7 +12,7 @@ from local_backend import LocalBackend, request
 from onnx_files import write_classifier
 from prediction_server import running
 
-from mask_ray.http_app import http_app
+from mask_ray.serving.http.app import http_app
 
 
 @pytest.fixture

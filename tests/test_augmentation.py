@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mask_ray import augmentation, synthetic
-from mask_ray.augmentation import augment
 from mask_ray.config import IMAGE_SIZES
-from mask_ray.images import decode_resized
+from mask_ray.images import augment as augmentation
+from mask_ray.images import synthetic
+from mask_ray.images.augment import augment
+from mask_ray.images.decode import decode_resized
 
 STRENGTHS = (0.3, 1.0, 2.0)
 NUM_DRAWS = 200
@@ -89,7 +90,7 @@ class TestAugment:
 
         steps = ("_posed", "_occluded", "_lit", "_blurred", "_noisy", "_recompressed")
         for name in steps:
-            monkeypatch.setattr(augmentation, name, counting(name))
+            monkeypatch.setattr(augment, name, counting(name))
         rng, image = draw(0), photo()
         for _ in range(2000):
             augment(image, rng)

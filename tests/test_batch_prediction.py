@@ -14,13 +14,14 @@ from onnx_files import CLASS_NAMES, IMAGE_SIZE, write_classifier
 from pydantic import ValidationError
 from ray_jobs import ROOT, run_job
 
-from mask_ray import batch_prediction, synthetic
+from mask_ray.batch_prediction.output import OutputError
+from mask_ray.batch_prediction.run import predict_files
 from mask_ray.config import ImageLimits, explain
+from mask_ray.config.prediction import PredictSettings
 from mask_ray.data import DataError
-from mask_ray.images import decode_resized
-from mask_ray.prediction_parts import OutputError
-from mask_ray.prediction_settings import PredictSettings
-from mask_ray.predictor import Predictor
+from mask_ray.images import synthetic
+from mask_ray.images.decode import decode_resized
+from mask_ray.models.predictor import Predictor
 
 NUM_LINKS = 9000
 
@@ -118,14 +119,14 @@ def test_a_killed_prediction_goes_on_without_losing_or_repeating_a_row(
     other = write_classifier(tmp_path / "other.onnx", seed=1)
     settings = PredictSettings(source=str(source), model_uri=str(model), output=output)
     with pytest.raises(OutputError, match="was begun with model_name tiny; got other"):
-        batch_prediction.run(settings.model_copy(update={"model_uri": str(other)}))
+        predict_files(settings.model_copy(update={"model_uri": str(other)}))
     done = run_job("jobs.predict", *flags, env=cluster)
 
     assert 0 < done.result["num_done_before"] < len(list(source.iterdir()))
     paths = pd.read_parquet(output)["path"]
     assert sorted(paths) == sorted(str(path) for path in source.iterdir())
     with pytest.raises(OutputError, match="output must not exist yet"):
-        batch_prediction.run(settings)
+        predict_files(settings)
 
 
 def wait_for_a_part(output: Path, process: subprocess.Popen[bytes]) -> None:
@@ -139,7 +140,7 @@ def test_a_source_that_is_not_there_is_one_line(model: Path, tmp_path: Path) -> 
     nowhere, output = tmp_path / "nowhere", tmp_path / "out.csv"
     settings = PredictSettings(source=str(nowhere), model_uri=str(model), output=output)
     with pytest.raises(DataError) as told:
-        batch_prediction.run(settings)
+        predict_files(settings)
     assert str(told.value).startswith("a source must be synthetic[:N], a folder, ")
     assert f"; got {nowhere}. A submitted job" in str(told.value)
     assert list(tmp_path.iterdir()) == []

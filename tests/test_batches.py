@@ -10,15 +10,15 @@ import numpy as np
 import pytest
 import ray
 
-from mask_ray.augmentation import augment
-from mask_ray.batches import (
+from mask_ray.config import MaskRayError
+from mask_ray.images.augment import augment
+from mask_ray.training.batches import (
     Batch,
     FeatureBatches,
     ImageBatches,
     augmented,
     start_epoch_actor,
 )
-from mask_ray.config import MaskRayError
 
 NUM_VIEWS = 3
 FILES = [

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from mask_ray.batching import Batcher
+from mask_ray.serving.batcher import Batcher
 
 DEADLINE_S = 10
 

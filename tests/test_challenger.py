@@ -8,12 +8,12 @@ import pytest
 from event_counts import ModelEventCounts
 from onnx_files import write_classifier
 
-from mask_ray.challenger import Comparer, compare, takes_part
 from mask_ray.config import ImageLimits
-from mask_ray.images import decode_resized
-from mask_ray.model_events import Comparison
-from mask_ray.predictor import Predictor
-from mask_ray.versions import LoadedModel, Serving
+from mask_ray.images.decode import decode_resized
+from mask_ray.models.predictor import Predictor
+from mask_ray.serving.versions.alias_watch import LoadedModel, Serving
+from mask_ray.serving.versions.challenger import Comparer, compare, takes_part
+from mask_ray.serving.versions.events import Comparison
 
 COMPARISON = Comparison("1", "2", agrees=True, difference=0.25)
 

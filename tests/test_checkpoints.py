@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from ray.train import Checkpoint
 
-from mask_ray import checkpoints
-from mask_ray.checkpoints import CheckpointError
-from mask_ray.phases import Position
+from mask_ray.training import checkpoints
+from mask_ray.training.checkpoints import CheckpointError
+from mask_ray.training.schedule import Position
 
 pytestmark = pytest.mark.slow
 

@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
-from mask_ray import cluster
-from mask_ray.cluster import ClusterError, largest_share, plan_workers
 from mask_ray.config import TrainSettings
+from mask_ray.training import resources
+from mask_ray.training.resources import ClusterError, largest_share, plan_workers
 
 
 @pytest.mark.parametrize(
@@ -36,7 +36,7 @@ def nodes(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     """Gives the cluster nodes of so many CPUs, all of them free."""
 
     def have(*cpus: float) -> None:
-        resources = {"CPU": sum(cpus)}
+        total = {"CPU": sum(cpus)}
         state = SimpleNamespace(
             get_max_resources_from_cluster_config=lambda: None,
             available_resources_per_node=lambda: {n: {"CPU": c} for n, c in enumerate(cpus)},
@@ -46,17 +46,19 @@ def nodes(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
             for n, c in enumerate(cpus)
         ]
         ray = SimpleNamespace(
-            cluster_resources=lambda: resources,
-            available_resources=lambda: resources,
+            cluster_resources=lambda: total,
+            available_resources=lambda: total,
             nodes=lambda: alive,
         )
-        monkeypatch.setattr(cluster, "cluster_state", state)
-        monkeypatch.setattr(cluster, "ray", SimpleNamespace(**vars(ray), train=cluster.ray.train))
+        monkeypatch.setattr(resources, "cluster_state", state)
+        monkeypatch.setattr(
+            resources, "ray", SimpleNamespace(**vars(ray), train=resources.ray.train)
+        )
 
     return have
 
 
-def plan(**given: Any) -> cluster.Plan:
+def plan(**given: Any) -> resources.Plan:
     return plan_workers(TrainSettings(data="synthetic", **given))
 
 

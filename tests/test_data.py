@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 import ray
 
-from mask_ray import data, synthetic
+from mask_ray import data
 from mask_ray.config import DataSettings
-from mask_ray.images import decode_resized
+from mask_ray.images import synthetic
+from mask_ray.images.decode import decode_resized
 
 IMAGE_SIZE = 32
 

@@ -13,13 +13,13 @@ from PIL import Image
 from mask_ray.data import DataError
 from mask_ray.evaluation import (
     Predictions,
+    compute_metrics,
     confusion_matrix_figure,
     flatten,
-    metrics,
     predict,
     roc_figure,
 )
-from mask_ray.evaluation.scores import BATCH_SIZE
+from mask_ray.evaluation.metrics import BATCH_SIZE
 
 METRICS_BY_CLASS = ("precision", "recall", "f1")
 
@@ -43,7 +43,7 @@ THREE_CLASSES = predictions(
 
 
 def test_metrics_of_two_classes() -> None:
-    measured = metrics(TWO_CLASSES)
+    measured = compute_metrics(TWO_CLASSES)
 
     assert measured["num_images"] == 5
     assert measured["accuracy"] == pytest.approx(3 / 5)
@@ -55,7 +55,7 @@ def test_metrics_of_two_classes() -> None:
 
 
 def test_metrics_of_three_classes() -> None:
-    measured = metrics(THREE_CLASSES)
+    measured = compute_metrics(THREE_CLASSES)
 
     assert measured["num_images"] == 4
     assert measured["accuracy"] == pytest.approx(3 / 4)
@@ -67,7 +67,7 @@ def test_metrics_of_three_classes() -> None:
 
 
 def test_perfect_predictions_have_perfect_metrics() -> None:
-    measured = metrics(predictions([0, 1], [[1.0, 0.0], [0.0, 1.0]]))
+    measured = compute_metrics(predictions([0, 1], [[1.0, 0.0], [0.0, 1.0]]))
 
     assert flatten(measured) == pytest.approx(
         {"num_images": 2, "accuracy": 1, "log_loss": 0, "roc_auc": 1}
@@ -76,7 +76,7 @@ def test_perfect_predictions_have_perfect_metrics() -> None:
 
 
 def test_a_class_without_images_has_no_roc_auc_and_zero_recall() -> None:
-    measured = metrics(predictions([0, 0], [[0.8, 0.2], [0.6, 0.4]]))
+    measured = compute_metrics(predictions([0, 0], [[0.8, 0.2], [0.6, 0.4]]))
 
     assert measured["roc_auc"] is None
     assert measured["accuracy"] == 1
@@ -85,7 +85,7 @@ def test_a_class_without_images_has_no_roc_auc_and_zero_recall() -> None:
 
 
 def test_metrics_are_plain_json() -> None:
-    measured = metrics(TWO_CLASSES)
+    measured = compute_metrics(TWO_CLASSES)
     assert json.loads(json.dumps(measured)) == measured
 
 

@@ -10,7 +10,7 @@ import onnx_files
 import pytest
 from PIL import Image
 
-from mask_ray.evaluation import Predictions, examine, make_report, metrics
+from mask_ray.evaluation import Predictions, compute_metrics, examine, make_report
 from mask_ray.evaluation.calibration import (
     expected_calibration_error,
     fit_temperature,
@@ -22,7 +22,7 @@ from mask_ray.evaluation.examination import Traits
 from mask_ray.evaluation.intervals import intervals, share_interval
 from mask_ray.evaluation.robustness import CORRUPTIONS, accuracy_when_worse
 from mask_ray.evaluation.slices import by_trait
-from mask_ray.predictor import Predictor
+from mask_ray.models.predictor import Predictor
 
 NAMES = ["cat", "dog"]
 
@@ -47,7 +47,7 @@ NINE_OF_TEN = of_first([0] * 50 + [1] * 50, [0.9] * 45 + [0.1] * 5 + [0.1] * 45 
 
 def test_every_figure_is_within_its_interval() -> None:
     predictions = drawn(400)
-    found, measured = intervals(predictions), metrics(predictions)
+    found, measured = intervals(predictions), compute_metrics(predictions)
 
     for name in ("accuracy", "log_loss", "roc_auc"):
         assert found[name]["low"] < measured[name] < found[name]["high"]
@@ -128,7 +128,7 @@ def test_curves_are_short_and_begin_and_end_where_they_should() -> None:
     found = curves(drawn(5000))["dog"]
     assert len(found["roc"]) <= 200
     assert (found["roc"][0], found["roc"][-1]) == ([0, 0], [1, 1])
-    assert found["roc_auc"] == pytest.approx(metrics(drawn(5000))["roc_auc"])
+    assert found["roc_auc"] == pytest.approx(compute_metrics(drawn(5000))["roc_auc"])
 
 
 def test_slices_find_the_folder_that_goes_wrong() -> None:
@@ -232,7 +232,7 @@ def test_the_report_is_one_page_and_the_same_figures_as_json(onnx: Path, tmp_pat
     addresses = re.findall(r'(?:src|href)="([^"]{1,40})', page)
     assert addresses and all(a.startswith(("data:image/jpeg", "#")) for a in addresses)
     assert f"{100 * figures['accuracy']:.1f}%" in page
-    assert figures["accuracy"] == metrics(found.predictions)["accuracy"]
+    assert figures["accuracy"] == compute_metrics(found.predictions)["accuracy"]
     assert set(figures["intervals"]) >= {"accuracy", "expected_calibration_error", "recall"}
 
 

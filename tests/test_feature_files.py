@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from mask_ray import features
 from mask_ray.config import TrainSettings
 from mask_ray.data import ImageData, Summary
-from mask_ray.features import FeatureError, Key, prepare
+from mask_ray.training import features
+from mask_ray.training.features import FeatureError, Key, prepare
 
 NUM_FEATURES = 4
 DIGEST = "d" * 64

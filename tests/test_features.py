@@ -11,13 +11,16 @@ import numpy as np
 import pytest
 import ray
 
-from mask_ray import data, features, mobilenet, synthetic
-from mask_ray import model as models
-from mask_ray.augmentation import augment
+from mask_ray import data
 from mask_ray.config import TrainSettings
 from mask_ray.data import ImageData
-from mask_ray.features import prepare
-from mask_ray.images import decode_resized
+from mask_ray.images import synthetic
+from mask_ray.images.augment import augment
+from mask_ray.images.decode import decode_resized
+from mask_ray.models import keras_model as models
+from mask_ray.models import mobilenet
+from mask_ray.training import features
+from mask_ray.training.features import prepare
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("ray_local")]
 

@@ -6,7 +6,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from mask_ray.file_list import FileList
+from mask_ray.data.file_list import FileList
 
 SPLITS = ("train", "val", "test", "left out")
 

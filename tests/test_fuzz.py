@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from local_backend import LocalBackend
 from onnx_files import write_classifier
 
-from mask_ray.http_app import http_app
+from mask_ray.serving.http.app import http_app
 
 pytestmark = pytest.mark.slow
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 import mask_ray
-from mask_ray import provenance
+from mask_ray.tracking import provenance
 
 
 def git(folder: Path, *arguments: str) -> str:

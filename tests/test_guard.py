@@ -17,9 +17,9 @@ from pydantic import ValidationError
 from starlette.routing import Route
 
 from mask_ray.config import ServeSettings
-from mask_ray.guard import TOKENS_VARIABLE, Guard, TokenError
-from mask_ray.http_app import http_app
-from mask_ray.serving import ApplicationError, build_app
+from mask_ray.serving.deployment import ApplicationError, build_app
+from mask_ray.serving.http.app import http_app
+from mask_ray.serving.http.auth import TOKENS_VARIABLE, Guard, TokenError
 
 OPEN_PATHS = {
     "/",

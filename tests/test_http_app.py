@@ -10,13 +10,13 @@ import pytest
 from local_backend import request
 from starlette.responses import PlainTextResponse
 
-from mask_ray.backend import Health
 from mask_ray.config import ServeSettings
-from mask_ray.http_app import http_app
-from mask_ray.images import ImageError, ImageFormatError, ImageTooLargeError, RGBArray
-from mask_ray.predictions import Classified, ModelInfo
-from mask_ray.problems import ProblemsForServeErrors
-from mask_ray.serving import ApplicationError, build_app
+from mask_ray.images.decode import ImageError, ImageFormatError, ImageTooLargeError, RGBArray
+from mask_ray.serving.deployment import ApplicationError, build_app
+from mask_ray.serving.http.app import http_app
+from mask_ray.serving.http.backend import Health
+from mask_ray.serving.http.errors import ProblemsForServeErrors
+from mask_ray.serving.http.responses import Classified, ModelInfo
 
 PROBABILITIES = {"with_mask": 0.25, "without_mask": 0.75}
 MODEL = {"name": "stub", "version": "3"}

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image, ImageFile
 
 from mask_ray.config import ImageLimits
-from mask_ray.images import (
+from mask_ray.images.decode import (
     ImageError,
     ImageFormatError,
     ImageTooLargeError,

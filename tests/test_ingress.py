@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from mask_ray import haproxy, ingress
-from mask_ray.haproxy import error_response, find_binary, tighten, write_errors
+from mask_ray.serving import haproxy, ingress
+from mask_ray.serving.haproxy import error_response, find_binary, tighten, write_errors
 
 # In the form that Ray gives it.
 CONFIG = """global

@@ -8,8 +8,9 @@ import image_files
 import pytest
 from PIL import Image
 
-from mask_ray import inspection, synthetic
 from mask_ray.config import InspectSettings
+from mask_ray.images import synthetic
+from mask_ray.inspection.run import inspect_data
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +38,7 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.slow
 @pytest.mark.usefixtures("ray_local")
 def test_tells_what_a_folder_holds(photos: Path, tmp_path: Path) -> None:
-    figures = inspection.run(InspectSettings(data=str(photos), output=tmp_path / "report"))
+    figures = inspect_data(InspectSettings(data=str(photos), output=tmp_path / "report"))
     assert figures["num_images"] == 34
     assert figures["classes"] == {"with_mask": 24, "without_mask": 10}
     assert figures["formats"]["PNG"] == {"with_mask": 1, "without_mask": 0}

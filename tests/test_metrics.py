@@ -7,12 +7,14 @@ from typing import Any
 
 import pytest
 
-from mask_ray import metrics
-from mask_ray.exchanges import Exchange
-from mask_ray.model_events import Comparison, Refusal
+from mask_ray.serving.observability import metrics
+from mask_ray.serving.observability.exchanges import Exchange
+from mask_ray.serving.versions.events import Comparison, Refusal
 
 REPLICA = {"application": "app", "deployment": "Classifier", "replica": "r1"}
-DASHBOARD = json.loads(files("mask_ray").joinpath("grafana/mask_ray.json").read_text())
+DASHBOARD = json.loads(
+    files("mask_ray.serving.observability").joinpath("grafana/mask_ray.json").read_text()
+)
 
 
 class Recorder:

@@ -8,9 +8,9 @@ import numpy as np
 import onnx
 import pytest
 
-from mask_ray import mobilenet
 from mask_ray.config import ALPHAS, IMAGE_SIZES
-from mask_ray.predictor import FeatureExtractor
+from mask_ray.models import mobilenet
+from mask_ray.models.predictor import FeatureExtractor
 
 pytestmark = pytest.mark.slow
 

@@ -7,11 +7,11 @@ import keras_models
 import numpy as np
 import pytest
 
-from mask_ray import mobilenet, onnx_head
-from mask_ray import model as models
 from mask_ray.config import BLOCKS
-from mask_ray.images import decode_resized
-from mask_ray.predictor import Predictor
+from mask_ray.images.decode import decode_resized
+from mask_ray.models import keras_model as models
+from mask_ray.models import mobilenet, onnx_edit
+from mask_ray.models.predictor import Predictor
 
 pytestmark = pytest.mark.slow
 
@@ -162,8 +162,8 @@ class TestOnnx:
         onnx, saved = tmp_path / "model.onnx", tmp_path / "model.keras"
         models.export_onnx(model, onnx, NAMES, alpha=0.35)
         model.save(saved)
-        onnx.write_bytes(onnx_head.with_temperature(onnx.read_bytes(), 3.0))
-        saved.write_bytes(onnx_head.keras_with_temperature(saved.read_bytes(), 3.0))
+        onnx.write_bytes(onnx_edit.with_temperature(onnx.read_bytes(), 3.0))
+        saved.write_bytes(onnx_edit.keras_with_temperature(saved.read_bytes(), 3.0))
 
         answers = Predictor(onnx).predict(pixels(4))
 

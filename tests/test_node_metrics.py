@@ -8,8 +8,9 @@ import pytest
 import ray
 from ray.cluster_utils import Cluster
 
-from mask_ray import node_metrics, tracking
+from mask_ray import tracking
 from mask_ray.config import tracking_uri
+from mask_ray.tracking import node_metrics
 
 pytestmark = pytest.mark.slow
 

@@ -11,10 +11,10 @@ import onnx_files
 import pytest
 from test_quantization import NAMES, random_weights
 
-from mask_ray import mobilenet
-from mask_ray.onnx_head import keras_with_temperature, with_feature_map, with_temperature
-from mask_ray.predictor import FeatureMaps, ModelFileError, Predictor
-from mask_ray.quantization import quantize
+from mask_ray.models import mobilenet
+from mask_ray.models.onnx_edit import keras_with_temperature, with_feature_map, with_temperature
+from mask_ray.models.predictor import FeatureMaps, ModelFileError, Predictor
+from mask_ray.models.quantize import quantize
 
 
 def images(num: int = 6) -> np.ndarray:

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from mask_ray.config import PayloadLimits
-from mask_ray.open_inference import (
+from mask_ray.serving.http.open_inference.requests import (
     HEADER_LENGTH,
     InferRequest,
     InferResponse,
@@ -20,7 +20,7 @@ from mask_ray.open_inference import (
     model_metadata,
     parse_infer_request,
 )
-from mask_ray.payloads import PayloadError
+from mask_ray.serving.http.payloads import PayloadError
 
 FIRST, SECOND = image_files.png(), image_files.jpeg()
 PIXELS = np.arange(2 * 4 * 5 * 3, dtype=np.uint8).reshape(2, 4, 5, 3)

@@ -19,7 +19,7 @@ from prediction_server import (
     running,
 )
 
-from mask_ray.http_app import http_app
+from mask_ray.serving.http.app import http_app
 
 pytestmark = pytest.mark.slow
 
@@ -408,7 +408,7 @@ def test_everything_has_a_name_for_a_screen_reader(page: Page, photos: list[Path
 
 
 def test_the_stub_speaks_the_contract_of_serving() -> None:
-    from mask_ray.predictions import Prediction
+    from mask_ray.serving.http.responses import Prediction
 
     assert Prediction.model_validate(PREDICTION).model_dump() == PREDICTION
 

@@ -14,7 +14,7 @@ from starlette.requests import Request
 from starlette.types import Message
 
 from mask_ray.config import PayloadLimits
-from mask_ray.payloads import FetchImage, Payload, PayloadError, read_images
+from mask_ray.serving.http.payloads import FetchImage, Payload, PayloadError, read_images
 
 SMALL = {"max_image_bytes": 10, "max_total_bytes": 25, "max_images": 3}
 

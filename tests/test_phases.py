@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from mask_ray.config import TrainSettings
-from mask_ray.phases import Phase, Position, Schedule, phases_of, schedule_of
+from mask_ray.training.schedule import Phase, Position, Schedule, phases_of, schedule_of
 
 
 def settings(**given: Any) -> TrainSettings:

@@ -16,10 +16,11 @@ from mlflow import MlflowClient
 from ray import serve
 from ray_jobs import SMALL, run_job
 
-from mask_ray import promotion, tracking
+from mask_ray import tracking
 from mask_ray.config import DEFAULT_MODEL_NAME as NAME
 from mask_ray.config import tracking_uri
 from mask_ray.demo import free_port
+from mask_ray.evaluation import promotion
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 

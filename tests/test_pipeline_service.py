@@ -17,11 +17,12 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from mask_ray.config import ImageLimits, MaskRayError
+from mask_ray.data.sources import fingerprint
 from mask_ray.demo import free_port
-from mask_ray.images import decode_resized
-from mask_ray.pipeline import fingerprint, service
-from mask_ray.pipeline.service import LabelledImage, ServiceError
-from mask_ray.predictor import Predictor
+from mask_ray.images.decode import decode_resized
+from mask_ray.models.predictor import Predictor
+from mask_ray.pipeline import live_service
+from mask_ray.pipeline.live_service import LabelledImage, ServiceError
 
 READY = {"status": "ready", "model": {"name": "mask-detector", "version": "3"}, "refused": []}
 MODEL = ("mask-detector", "3")
@@ -54,10 +55,10 @@ def server() -> Iterator[HealthServer]:
 def test_the_version_that_answers_is_waited_for(server: HealthServer) -> None:
     before = READY | {"model": {"name": "mask-detector", "version": "2"}}
     server.answers = [(503, {}), (200, before), (200, READY)]
-    service.await_version(server.url, *MODEL, timeout_s=30)
+    live_service.await_version(server.url, *MODEL, timeout_s=30)
     assert server.answers == [(200, READY)]
-    assert service.serves(server.url, *MODEL)
-    assert not service.serves(server.url, "mask-detector", "4")
+    assert live_service.serves(server.url, *MODEL)
+    assert not live_service.serves(server.url, "mask-detector", "4")
 
 
 @pytest.mark.parametrize(
@@ -81,13 +82,13 @@ def test_why_a_version_does_not_answer_is_told(
 ) -> None:
     server.answers = [(status, body)]
     with pytest.raises(ServiceError, match=message):
-        service.await_version(server.url, "mask-detector", version, timeout_s=0.1)
+        live_service.await_version(server.url, "mask-detector", version, timeout_s=0.1)
 
 
 def test_where_nothing_listens_there_is_no_service(server: HealthServer) -> None:
-    assert service.health(f"http://127.0.0.1:{free_port()}") is None
+    assert live_service.health(f"http://127.0.0.1:{free_port()}") is None
     server.answers = [(404, {})]
-    assert service.health(server.url) is None
+    assert live_service.health(server.url) is None
 
 
 @pytest.fixture
@@ -118,7 +119,7 @@ def test_answers_that_are_the_file_s_own_are_counted(
 ) -> None:
     answer = own_answer(predictor)
     asked.default = lambda: prediction(**answer)
-    told = service.ask(asked.url, MODEL, [IMAGE, IMAGE], predictor, ImageLimits())
+    told = live_service.ask(asked.url, MODEL, [IMAGE, IMAGE], predictor, ImageLimits())
     correct = 2 * (answer["label"] == IMAGE.class_name)
     assert told == {"num_images": 2, "num_correct": correct, "largest_difference": 0.0}
 
@@ -126,17 +127,17 @@ def test_answers_that_are_the_file_s_own_are_counted(
 def test_answers_of_another_version_or_model_file_are_refused(
     asked: PredictionServer, predictor: Predictor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(service, "_SWITCHED_WITHIN_S", 1)
+    monkeypatch.setattr(live_service, "_SWITCHED_WITHIN_S", 1)
     asked.default = lambda: prediction(**own_answer(predictor))
     with pytest.raises(ServiceError, match=r"answers a.png by version 3 of mask-detector, not by"):
-        service.ask(asked.url, ("mask-detector", "4"), [IMAGE], predictor, ImageLimits())
+        live_service.ask(asked.url, ("mask-detector", "4"), [IMAGE], predictor, ImageLimits())
 
     own = own_answer(predictor)
     other = next(name for name in CLASS_NAMES if name != own["label"])
     flipped = {own["label"]: 0.1, other: 0.9}
     asked.default = lambda: prediction(label=other, probability=0.9, probabilities=flipped)
     with pytest.raises(ServiceError, match=f"says {other} of a.png, its own model file"):
-        service.ask(asked.url, MODEL, [IMAGE], predictor, ImageLimits())
+        live_service.ask(asked.url, MODEL, [IMAGE], predictor, ImageLimits())
 
 
 def test_a_folder_is_another_when_a_file_in_it_is(tmp_path: Path) -> None:
@@ -193,6 +194,6 @@ def test_a_store_is_another_when_a_file_in_it_is(
 def test_the_address_is_that_of_the_file(tmp_path: Path) -> None:
     file = tmp_path / "serve.yaml"
     file.write_text("http_options: {host: 0.0.0.0, port: 9000}")
-    assert service.address(file) == "http://127.0.0.1:9000"
+    assert live_service.address(file) == "http://127.0.0.1:9000"
     with pytest.raises(ServiceError, match="serve_config must be a file such as"):
-        service.address(tmp_path / "nothing.yaml")
+        live_service.address(tmp_path / "nothing.yaml")

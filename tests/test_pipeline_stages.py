@@ -10,8 +10,9 @@ from filelock import FileLock
 
 from mask_ray import tracking
 from mask_ray.config import MaskRayError, home
-from mask_ray.pipeline import stages
-from mask_ray.pipeline.stages import PipelineError, Result, Results, Stage, in_own_run
+from mask_ray.pipeline import runner
+from mask_ray.pipeline.runner import PipelineError, Result, Results, Stage, in_own_run
+from mask_ray.tracking import runs as tracking_runs
 
 pytestmark = pytest.mark.usefixtures("store")
 
@@ -47,8 +48,8 @@ class Line:
 
         return Stage(name, inputs, in_own_run(work), lambda result: name not in self.gone)
 
-    def run(self) -> stages.Done:
-        return stages.run(self._stages(), "faces", KEY)
+    def run(self) -> runner.Done:
+        return runner.run_stages(self._stages(), "faces", KEY)
 
 
 def runs() -> Any:
@@ -126,9 +127,11 @@ def test_a_pipeline_that_died_in_a_stage_goes_on_in_the_same_runs(
             raise Died
 
     line.die = die
-    close = tracking._close
+    close = tracking_runs._close
     with monkeypatch.context() as patch, pytest.raises(Died):
-        patch.setattr(tracking, "_close", lambda *of: close(*of) if of[1] == "FINISHED" else None)
+        patch.setattr(
+            tracking_runs, "_close", lambda *of: close(*of) if of[1] == "FINISHED" else None
+        )
         line.run()
     assert "RUNNING" in set(runs()["status"])
 
@@ -141,7 +144,7 @@ def test_a_pipeline_that_died_in_a_stage_goes_on_in_the_same_runs(
 
 
 def test_the_same_pipeline_does_not_run_twice_at_a_time() -> None:
-    path = home() / "pipelines" / f"{stages.digest_of(KEY)}.lock"
+    path = home() / "pipelines" / f"{runner.digest_of(KEY)}.lock"
     path.parent.mkdir()
     with FileLock(path), pytest.raises(PipelineError, match="is going on in another process"):
         Line().run()

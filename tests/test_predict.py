@@ -15,8 +15,8 @@ from local_backend import LocalBackend, request
 from onnx_files import CLASS_NAMES, write_classifier
 from prediction_server import running
 
-from mask_ray.http_app import http_app
-from mask_ray.predictions import Classified, ModelInfo, predictions
+from mask_ray.serving.http.app import http_app
+from mask_ray.serving.http.responses import Classified, ModelInfo, predictions
 
 PHOTOS = [image_files.png(image_files.picture(seed=seed)) for seed in range(3)]
 

@@ -7,7 +7,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from mask_ray.prediction_parts import OutputError, Parts, is_among, keys
+from mask_ray.batch_prediction.output import OutputError, Parts, is_among, keys
 
 SCHEMA = pa.schema([("path", pa.string()), ("label", pa.string())])
 MADE_WITH = {"source": "photos", "model_version": "1"}

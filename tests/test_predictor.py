@@ -9,7 +9,7 @@ import pytest
 from onnx import TensorProto
 from onnx_files import CLASS_NAMES, IMAGE_SIZE, write_classifier
 
-from mask_ray.predictor import ModelFileError, Predictor, predict_together
+from mask_ray.models.predictor import ModelFileError, Predictor, predict_together
 
 
 @pytest.fixture

@@ -12,10 +12,11 @@ from mlflow import MlflowClient
 from mlflow_models import NAME, register
 from onnx_files import CLASS_NAMES, write_classifier
 
-from mask_ray import promotion, tracking
+from mask_ray import tracking
 from mask_ray.config import PromotionRule
-from mask_ray.predictor import Predictor
-from mask_ray.promotion import Figures, HeldOut, PromotionError, decide
+from mask_ray.evaluation import promotion
+from mask_ray.evaluation.promotion import Figures, HeldOut, PromotionError, decide
+from mask_ray.models.predictor import Predictor
 from mask_ray.tracking import start_run
 
 FIGURES = Figures(

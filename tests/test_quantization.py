@@ -9,11 +9,11 @@ import onnx
 import pytest
 from sklearn.linear_model import LogisticRegression
 
-from mask_ray import mobilenet
 from mask_ray.config import ImageLimits
-from mask_ray.images import decode_resized
-from mask_ray.predictor import FeatureExtractor, Predictor
-from mask_ray.quantization import Figures, images_per_second, quantize, reason_against
+from mask_ray.images.decode import decode_resized
+from mask_ray.models import mobilenet
+from mask_ray.models.predictor import FeatureExtractor, Predictor
+from mask_ray.models.quantize import Figures, images_per_second, quantize, reason_against
 
 NAMES = ["with_mask", "without_mask"]
 

@@ -16,8 +16,8 @@ from local_backend import LocalBackend
 from onnx_files import write_classifier
 from prediction_server import running
 
-from mask_ray.guard import TOKENS_VARIABLE
-from mask_ray.http_app import http_app
+from mask_ray.serving.http.app import http_app
+from mask_ray.serving.http.auth import TOKENS_VARIABLE
 
 URL = "http://127.0.0.1:8000"
 TOKEN = "s3cret"

@@ -13,7 +13,7 @@ from onnx_files import CLASS_NAMES, IMAGE_SIZE, write_classifier
 
 from mask_ray import tracking
 from mask_ray.config import tracking_uri
-from mask_ray.predictor import Predictor
+from mask_ray.models.predictor import Predictor
 from mask_ray.tracking import ModelNotFoundError, resolve_model, start_run
 
 

@@ -18,8 +18,8 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from pydantic import ValidationError
 
 from mask_ray.config import RemoteImageSettings
-from mask_ray.payloads import PayloadError
-from mask_ray.remote_images import RemoteImages, is_public, resolve
+from mask_ray.serving.http.payloads import PayloadError
+from mask_ray.serving.http.remote_images import RemoteImages, is_public, resolve
 
 IMAGE = image_files.png()
 LOOPBACK = "127.0.0.1"

@@ -11,8 +11,9 @@ from ray_jobs import Job, run_job
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.util import tensor_util
 
-from mask_ray import data, synthetic
+from mask_ray import data
 from mask_ray.config import tracking_uri
+from mask_ray.images import synthetic
 
 # Three runs in one fixture.
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]

@@ -7,7 +7,7 @@ import pytest
 from starlette.responses import PlainTextResponse
 from starlette.types import Receive, Scope, Send
 
-from mask_ray.request_ids import RequestIds, request_id
+from mask_ray.serving.observability.request_ids import RequestIds, request_id
 
 
 async def serve_like(scope: Scope, receive: Receive, send: Send) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
-from mask_ray.samples import SampleLog
+from mask_ray.serving.observability.samples import SampleLog
 
 ANSWER = {
     "request_id": "7",

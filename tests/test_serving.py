@@ -22,9 +22,9 @@ from replicas import in_replicas, replicas
 
 from mask_ray.config import ImageLimits
 from mask_ray.demo import free_port
-from mask_ray.images import decode_resized
-from mask_ray.predictor import Predictor
-from mask_ray.serving import build_app
+from mask_ray.images.decode import decode_resized
+from mask_ray.models.predictor import Predictor
+from mask_ray.serving.deployment import build_app
 
 pytestmark = pytest.mark.slow
 

@@ -12,8 +12,8 @@ import photo_archives
 import pytest
 import range_server
 
-from mask_ray import sources
-from mask_ray.sources import DataError, archives, downloads
+from mask_ray.data import sources
+from mask_ray.data.sources import DataError, archives, downloads
 
 
 def contents(folder: Path) -> dict[str, bytes]:

@@ -12,12 +12,13 @@ import pyarrow.csv as pacsv
 import pyarrow.parquet as pq
 import pytest
 
-from mask_ray import data, sources
+from mask_ray import data
 from mask_ray.config import DataSettings
-from mask_ray.sources import DataError, downloads
-from mask_ray.sources.listing import list_folder
-from mask_ray.sources.location import locate
-from mask_ray.sources.reading import Files
+from mask_ray.data import sources
+from mask_ray.data.sources import DataError, downloads
+from mask_ray.data.sources.listing import list_folder
+from mask_ray.data.sources.location import locate
+from mask_ray.data.sources.reading import Files
 
 
 @pytest.fixture(scope="module")

@@ -10,8 +10,8 @@ import pyarrow as pa
 import pytest
 from ray import cloudpickle
 
-from mask_ray import sources
-from mask_ray.sources.reading import Files, num_blocks
+from mask_ray.data import sources
+from mask_ray.data.sources.reading import Files, num_blocks
 
 FILES = photo_archives.FILES
 

@@ -8,9 +8,10 @@ import photo_archives
 import pytest
 import range_server
 
-from mask_ray import data, sources, synthetic
+from mask_ray import data
 from mask_ray.config import DataSettings
-from mask_ray.data import Summary
+from mask_ray.data import Summary, sources
+from mask_ray.images import synthetic
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("ray_local")]
 

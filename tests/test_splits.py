@@ -7,10 +7,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mask_ray import data, duplicates, splits, synthetic
+from mask_ray import data
 from mask_ray.config import DataSettings
-from mask_ray.images import decode, resize
-from mask_ray.inventory import NOT_GIVEN, Inventory
+from mask_ray.data import near_duplicates, splits
+from mask_ray.data.inventory import NOT_GIVEN, Inventory
+from mask_ray.images import synthetic
+from mask_ray.images.decode import decode, resize
 
 SETTINGS = DataSettings(data="folder")
 TRAIN, VAL, TEST = (splits.SPLITS.index(name) for name in ("train", "val", "test"))
@@ -23,12 +25,12 @@ def face(index: int) -> Image.Image:
 
 def signature(picture: Image.Image) -> np.ndarray:
     pixels = np.asarray(picture)
-    return duplicates.signature(resize(pixels, 128), *pixels.shape[:2])
+    return near_duplicates.signature(resize(pixels, 128), *pixels.shape[:2])
 
 
 def agreement(first: np.ndarray, second: np.ndarray) -> float:
     pair = np.stack([first, second])
-    return float(duplicates.correlations(pair, np.array([0]), np.array([1]))[0])
+    return float(near_duplicates.correlations(pair, np.array([0]), np.array([1]))[0])
 
 
 def inventory(signatures: np.ndarray, **columns: object) -> Inventory:
@@ -48,40 +50,40 @@ def inventory(signatures: np.ndarray, **columns: object) -> Inventory:
 
 def plain(num_rows: int) -> np.ndarray:
     """Signatures with nothing to compare."""
-    return np.zeros((num_rows, duplicates.SIGNATURE_BYTES), np.uint8)
+    return np.zeros((num_rows, near_duplicates.SIGNATURE_BYTES), np.uint8)
 
 
 @pytest.mark.parametrize("degrees", [5, -12, 25, 90, 180])
 def test_a_turned_picture_is_the_same_picture(degrees: int) -> None:
     original, turned = signature(face(6)), signature(face(6).rotate(degrees))
-    assert agreement(original, turned) >= duplicates.SAME_PICTURE
+    assert agreement(original, turned) >= near_duplicates.SAME_PICTURE
 
 
 def test_a_mirrored_and_stretched_picture_is_the_same_picture() -> None:
     changed = face(6).transpose(Image.Transpose.FLIP_LEFT_RIGHT).reduce(2)
     pair = signature(face(6)), signature(changed)
-    assert agreement(*pair) >= duplicates.SAME_PICTURE
+    assert agreement(*pair) >= near_duplicates.SAME_PICTURE
 
 
 def test_other_faces_are_other_pictures() -> None:
     faces = np.stack([signature(face(index)) for index in range(60)])
-    assert len(duplicates.near_pairs(faces)[0]) == 0
+    assert len(near_duplicates.near_pairs(faces)[0]) == 0
 
 
 def test_pairs_are_found_among_many() -> None:
     faces = [face(index) for index in range(60)]
     signatures = [signature(f) for f in faces] + [signature(f.rotate(90)) for f in faces]
-    first, second, _ = duplicates.near_pairs(np.stack(signatures))
+    first, second, _ = near_duplicates.near_pairs(np.stack(signatures))
     found = {tuple(sorted(pair)) for pair in zip(first.tolist(), second.tolist(), strict=True)}
     assert found >= {(index, index + 60) for index in range(60)}
 
 
 def test_pictures_without_contrast_are_not_compared() -> None:
-    assert len(duplicates.near_pairs(plain(5))[0]) == 0
+    assert len(near_duplicates.near_pairs(plain(5))[0]) == 0
 
 
 def test_nothing_is_compared_with_nothing() -> None:
-    assert len(duplicates.near_pairs(plain(0))[0]) == 0
+    assert len(near_duplicates.near_pairs(plain(0))[0]) == 0
 
 
 def test_a_group_has_one_split() -> None:
@@ -152,8 +154,8 @@ def test_no_picture_of_real_photos_is_in_two_splits(shared: Path) -> None:
     crossing, num_pairs = 0, 0
     for row in range(len(every) - 1):
         rest = np.arange(row + 1, len(every))
-        same = duplicates.correlations(every, np.full(len(rest), row), rest)
-        alike = rest[same >= duplicates.SAME_PICTURE]
+        same = near_duplicates.correlations(every, np.full(len(rest), row), rest)
+        alike = rest[same >= near_duplicates.SAME_PICTURE]
         num_pairs += len(alike)
         crossing += int((names[alike] != names[row]).sum())
     assert num_pairs > 1300

@@ -20,12 +20,12 @@ from onnx_files import CLASS_NAMES, write_classifier
 from ray import serve
 from replicas import all_are_running, in_replicas, replicas
 
-from mask_ray.challenger import takes_part
 from mask_ray.config import ImageLimits
 from mask_ray.demo import free_port
-from mask_ray.images import decode_resized
-from mask_ray.predictor import Predictor
-from mask_ray.serving import build_app
+from mask_ray.images.decode import decode_resized
+from mask_ray.models.predictor import Predictor
+from mask_ray.serving.deployment import build_app
+from mask_ray.serving.versions.challenger import takes_part
 from mask_ray.tracking import start_run
 
 pytestmark = pytest.mark.slow

@@ -10,8 +10,8 @@ from PIL import Image
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import cross_val_score
 
-from mask_ray import synthetic
-from mask_ray.synthetic import CLASS_NAMES, draw, encode, paint, sample
+from mask_ray.images import synthetic
+from mask_ray.images.synthetic import CLASS_NAMES, draw, encode, paint, sample
 
 MASKED, BARE = range(0, 60, 2), range(1, 60, 2)
 

@@ -13,13 +13,14 @@ from mlflow.entities import Run
 from ray import serve
 from ray_jobs import SMALL, run_job
 
-from mask_ray import synthetic, tracking
+from mask_ray import tracking
 from mask_ray.config import ImageLimits, tracking_uri
 from mask_ray.demo import free_port
-from mask_ray.images import decode_resized
-from mask_ray.predictor import Predictor
-from mask_ray.quantization import Figures, reason_against
-from mask_ray.serving import build_app
+from mask_ray.images import synthetic
+from mask_ray.images.decode import decode_resized
+from mask_ray.models.predictor import Predictor
+from mask_ray.models.quantize import Figures, reason_against
+from mask_ray.serving.deployment import build_app
 
 pytestmark = pytest.mark.slow
 

@@ -16,8 +16,10 @@ from ray.tune.schedulers import ASHAScheduler
 from ray.tune.search import Searcher
 from ray_jobs import SMALL, Job, kill_one, run_job
 
-from mask_ray import cli, tracking, trials, tuning
+from mask_ray import cli, tracking
 from mask_ray.config import SEARCH_CHOICES, SEARCH_RANGES, TrainSettings, TuneSettings
+from mask_ray.tuning import trials
+from mask_ray.tuning.search import _scheduler, _Search, _Trials, num_concurrent
 
 
 def parse(*arguments: str) -> TuneSettings:
@@ -133,7 +135,7 @@ def test_a_batch_has_an_image_for_every_worker() -> None:
 def test_as_many_trials_run_at_a_time_as_fit(
     flags: str, cpus: float, gpus: float, expected: int
 ) -> None:
-    assert tuning.num_concurrent(parse(*flags.split()), cpus, gpus) == expected
+    assert num_concurrent(parse(*flags.split()), cpus, gpus) == expected
 
 
 @pytest.mark.parametrize(
@@ -180,7 +182,7 @@ def home(module_home: Path) -> Path:
 
 
 @pytest.fixture
-def search(home: Path) -> Iterator[tuning._Search]:
+def search(home: Path) -> Iterator[_Search]:
     """A search of nine epochs that has an MLflow run, and no images."""
     settings = parse(
         *("--backbone-weights", "none", "--finetune-epochs", "9"),
@@ -188,15 +190,15 @@ def search(home: Path) -> Iterator[tuning._Search]:
     )
     with tracking.start_run("without images", {}) as tracked:
         job: Any = SimpleNamespace(tracked=tracked)
-        yield tuning._Search(settings, trials.draw(settings), job, 1, home)
+        yield _Search(settings, trials.draw(settings), job, 1, home)
 
 
-def statuses(search: tuning._Search) -> list[str]:
+def statuses(search: _Search) -> list[str]:
     return [run.status() for run in search.job.tracked.nested()]
 
 
-def test_the_run_of_a_trial_tells_how_it_ended(search: tuning._Search) -> None:
-    handed_out = tuning._Trials(search, tuning._scheduler(search.settings))
+def test_the_run_of_a_trial_tells_how_it_ended(search: _Search) -> None:
+    handed_out = _Trials(search, _scheduler(search.settings))
     runs = [tracking.Run(handed_out.suggest(name)["run_id"]) for name in "abc"]
     assert handed_out.suggest("d") == Searcher.FINISHED
     assert statuses(search) == ["RUNNING"] * 3
@@ -212,10 +214,10 @@ def test_the_run_of_a_trial_tells_how_it_ended(search: tuning._Search) -> None:
 
 
 def test_a_search_that_goes_on_knows_its_trials_and_what_they_came_to(
-    search: tuning._Search, tmp_path: Path
+    search: _Search, tmp_path: Path
 ) -> None:
-    scheduler = tuning._scheduler(search.settings)
-    before = tuning._Trials(search, scheduler)
+    scheduler = _scheduler(search.settings)
+    before = _Trials(search, scheduler)
     before.suggest("a"), before.suggest("b")
     assert report(scheduler, "a", val_loss=0.1) == "CONTINUE"
     before.on_trial_complete("a", {"finished": True})
@@ -224,8 +226,8 @@ def test_a_search_that_goes_on_knows_its_trials_and_what_they_came_to(
     for run in search.job.tracked.nested():
         run.set_status("KILLED")
 
-    scheduler = tuning._scheduler(search.settings)
-    after = tuning._Trials(search, scheduler)
+    scheduler = _scheduler(search.settings)
+    after = _Trials(search, scheduler)
     after.restore(str(tmp_path / "state"))
 
     assert statuses(search) == ["KILLED", "RUNNING", "KILLED"]

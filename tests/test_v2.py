@@ -13,8 +13,8 @@ from local_backend import LocalBackend, request
 from onnx_files import CLASS_NAMES, IMAGE_SIZE, write_classifier
 from prediction_server import running
 
-from mask_ray.http_app import http_app
-from mask_ray.images import decode, decode_resized, resize
+from mask_ray.images.decode import decode, decode_resized, resize
+from mask_ray.serving.http.app import http_app
 
 triton = pytest.importorskip("tritonclient.http", reason="needs tritonclient[http]")
 

@@ -7,15 +7,15 @@ import pytest
 from event_counts import ModelEventCounts
 
 from mask_ray.config import CHALLENGER, MaskRayError
-from mask_ray.model_events import Refusal
-from mask_ray.versions import (
+from mask_ray.models.smoke_test import ModelRefusedError
+from mask_ray.serving.versions.alias_watch import (
     AliasWatch,
     LoadedModel,
     VersionFollower,
     Wanted,
     alias_of,
 )
-from mask_ray.vetting import ModelRefusedError
+from mask_ray.serving.versions.events import Refusal
 
 
 class Registry:

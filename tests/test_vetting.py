@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from onnx_files import CLASS_NAMES, IMAGE_SIZE, write_classifier
 
-from mask_ray.predictor import Predictor
-from mask_ray.vetting import ModelRefusedError, admit, check_answers, smoke_images
+from mask_ray.models.predictor import Predictor
+from mask_ray.models.smoke_test import ModelRefusedError, admit, check_answers, smoke_images
 
 
 def test_a_good_model_is_admitted(tmp_path: Path) -> None:

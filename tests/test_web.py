@@ -10,7 +10,7 @@ from fastapi import FastAPI
 from starlette.applications import Starlette
 from starlette.types import ASGIApp
 
-from mask_ray import web
+from mask_ray.serving.http import web
 
 CONTENT_TYPES = {
     "/": "text/html; charset=utf-8",

@@ -8,8 +8,8 @@ from typing import Any, NoReturn
 
 import pytest
 
-from mask_ray import weights
-from mask_ray.weights import WeightsError
+from mask_ray.models import pretrained
+from mask_ray.models.pretrained import WeightsError
 
 IMAGENET = "mobilenet_v2_weights_tf_dim_ordering_tf_kernels_{alpha}_224_no_top.h5"
 
@@ -40,16 +40,16 @@ def download(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, ...]]:
 def test_a_file_is_taken_where_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "mine.h5"
     path.touch()
-    assert weights.find(str(path), alpha=1.0) == path
+    assert pretrained.find(str(path), alpha=1.0) == path
 
     monkeypatch.setenv("HOME", str(tmp_path))
-    assert weights.find("~/mine.h5", alpha=1.0) == path
+    assert pretrained.find("~/mine.h5", alpha=1.0) == path
 
 
 @pytest.mark.parametrize("given", ["nowhere.h5", "/nowhere/weights.h5", "/"])
 def test_a_missing_file_is_told_what_is_allowed(given: str) -> None:
     with pytest.raises(WeightsError) as told:
-        weights.find(given, alpha=1.0)
+        pretrained.find(given, alpha=1.0)
     assert str(told.value) == (
         f"backbone_weights must be imagenet, none or an existing .h5 file; got {given}. "
         "A submitted job runs in a copy of the working directory: give an absolute path"
@@ -62,7 +62,7 @@ def test_imagenet_weights_that_keras_has_are_not_downloaded(
 ) -> None:
     path = keras_home / "models" / IMAGENET.format(alpha=written)
     path.touch()
-    assert weights.find("imagenet", alpha) == path
+    assert pretrained.find("imagenet", alpha) == path
     assert download == []
 
 
@@ -70,7 +70,7 @@ def test_imagenet_weights_are_fetched_from_where_keras_does(
     keras_home: Path, download: list[Any]
 ) -> None:
     with pytest.raises(WeightsError):
-        weights.find("imagenet", alpha=1.4)
+        pretrained.find("imagenet", alpha=1.4)
     ((name, url, options),) = download
     assert name == IMAGENET.format(alpha="1.4")
     assert url == (
@@ -81,7 +81,7 @@ def test_imagenet_weights_are_fetched_from_where_keras_does(
 
 def test_a_failed_download_says_what_to_do(keras_home: Path, download: list[Any]) -> None:
     with pytest.raises(WeightsError) as told:
-        weights.find("imagenet", alpha=1.0)
+        pretrained.find("imagenet", alpha=1.0)
     assert re.fullmatch(
         r"backbone_weights imagenet: the download failed \(no route to host\)\. Put the file into "
         rf"{re.escape(str(keras_home / 'models'))}, or pass its path as --backbone-weights, or "
@@ -94,7 +94,7 @@ def test_a_file_that_does_not_fit_is_named_with_what_would(tmp_path: Path) -> No
     path = tmp_path / "mine.h5"
     path.write_bytes(b"not HDF5")
     with pytest.raises(WeightsError) as told:
-        weights.read(str(path), alpha=0.35)
+        pretrained.read(str(path), alpha=0.35)
     assert str(told.value).startswith(
         "backbone_weights must be of MobileNetV2 without top and of width alpha 0.35; "
         f"{path} does not fit: Unable to"

@@ -7,9 +7,11 @@ from typing import Any
 import pytest
 import ray.train
 
-from mask_ray import data, launch, tracking, training, worker
-from mask_ray.cluster import plan_workers
+from mask_ray import data, tracking
 from mask_ray.config import TrainSettings
+from mask_ray.training import loop, workers
+from mask_ray.training import run as training
+from mask_ray.training.resources import plan_workers
 
 pytestmark = pytest.mark.slow
 
@@ -30,7 +32,7 @@ pytestmark = pytest.mark.slow
 def test_the_precision_is_the_gpu_s_unless_given(
     precision: str, capability: tuple[int, int], policy: str
 ) -> None:
-    assert worker.dtype_policy(precision, capability) == policy
+    assert loop.dtype_policy(precision, capability) == policy
 
 
 @pytest.mark.parametrize(
@@ -47,7 +49,7 @@ def test_horovod_is_told_what_is_given_and_nothing_else(
     given: dict[str, Any], environment: dict[str, str]
 ) -> None:
     settings = TrainSettings(data="photos", **given)
-    assert worker._horovod_environment(settings, Path("/tmp/timeline.json")) == environment
+    assert loop._horovod_environment(settings, Path("/tmp/timeline.json")) == environment
 
 
 def data_set(num_train: int) -> data.ImageData:
@@ -72,12 +74,12 @@ def test_workers_that_differ_in_steps_end_in_one_error(home: Path) -> None:
     def train_short_on_rank_1(config: dict[str, Any]) -> None:
         from itertools import islice
 
-        from mask_ray import worker
+        from mask_ray.training import loop
 
         if ray.train.get_context().get_world_rank() == 1:
-            whole = worker.ImageBatches.train
-            worker.ImageBatches.train = lambda *given: islice(whole(*given), 1)
-        worker.train(config)
+            whole = loop.ImageBatches.train
+            loop.ImageBatches.train = lambda *given: islice(whole(*given), 1)
+        loop.train(config)
 
     settings = TrainSettings(
         data="synthetic:80",
@@ -94,6 +96,6 @@ def test_workers_that_differ_in_steps_end_in_one_error(home: Path) -> None:
     with tracking.start_run("test", {}) as run:
         job = training.Job(run, plan, images, splits, None)
         config = training.worker_config(settings, job, home / "train")
-        trainer = launch.trainer(settings, plan, config, splits, loop=train_short_on_rank_1)
-        with pytest.raises(worker.ShardError, match=r"of worker 1 ended after 1 of \d steps"):
+        trainer = workers.trainer(settings, plan, config, splits, loop=train_short_on_rank_1)
+        with pytest.raises(loop.ShardError, match=r"of worker 1 ended after 1 of \d steps"):
             trainer.fit()

@@ -5,18 +5,17 @@ figures and reports are returned, not stored.
 """
 
 from mask_ray.evaluation.calibration import fit_temperature
-from mask_ray.evaluation.evaluate import evaluate, run
 from mask_ray.evaluation.examination import Examination, examine
-from mask_ray.evaluation.report import HTML_FILE, JSON_FILE, Report
-from mask_ray.evaluation.report import make as make_report
-from mask_ray.evaluation.scores import (
+from mask_ray.evaluation.metrics import (
     Predictions,
+    compute_metrics,
     confusion_matrix_figure,
     flatten,
-    metrics,
     predict,
     roc_figure,
 )
+from mask_ray.evaluation.report import HTML_FILE, JSON_FILE, Report
+from mask_ray.evaluation.report import make as make_report
 
 __all__ = [
     "HTML_FILE",
@@ -24,14 +23,12 @@ __all__ = [
     "Examination",
     "Predictions",
     "Report",
+    "compute_metrics",
     "confusion_matrix_figure",
-    "evaluate",
     "examine",
     "fit_temperature",
     "flatten",
     "make_report",
-    "metrics",
     "predict",
     "roc_figure",
-    "run",
 ]

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mask_ray.evaluation.scores import Predictions
+from mask_ray.evaluation.metrics import Predictions
 
 NUM_BINS = 15
 

@@ -11,7 +11,7 @@ from sklearn.metrics import (
     roc_curve,
 )
 
-from mask_ray.evaluation.scores import Predictions
+from mask_ray.evaluation.metrics import Predictions
 
 THRESHOLDS = (0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99)
 _MAX_POINTS = 200

@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 from ray.data import Dataset
 
 from mask_ray import data
-from mask_ray.evaluation.scores import Predictions, predict
-from mask_ray.images import ImageError, read_header
-from mask_ray.predictor import Images, Predictor, Probabilities
+from mask_ray.evaluation.metrics import Predictions, predict
+from mask_ray.images.decode import ImageError, read_header
+from mask_ray.models.predictor import Images, Predictor, Probabilities
 
 NUM_MISTAKES = 24
 NUM_DOUBTS = 12

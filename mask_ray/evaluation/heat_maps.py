@@ -12,8 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from mask_ray import onnx_head
-from mask_ray.predictor import FeatureMaps, Images
+from mask_ray.models import onnx_edit
+from mask_ray.models.predictor import FeatureMaps, Images
 
 _COLOURS = matplotlib.colormaps["inferno"]
 _OPACITY = 0.6
@@ -30,7 +30,7 @@ def overlaid(onnx: Path, images: Images, classes: list[int]) -> list[Images] | N
     Returns:
         As `images`; None where the model has no such map.
     """
-    model = onnx_head.with_feature_map(onnx.read_bytes())
+    model = onnx_edit.with_feature_map(onnx.read_bytes())
     if model is None:
         return None
     features = FeatureMaps(model.onnx).extract(images)

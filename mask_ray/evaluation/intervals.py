@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mask_ray.evaluation.calibration import confidence_gaps
-from mask_ray.evaluation.scores import Predictions
+from mask_ray.evaluation.metrics import Predictions
 
 NUM_RESAMPLES = 1000
 _PERCENTILES = (2.5, 97.5)

@@ -16,9 +16,9 @@ from mask_ray.evaluation.calibration import NUM_BINS, expected_calibration_error
 from mask_ray.evaluation.curves import curves, thresholds
 from mask_ray.evaluation.examination import Answer, Examination
 from mask_ray.evaluation.intervals import intervals
+from mask_ray.evaluation.metrics import compute_metrics
 from mask_ray.evaluation.robustness import accuracy_when_worse
-from mask_ray.evaluation.scores import metrics
-from mask_ray.predictor import Predictor
+from mask_ray.models.predictor import Predictor
 from mask_ray.reports import data_uri, jpeg
 
 HTML_FILE = "evaluation.html"
@@ -86,7 +86,7 @@ def _figures(examination: Examination, predictor: Predictor, seed: int) -> dict[
     predictions = examination.predictions
     names = predictions.class_names
     counts = confusion_matrix(predictions.labels, predictions.predicted, labels=range(len(names)))
-    return metrics(predictions) | {
+    return compute_metrics(predictions) | {
         "class_names": names,
         "num_mistakes": int((predictions.labels != predictions.predicted).sum()),
         "expected_calibration_error": expected_calibration_error(predictions),

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageFilter
 
 from mask_ray.evaluation.intervals import share_interval
-from mask_ray.predictor import Images, Predictor
+from mask_ray.models.predictor import Images, Predictor
 
 Pixels = NDArray[np.uint8]
 Corruption = Callable[[Pixels, float, np.random.Generator], Pixels]

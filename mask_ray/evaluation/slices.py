@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from mask_ray.evaluation.examination import Traits
 from mask_ray.evaluation.intervals import share_interval
-from mask_ray.evaluation.scores import Predictions
+from mask_ray.evaluation.metrics import Predictions
 
 _NUM_BINS = 4
 _MAX_FOLDERS = 20

@@ -1,180 +1,288 @@
-"""Stages in order, each a run below the pipeline's run in MLflow, and each done once.
+"""The stages of the line: fetch, inspect, train, evaluate, promote, deploy, smoke-test."""
 
-A stage is known by its name and a digest of its inputs. Where a finished run has both as tags,
-its result is taken, and nothing is done. A stage that was cut off, even by SIGKILL, goes on in the
-run that it had begun. What stages do is not known here.
-"""
-
-import hashlib
-import json
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+import signal
+import sys
+from contextlib import suppress
+from dataclasses import asdict
+from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
-
-from mask_ray import tracking
-from mask_ray.config import MaskRayError, home, tracking_uri
+from mask_ray import data, evaluation, tracking
+from mask_ray.config import (
+    CHAMPION,
+    DataSettings,
+    EvaluateSettings,
+    PipelineSettings,
+    PromotionRule,
+    ReportSettings,
+    RunSettings,
+    TrainSettings,
+)
+from mask_ray.data import sources
+from mask_ray.data.sources import fingerprint
+from mask_ray.evaluation import promotion
+from mask_ray.evaluation.run import evaluate
+from mask_ray.images import synthetic
+from mask_ray.inspection.run import as_json, html, inspect
+from mask_ray.models.predictor import Predictor
+from mask_ray.pipeline import live_service
+from mask_ray.pipeline.runner import (
+    Attempt,
+    PipelineError,
+    Result,
+    Results,
+    Stage,
+    in_own_run,
+    run_stages,
+)
 from mask_ray.progress import say
+from mask_ray.serving import deployment
+from mask_ray.training import resources
+from mask_ray.training.run import MAY_CHANGE, train_model
 
-RESULT_FILE = "result.json"
-_PIPELINE_TAG = "pipeline"
-_STAGE_TAG = "pipeline.stage"
-_INPUTS_TAG = "pipeline.inputs"
-
-Result = dict[str, Any]
-Results = Mapping[str, Result]
-
-
-class PipelineError(MaskRayError):
-    """The pipeline stopped; the message names the stage."""
+_RULE = set(PromotionRule.model_fields)
+# How a run is done, not what it makes: given anew, it is the same training, the same pipeline.
+_ONLY_HOW = MAY_CHANGE - {"quantize", "register_as", "promote"} - _RULE
+_NOT_OF_TRAINING = _ONLY_HOW | _RULE | {"experiment", "promote"}
+_NOT_OF_PIPELINE = _ONLY_HOW | {"deploy_timeout_s", "serve"}
 
 
-@dataclass(frozen=True)
-class Attempt:
-    """The run in which a stage is to be done.
+def run_pipeline(settings: PipelineSettings) -> dict[str, Any]:
+    """Run the pipeline. Ray must be running.
 
-    Args:
-        experiment: Where a new one goes.
-        tags: What it is found by.
-        cut_off: The id of the run in which the stage was begun before, to go on with.
-    """
-
-    experiment: str
-    tags: dict[str, str]
-    cut_off: str | None
-
-    @contextmanager
-    def open(self) -> Iterator[tracking.Run]:
-        """The run, closed as it ends."""
-        with tracking.start_run(self.experiment, self.tags, self.cut_off) as run:
-            yield run
-
-
-@dataclass(frozen=True)
-class Stage:
-    """One step.
-
-    Args:
-        name: Of a word.
-        inputs: Given the results so far, all that the own result depends on; JSON values.
-        work: Given the results so far, does it, in a run with the attempt's tags that ends with
-            the result in `RESULT_FILE`.
-        holds: Whether what an earlier run made is still there.
-    """
-
-    name: str
-    inputs: Callable[[Results], Result]
-    work: Callable[[Results, Attempt], Result]
-    holds: Callable[[Result], bool] = field(default=lambda result: True)
-
-
-def in_own_run(
-    work: Callable[[Results, tracking.Run], Result],
-) -> Callable[[Results, Attempt], Result]:
-    """The `Stage.work` of a function that opens no run by itself."""
-
-    def done(results: Results, attempt: Attempt) -> Result:
-        with attempt.open() as run:
-            result = work(results, run)
-            run.log_json(result, RESULT_FILE)
-        return result
-
-    return done
-
-
-@dataclass(frozen=True)
-class Done:
-    """A pipeline that has come to its end.
-
-    Args:
-        run_id: Its MLflow run.
-        results: Of each stage.
-        seconds: That each took; of a stage that was skipped, none are told.
-    """
-
-    run_id: str
-    results: dict[str, Result]
-    seconds: dict[str, float]
-
-
-def run(stages: Sequence[Stage], experiment: str, key: Mapping[str, Any]) -> Done:
-    """Do all stages that are not done.
-
-    Args:
-        stages: In their order.
-        experiment: Of MLflow.
-        key: What the pipeline is known by: an unfinished one with the same is gone on with.
+    Returns:
+        The run's id, the model's URI and version, whether and why it is the champion, metrics of
+        the test split, the service's address and version, and seconds of each stage done.
 
     Raises:
-        PipelineError: a stage failed, or the same pipeline is going on in another process.
+        PipelineError: a stage failed; the message names it.
     """
-    identity = {_PIPELINE_TAG: digest_of(key)}
-    with _lock(identity[_PIPELINE_TAG]):
-        begun = _unfinished(tracking.find_runs(experiment, identity)[:1])
-        named = identity | tracking.name_tag(_PIPELINE_TAG)
-        with tracking.start_run(experiment, named, begun) as parent:
-            verb = "begins" if begun is None else "goes on"
-            say(f"pipeline {verb}: MLflow run {parent.run_id} in {tracking_uri()}")
-            done = Done(parent.run_id, {}, {})
-            for stage in stages:
-                with _named(stage):
-                    done.results[stage.name] = _run_stage(stage, experiment, parent, done)
-    return done
+    key = settings.model_dump(mode="json", exclude=_NOT_OF_PIPELINE)
+    done = run_stages(_Line(settings).stages(), settings.experiment, key)
+    results = done.results
+    promoted, deployed = results.get("promote", {}), results.get("deploy", {})
+    return {
+        "run_id": done.run_id,
+        "model_uri": results["train"]["model_uri"],
+        "model_version": results["train"]["model_version"],
+        "promoted": promoted.get("promoted", False),
+        "promotion_reason": promoted.get("reason", "promote is off"),
+        "test": results["train"]["test"],
+        "url": deployed.get("url"),
+        "served_version": deployed.get("version"),
+        "seconds": done.seconds,
+    }
 
 
-def digest_of(values: Mapping[str, Any]) -> str:
-    """SHA-256, in hex, of JSON values, whatever the order of their keys."""
-    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
+def stay_while_serving() -> None:
+    """Wait for Ctrl-C where this process's own Ray holds the service, which would end with it."""
+    if resources.started_here() and deployment.is_running():
+        # Not on standard output, whose last line is the result.
+        print("serving until Ctrl-C: this command started Ray for itself", file=sys.stderr)
+        with suppress(KeyboardInterrupt):
+            signal.pause()
 
 
-@contextmanager
-def _lock(digest: str) -> Iterator[None]:
-    """Keep the same pipeline from running twice at a time. A process that dies lets go of it."""
-    path = home() / "pipelines" / f"{digest}.lock"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        with FileLock(path, timeout=0):
-            yield
-    except Timeout as error:
-        raise PipelineError("the same pipeline is going on in another process") from error
+class _Line:
+    """The stages for some settings."""
+
+    def __init__(self, settings: PipelineSettings) -> None:
+        self._settings = settings
+        self._name = settings.register_as
+        self._deploys = settings.promote and settings.deploy
+        self._url = ""
+        if self._deploys:
+            self._url = settings.url or live_service.address(settings.serve_config)
+
+    def stages(self) -> list[Stage]:
+        """All that are wanted, in order."""
+        stages = [
+            Stage("fetch", self._fetch_inputs, in_own_run(self._fetch), _is_there),
+            Stage("inspect", self._inspect_inputs, in_own_run(self._inspect)),
+            Stage("train", self._train_inputs, self._train, self._is_registered),
+            Stage("evaluate", self._evaluate_inputs, in_own_run(self._evaluate)),
+        ]
+        if self._settings.promote:
+            stages.append(Stage("promote", self._promote_inputs, in_own_run(self._promote)))
+        if self._deploys:
+            stages += [
+                Stage("deploy", self._deploy_inputs, in_own_run(self._deploy), self._is_served),
+                Stage("smoke-test", self._smoke_inputs, in_own_run(self._smoke_test)),
+            ]
+        return stages
+
+    def _fetch_inputs(self, results: Results) -> Result:
+        given = [s for s in (self._settings.data, self._settings.test_data) if s is not None]
+        return {"sources": given, "fingerprint": [fingerprint.of_source(s) for s in given]}
+
+    def _fetch(self, results: Results, run: tracking.Run) -> Result:
+        test_data = self._settings.test_data
+        local = {
+            "data": sources.check(self._settings.data),
+            "test_data": None if test_data is None else sources.check(test_data),
+        }
+        return self._fetch_inputs(results) | local
+
+    def _data_settings(self, results: Results) -> dict[str, Any]:
+        own = self._settings.model_dump(mode="json", include=set(DataSettings.model_fields))
+        return own | {key: results["fetch"][key] for key in ("data", "test_data")}
+
+    def _inspect_inputs(self, results: Results) -> Result:
+        return results["fetch"] | self._data_settings(results)
+
+    def _inspect(self, results: Results, run: tracking.Run) -> Result:
+        settings = DataSettings(**self._data_settings(results))
+        findings = inspect(settings, self._settings.backbone_weights)
+        run.log_text(html(settings.data, findings), "inspection.html")
+        run.log_json(as_json(findings), "inspection.json")
+        run.log_metrics(evaluation.flatten(_only_numbers(findings.figures)))
+        told = "num_images", "num_unreadable", "num_near_groups", "num_groups_under_two_labels"
+        say(", ".join(f"{name} {findings.figures[name]}" for name in told))
+        return {name: findings.figures[name] for name in told}
+
+    def _train_settings(self, results: Results) -> dict[str, Any]:
+        own = self._settings.model_dump(mode="json", include=set(RunSettings.model_fields))
+        return own | self._data_settings(results) | {"promote": False, "data_report": False}
+
+    def _train_inputs(self, results: Results) -> Result:
+        settings = self._train_settings(results)
+        made_of = {key: value for key, value in settings.items() if key not in _NOT_OF_TRAINING}
+        return made_of | _source(results)
+
+    def _train(self, results: Results, attempt: Attempt) -> Result:
+        settings = self._train_settings(results) | {"resume": attempt.cut_off}
+        return train_model(TrainSettings(**settings), attempt.tags)
+
+    def _is_registered(self, result: Result) -> bool:
+        return tracking.RegisteredModel(self._name).has_version(result["model_version"])
+
+    def _evaluate_inputs(self, results: Results) -> Result:
+        return self._data_settings(results) | self._robustness | _made(results)
+
+    @property
+    def _robustness(self) -> dict[str, Any]:
+        return self._settings.model_dump(include=set(ReportSettings.model_fields))
+
+    def _evaluate(self, results: Results, run: tracking.Run) -> Result:
+        uri = results["train"]["model_uri"]
+        settings = EvaluateSettings(
+            **self._data_settings(results), **self._robustness, model_uri=uri
+        )
+        made, _ = evaluate(settings)
+        run.log_text(made.html, evaluation.HTML_FILE)
+        run.log_json(made.figures, evaluation.JSON_FILE)
+        run.log_metrics(evaluation.flatten(made.metrics, "test_"))
+        return made.metrics
+
+    def _promote_inputs(self, results: Results) -> Result:
+        rule = self._settings.model_dump(include=set(PromotionRule.model_fields))
+        return self._data_settings(results) | rule | _made(results)
+
+    def _promote(self, results: Results, run: tracking.Run) -> Result:
+        settings = DataSettings(**self._data_settings(results))
+        images = promotion.held_out(settings, self._settings.image_size)
+        version = results["train"]["model_version"]
+        decision = promotion.run(self._name, version, images, self._settings)
+        for who, figures in (("challenger", decision.challenger), ("champion", decision.champion)):
+            if figures is not None:
+                run.log_metrics({f"{who}_{key}": v for key, v in _numbers(figures).items()})
+        return asdict(decision)
+
+    def _champion(self, results: Results) -> str:
+        """What is to be served: the new version, or where that was not promoted, the one before.
+
+        Raises:
+            PipelineError: there is none.
+        """
+        version = tracking.aliases(self._name).get(CHAMPION)
+        if version is None:
+            raise PipelineError(
+                f"{self._name} has no champion to serve, since version "
+                f"{results['train']['model_version']} is not promoted: "
+                f"{results['promote']['reason']}"
+            )
+        return version
+
+    def _deploy_inputs(self, results: Results) -> Result:
+        return {"name": self._name, "version": self._champion(results), "url": self._url}
+
+    def _deploy(self, results: Results, run: tracking.Run) -> Result:
+        settings, target = self._settings, self._deploy_inputs(results)
+        if live_service.health(self._url) is None:
+            if not settings.serve:
+                raise PipelineError(
+                    f"nothing answers at {self._url}; start it by `serve run "
+                    f"{settings.serve_config}`, or have the pipeline do it by --serve"
+                )
+            say(f"serving at {self._url}")
+            deployment.start(settings.serve_config, f"models:/{self._name}@{CHAMPION}")
+        live_service.await_version(
+            self._url, self._name, target["version"], settings.deploy_timeout_s
+        )
+        # What was asked of one that ended since says nothing of this one.
+        return target | {"deployed": datetime.now(UTC).isoformat()}
+
+    def _is_served(self, result: Result) -> bool:
+        return live_service.serves(result["url"], result["name"], result["version"])
+
+    def _smoke_inputs(self, results: Results) -> Result:
+        return results["deploy"] | self._data_settings(results)
+
+    def _smoke_test(self, results: Results, run: tracking.Run) -> Result:
+        version = results["deploy"]["version"]
+        path = tracking.resolve_model(f"models:/{self._name}/{version}").path
+        predictor = Predictor(path)
+        settings = DataSettings(**self._data_settings(results))
+        images = _test_images(settings, predictor.image_size, self._settings.smoke_images)
+        told = live_service.ask(self._url, (self._name, version), images, predictor, settings)
+        say(f"{self._url} answers by version {version}: {told}")
+        run.log_metrics(told)
+        return told
 
 
-def _unfinished(runs: Sequence[tracking.Run]) -> str | None:
-    return next((run.run_id for run in runs if run.status() != "FINISHED"), None)
+def _is_there(result: Result) -> bool:
+    given = [result[key] for key in ("data", "test_data") if result[key] is not None]
+    return all(sources.is_there(source) for source in given)
 
 
-@contextmanager
-def _named(stage: Stage) -> Iterator[None]:
-    try:
-        yield
-    except MaskRayError as error:
-        raise PipelineError(
-            f"stage {stage.name} failed: {error}. The same command goes on from there"
-        ) from error
+def _made(results: Results) -> Result:
+    made = {key: results["train"][key] for key in ("model_uri", "run_id")}
+    return made | _source(results)
 
 
-def _run_stage(stage: Stage, experiment: str, parent: tracking.Run, done: Done) -> Result:
-    inputs = stage.inputs(done.results)
-    tags = {_STAGE_TAG: stage.name, _INPUTS_TAG: digest_of({"stage": stage.name} | inputs)}
-    own_tag = f"{_PIPELINE_TAG}.{stage.name}"
-    runs = tracking.find_runs(experiment, tags)
-    for earlier in runs:
-        if earlier.status() == "FINISHED":
-            result: Result = earlier.load_json(RESULT_FILE)
-            if stage.holds(result):
-                say(f"stage {stage.name}: done before, in run {earlier.run_id}")
-                parent.set_tags({own_tag: earlier.run_id})
-                return result
-    own = {run.run_id for run in parent.nested()}
-    cut_off = _unfinished([run for run in runs if run.run_id in own])
-    say(f"stage {stage.name}: " + ("begins" if cut_off is None else f"goes on in run {cut_off}"))
-    started = time.perf_counter()
-    attempt = Attempt(experiment, tags | parent.nested_tags(stage.name), cut_off)
-    result = stage.work(done.results, attempt)
-    done.seconds[stage.name] = round(time.perf_counter() - started, 2)
-    parent.log_metrics({f"seconds_{stage.name}": done.seconds[stage.name]})
-    parent.set_tags({own_tag: tracking.find_runs(experiment, tags)[0].run_id})
-    return result
+def _source(results: Results) -> Result:
+    """What tells the images of one moment from those of another."""
+    return {"fingerprint": results["fetch"]["fingerprint"]}
+
+
+def _only_numbers(figures: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in figures.items() if isinstance(value, int | float)}
+
+
+def _numbers(figures: promotion.Figures) -> dict[str, float]:
+    told = {key: value for key, value in asdict(figures).items() if key != "version"}
+    return evaluation.flatten(told)
+
+
+def _test_images(
+    settings: DataSettings, image_size: int, num_images: int
+) -> list[live_service.LabelledImage]:
+    """Some of the test split, as encoded files."""
+    images = data.load(settings, image_size, needed=())
+    rows = images.decoded(("test",)).select_columns(["path", "label", "split", "error"])
+    found: list[live_service.LabelledImage] = []
+    for row in rows.iter_rows():
+        if row["split"] == "test" and not row["error"]:
+            path, class_name = str(row["path"]), images.class_names[row["label"]]
+            found.append(live_service.LabelledImage(path, _read(path, settings), class_name))
+        if len(found) == num_images:
+            break
+    return found
+
+
+def _read(path: str, settings: DataSettings) -> bytes:
+    if sources.is_synthetic(settings.test_data or settings.data):
+        encoded, _ = synthetic.encode(int(Path(path).stem), seed=settings.seed)
+        return encoded
+    return sources.read_file(path)

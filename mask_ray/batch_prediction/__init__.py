@@ -1,0 +1,1 @@
+"""Classify many files, with one row for each in a table."""

@@ -1,0 +1,42 @@
+"""From sources of labelled images to checked, split, decoded Ray Datasets."""
+
+from mask_ray.data.dataset import (
+    KEPT_SHARE_OF_OBJECT_STORE,
+    LEAST_TASK_CPUS,
+    Batch,
+    DataError,
+    ImageData,
+    Source,
+    Summary,
+    check_folder,
+    digest_of,
+    list_files,
+    load,
+    map_rows,
+    open_source,
+    params,
+    summarise,
+    take_stock,
+)
+from mask_ray.data.splits import SPLITS, split_of
+
+__all__ = [
+    "KEPT_SHARE_OF_OBJECT_STORE",
+    "LEAST_TASK_CPUS",
+    "SPLITS",
+    "Batch",
+    "DataError",
+    "ImageData",
+    "Source",
+    "Summary",
+    "check_folder",
+    "digest_of",
+    "list_files",
+    "load",
+    "map_rows",
+    "open_source",
+    "params",
+    "split_of",
+    "summarise",
+    "take_stock",
+]

@@ -1,0 +1,493 @@
+"""A source of labelled images -> checked, split, decoded Ray Datasets.
+
+Files that cannot be decoded are left out, counted and named; they never end a run. Nothing here
+knows how a model is trained or served.
+"""
+
+import hashlib
+import itertools
+import logging
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import wraps
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import ray
+from numpy.typing import NDArray
+from ray.data import Dataset
+
+from mask_ray.config import DataSettings, ImageLimits, SplitName
+from mask_ray.data import near_duplicates, sources
+from mask_ray.data.file_list import FileList
+from mask_ray.data.inventory import Inventory
+from mask_ray.data.sources import DataError as DataError
+from mask_ray.data.sources import is_synthetic as is_synthetic
+from mask_ray.data.sources import num_drawn as num_drawn
+from mask_ray.data.sources.reading import num_blocks
+from mask_ray.data.splits import LEFT_OUT, Assignment, SplitConflictError, assign
+from mask_ray.data.splits import SPLITS as SPLITS
+from mask_ray.data.splits import split_of as split_of
+from mask_ray.images import synthetic
+from mask_ray.images.decode import ImageError, decode, resize
+from mask_ray.progress import Progress
+
+# Decoded images are kept between epochs while they take less than this share of Ray's object
+# store, which holds them as read, by split, and for a while without the test split, for features.
+# Above it every epoch reads and decodes them anew.
+KEPT_SHARE_OF_OBJECT_STORE = 0.2
+
+# The least that a task reserves. Half a core, so that a machine whose cores the workers have nearly
+# all reserved can still feed them.
+LEAST_TASK_CPUS = 0.5
+
+_NUM_BAD_FILES_SHOWN = 10
+
+Batch = dict[str, NDArray[Any]]
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What a data set holds, after one pass over it.
+
+    Args:
+        counts: Images by split and class.
+        digest: Of the labelled contents.
+        bad_files: Why each unreadable file is, by path.
+        split_digest: Of the labelled contents and the split of each.
+        num_grouped: Images that show the picture of another, or are in its given group; a group
+            is in one split.
+        num_left_out: Images left out since the fixed test set has their picture.
+    """
+
+    counts: dict[SplitName, Counter[str]]
+    digest: str
+    bad_files: dict[str, str] = field(repr=False)
+    split_digest: str = ""
+    num_grouped: int = 0
+    num_left_out: int = 0
+
+    @property
+    def num_images(self) -> int:
+        """Readable images, over all classes and splits."""
+        return sum(split.total() for split in self.counts.values())
+
+    def report(self) -> str:
+        """A few lines for people: images by split and class, and the first bad files."""
+        splits = ", ".join(
+            f"{split} {counts.total()} ({', '.join(f'{n} {k}' for k, n in sorted(counts.items()))})"
+            for split, counts in self.counts.items()
+        )
+        lines = [f"{self.num_images} images: {splits}"]
+        if self.num_grouped:
+            lines.append(f"{self.num_grouped} of them share a picture or group, and its split")
+        if self.num_left_out:
+            lines.append(f"{self.num_left_out} more left out: test_data has their picture")
+        if self.bad_files:
+            lines.append(f"{len(self.bad_files)} unreadable files left out:")
+            named = itertools.islice(self.bad_files.items(), _NUM_BAD_FILES_SHOWN)
+            lines += [f"  {path}: {reason}" for path, reason in named]
+        if len(self.bad_files) > _NUM_BAD_FILES_SHOWN:
+            lines.append("  ... (all of them in bad_files.json of the run)")
+        return "\n".join(lines)
+
+
+@dataclass(frozen=True)
+class ImageData:
+    """A checked data set.
+
+    Args:
+        decoded: Gives, for splits, the rows of at least these, decoded: `image` (uint8, shape
+            (image_size, image_size, 3)), `label` (index into `class_names`), `split`, `path`,
+            `digest` and `error` (empty where the image is readable).
+        class_names: In the order of labels.
+        summary: Of all rows.
+        kept: Whether all is decoded already; otherwise each pass over it reads files and decodes
+            them.
+        task_cpus: What each task reserves.
+    """
+
+    decoded: Callable[[Sequence[SplitName]], Dataset]
+    class_names: list[str]
+    summary: Summary
+    kept: bool
+    task_cpus: float = LEAST_TASK_CPUS
+
+    def split(self, *names: SplitName) -> Dataset:
+        """Rows `image` and `label` of these splits."""
+        return self._readable(names, ("image", "label"))
+
+    def named(self, *names: SplitName) -> Dataset:
+        """Rows `image`, `label` and `path` of these splits."""
+        return self._readable(names, ("image", "label", "path"))
+
+    def _readable(self, names: Sequence[SplitName], columns: Sequence[str]) -> Dataset:
+        selected = map_rows(
+            self.decoded(names), _select, self.task_cpus, splits=names, columns=columns
+        )
+        return selected.materialize() if self.kept else selected
+
+
+@dataclass(frozen=True)
+class Source:
+    """Rows `path`, `bytes`, `error` (empty where the file could be read), `label`, and
+    `given_split` and `given_group` (empty where none is given), not read yet."""
+
+    dataset: Dataset
+    class_names: list[str]
+    num_files: int
+
+
+def load(
+    settings: DataSettings,
+    image_size: int,
+    *,
+    needed: Sequence[SplitName] = SPLITS,
+    task_cpus: float = LEAST_TASK_CPUS,
+    file_list: Path | None = None,
+) -> ImageData:
+    """Read, check, split and decode a data set. Ray must be running.
+
+    Args:
+        settings: Source, limits and split.
+        image_size: Side of the decoded images, in pixels.
+        needed: Splits that must have images of every class.
+        task_cpus: What each task reserves: a whole core where all nodes have one to spare.
+            With less, Ray keeps more processes than cores, and starts some anew at each pass.
+        file_list: Where a `FileList` of all files goes.
+
+    Raises:
+        DataError: no such folder, fewer than two classes, or a class without readable images in
+            a split that needs them.
+    """
+    source = _open_all(settings, task_cpus)
+    every = _decoded(source, image_size, settings, task_cpus)
+    kept = _fits_object_store(source.num_files, image_size)
+    if kept:
+        every = every.materialize()
+    with FileList(file_list, source.class_names) as listed:
+        inventory, bad_files = take_stock(every, source.num_files, listed)
+        try:
+            assignment = assign(inventory, settings)
+        except SplitConflictError as error:
+            raise _explained(error, every) from error
+        listed.finish((*SPLITS, LEFT_OUT), assignment.indices)
+    summary = summarise(inventory, assignment, source.class_names, bad_files)
+    _check_no_class_is_empty(summary, source.class_names, needed)
+    moved = ray.put(assignment.moved)
+
+    def decoded(splits: Sequence[SplitName]) -> Dataset:
+        if kept:
+            return map_rows(
+                every, _keep_splits, task_cpus, settings=settings, splits=splits, moved=moved
+            )
+        return _decoded(source, image_size, settings, task_cpus, splits=splits, moved=moved)
+
+    return ImageData(decoded, source.class_names, summary, kept, task_cpus)
+
+
+def _decoded(
+    source: Source, image_size: int, settings: DataSettings, task_cpus: float, **only: Any
+) -> Dataset:
+    return map_rows(
+        source.dataset, _decode_batch, task_cpus, image_size=image_size, settings=settings, **only
+    )
+
+
+def _open_all(settings: DataSettings, task_cpus: float) -> Source:
+    """The data and, as rows that are `held_out`, the fixed test set.
+
+    Raises:
+        DataError: as `open_source`; or the test set has other classes.
+    """
+    source = open_source(settings, task_cpus)
+    if settings.test_data is None:
+        return source
+    test = open_source(settings.model_copy(update={"data": settings.test_data}), task_cpus)
+    if test.class_names != source.class_names:
+        raise DataError(
+            f"test_data must have the classes of data, {', '.join(source.class_names)}; "
+            f"got {', '.join(test.class_names)}"
+        )
+    own, fixed = (
+        map_rows(each.dataset, _mark, task_cpus, held_out=held_out)
+        for each, held_out in ((source, False), (test, True))
+    )
+    return Source(own.union(fixed), source.class_names, source.num_files + test.num_files)
+
+
+def _mark(batch: Batch, held_out: bool) -> Batch:
+    return batch | {"held_out": np.full(len(batch["label"]), held_out)}
+
+
+def _explained(error: SplitConflictError, decoded: Dataset) -> DataError:
+    """With the names of the files, for which all are looked through once more."""
+    paths = {row["digest"]: row["path"] for row in _rows(decoded, ["digest", "path"])}
+    (first, second), (one, other) = (paths[digest] for digest in error.digests), error.splits
+    return DataError(
+        f"files of one group or one picture must be given one split; {first} is given {one}, "
+        f"{second} {other}"
+    )
+
+
+def open_source(settings: DataSettings, task_cpus: float) -> Source:
+    """Find the images without reading them.
+
+    Raises:
+        DataError: a source cannot be had, or all have fewer than two classes.
+    """
+    context = ray.data.DataContext.get_current()
+    # Without it, the order of rows depends on which task ends first, and runs do not repeat.
+    context.execution_options.preserve_order = True
+    # Its bars take several lines for each of theirs where the output is not a terminal, as in a
+    # job's log. `Progress` says as much.
+    context.enable_progress_bars = False
+    logging.getLogger("ray.data").setLevel(logging.WARNING)
+    if is_synthetic(settings.data):
+        return _drawn(num_drawn(settings.data), settings.seed, task_cpus)
+    labelled = sources.list_labelled(settings.data)
+    dataset = sources.read(labelled, settings.seed, task_cpus)
+    return Source(dataset, labelled.class_names, len(labelled.files))
+
+
+def params(settings: DataSettings) -> dict[str, Any]:
+    """The settings as a run's parameters, which show no secrets of URIs."""
+    given = {"data": settings.data, "test_data": settings.test_data}
+    return settings.model_dump() | {
+        name: sources.shown(source) for name, source in given.items() if source is not None
+    }
+
+
+def check_folder(data: str) -> Path:
+    """The folder, if it holds at least two folders of images.
+
+    Raises:
+        DataError: it does not.
+    """
+    root = Path(data).expanduser()
+    if not root.is_dir():
+        raise DataError(
+            f"data must be an existing folder or synthetic[:N]; got {data}. "
+            "A submitted job runs in a copy of the working directory: give an absolute path"
+        )
+    if len(class_names := _class_names(root)) < 2:
+        raise DataError(
+            f"data must hold at least 2 folders of images, one per class; "
+            f"{root} holds {len(class_names)}: {', '.join(class_names) or 'none'}"
+        )
+    return root.resolve()
+
+
+def _class_names(root: Path) -> list[str]:
+    return sorted(p.name for p in root.iterdir() if p.is_dir() and not p.name.startswith("."))
+
+
+def list_files(root: Path) -> dict[str, list[Path]]:
+    """All files of each class folder and the folders in it, but hidden ones."""
+    return {
+        name: [
+            path
+            for path in sorted((root / name).rglob("*"))
+            if path.is_file() and not path.name.startswith(".")
+        ]
+        for name in _class_names(root)
+    }
+
+
+def _drawn(num_images: int, seed: int, task_cpus: float) -> Source:
+    indices = ray.data.range(num_images, override_num_blocks=num_blocks(num_images))
+    return Source(
+        map_rows(indices, _draw_batch, task_cpus, seed=seed),
+        list(synthetic.CLASS_NAMES),
+        num_images,
+    )
+
+
+def _draw_batch(batch: Batch, seed: int) -> dict[str, Any]:
+    drawn = [synthetic.encode(int(index), seed=seed) for index in batch["id"]]
+    return {
+        "path": [f"synthetic/{seed}/{index}.jpg" for index in batch["id"]],
+        "bytes": [encoded for encoded, _ in drawn],
+        "label": [synthetic.CLASS_NAMES.index(class_name) for _, class_name in drawn],
+    } | dict.fromkeys(("error", "given_split", "given_group"), [""] * len(drawn))
+
+
+def map_rows(
+    dataset: Dataset, function: Callable[..., Batch], task_cpus: float, **arguments: Any
+) -> Dataset:
+    """Apply `function(batch, **arguments)`, in tasks that reserve `task_cpus` each."""
+
+    @wraps(function)  # operators bear its name
+    def apply(batch: Batch, **arguments: Any) -> Iterator[Batch]:
+        rows = function(batch, **arguments)
+        # Nothing instead of no rows: Ray cannot tell that an empty array was of images.
+        if any(len(column) for column in rows.values()):
+            yield rows
+
+    # Whole blocks: with a batch size, Ray would read in tasks of their own, and send what they read
+    # to the tasks that decode.
+    return dataset.map_batches(
+        apply, batch_size=None, zero_copy_batch=True, num_cpus=task_cpus, fn_kwargs=arguments
+    )
+
+
+def _fits_object_store(num_files: int, image_size: int) -> bool:
+    store_bytes = ray.cluster_resources().get("object_store_memory", 0)
+    return num_files * image_size**2 * 3 <= KEPT_SHARE_OF_OBJECT_STORE * store_bytes
+
+
+def _decode_batch(
+    batch: Batch,
+    image_size: int,
+    settings: DataSettings,
+    splits: Sequence[SplitName] | None = None,
+    moved: Any = None,
+) -> dict[str, Any]:
+    """Decode a batch: all of it, with signatures, or the rows of `splits`, with their split."""
+    batch["digest"] = np.array([digest_of(encoded) for encoded in batch["bytes"]], str)
+    if splits is not None:
+        batch = _keep_splits(batch, settings, splits, moved)
+    encoded = batch.pop("bytes")
+    pixels = np.zeros((len(encoded), image_size, image_size, 3), dtype=np.uint8)
+    signatures = np.zeros((len(encoded), near_duplicates.SIGNATURE_BYTES), dtype=np.uint8)
+    rows = zip(pixels, signatures, encoded, strict=True)
+    errors = [
+        error or _decode_into(*row, settings, splits is None)
+        for error, row in zip(batch["error"], rows, strict=True)
+    ]
+    batch |= {"image": pixels, "error": np.array(errors, str)}
+    return batch | {"signature": signatures} if splits is None else batch
+
+
+def _decode_into(
+    pixels: NDArray[np.uint8],
+    signature: NDArray[np.uint8],
+    encoded: bytes,
+    limits: ImageLimits,
+    is_signed: bool,
+) -> str:
+    """Why it cannot be decoded, if so; then the arrays are left as they are."""
+    try:
+        picture = decode(encoded, limits, at_least_px=len(pixels))
+    except ImageError as error:
+        return str(error)
+    pixels[:] = resize(picture, len(pixels))
+    if is_signed:
+        signature[:] = near_duplicates.signature(pixels, *picture.shape[:2])
+    return ""
+
+
+def _keep_splits(
+    batch: Batch, settings: DataSettings, splits: Sequence[SplitName], moved: Any
+) -> Batch:
+    """The rows of these splits, with the column `split`."""
+    exceptions: dict[str, str] = ray.get(moved)
+    named = [exceptions.get(d) or split_of(d, settings) for d in batch["digest"].tolist()]
+    batch["split"] = np.array(named, str)
+    if "held_out" in batch:
+        batch["split"] = np.where(batch["held_out"], "test", batch["split"])
+    wanted = np.isin(batch["split"], splits)
+    batch.pop("signature", None)
+    return {name: column[wanted] for name, column in batch.items()}
+
+
+def digest_of(encoded: bytes) -> str:
+    """SHA-256 of a file's bytes, in hex."""
+    return hashlib.sha256(encoded).hexdigest()
+
+
+def _select(
+    batch: Batch, splits: tuple[SplitName, ...], columns: tuple[str, ...] = ("image", "label")
+) -> Batch:
+    wanted = np.isin(batch["split"], splits) & (batch["error"] == "")
+    return {name: batch[name][wanted] for name in columns}
+
+
+def take_stock(
+    decoded: Dataset, num_files: int, listed: FileList
+) -> tuple[Inventory, dict[str, str]]:
+    """Everything but the pixels of all readable images, and the bad files by path, in one pass.
+
+    Raises:
+        DataError: a file is given a split that does not exist.
+    """
+    parts: list[Inventory] = []
+    bad_files: dict[str, str] = {}
+    progress = Progress("reading", num_files)
+    for batch in _columns_but(decoded, "image"):
+        progress.add(len(batch["label"]))
+        listed.add(batch)
+        bad = batch["error"] != ""
+        bad_files.update(zip(batch["path"][bad], batch["error"][bad], strict=True))
+        try:
+            parts.append(
+                Inventory.of_batch({name: column[~bad] for name, column in batch.items()}, SPLITS)
+            )
+        except ValueError as error:
+            raise DataError(f"data: {error}") from error
+    return Inventory.joined(parts), bad_files
+
+
+def _columns_but(dataset: Dataset, left_out: str) -> Iterator[Batch]:
+    return iter(
+        dataset.drop_columns([left_out]).iter_batches(batch_size=4096, batch_format="numpy")
+    )
+
+
+def summarise(
+    inventory: Inventory,
+    assignment: Assignment,
+    class_names: list[str],
+    bad_files: dict[str, str],
+) -> Summary:
+    """Count a data set and give it digests.
+
+    A digest is the sum, modulo 2^256, of the SHA-256 of each label with its file's SHA-256:
+    it depends on the labelled contents but not on names or order. See AdHash in Bellare and
+    Micciancio 1997, https://doi.org/10.1007/3-540-69053-0_13.
+    """
+    counts: dict[SplitName, Counter[str]] = {name: Counter() for name in SPLITS}
+    total = split_total = 0
+    rows = zip(inventory.labels, inventory.digests, assignment.indices, strict=True)
+    for label, digest, index in rows:
+        split = (*SPLITS, LEFT_OUT)[index]
+        labelled = f"{class_names[label]}\0{digest.tobytes().hex()}"
+        total += int.from_bytes(hashlib.sha256(labelled.encode()).digest())
+        split_total += int.from_bytes(hashlib.sha256(f"{labelled}\0{split}".encode()).digest())
+        if split != LEFT_OUT:
+            counts[split][class_names[label]] += 1
+    return Summary(
+        counts,
+        f"{total % 2**256:064x}",
+        bad_files,
+        f"{split_total % 2**256:064x}",
+        assignment.num_grouped,
+        assignment.num_left_out,
+    )
+
+
+def _rows(dataset: Dataset, columns: list[str]) -> Iterator[dict[str, Any]]:
+    for batch in dataset.select_columns(columns).iter_batches(batch_size=4096):
+        for values in zip(*(batch[column] for column in columns), strict=True):
+            yield dict(zip(columns, values, strict=True))
+
+
+def _check_no_class_is_empty(
+    summary: Summary, class_names: list[str], needed: Sequence[SplitName]
+) -> None:
+    bad = ""
+    if summary.bad_files:
+        path, reason = next(iter(summary.bad_files.items()))
+        bad = f"; {len(summary.bad_files)} unreadable files, such as {path}: {reason}"
+    if not summary.num_images:
+        raise DataError(f"data holds no readable images{bad}")
+    for split in needed:
+        missing = [name for name in class_names if not summary.counts[split][name]]
+        if missing:
+            raise DataError(
+                f"every class needs images in every split; {split} has none of "
+                f"{', '.join(missing)} ({summary.num_images} readable images in all{bad}). "
+                "Add images, or change val_fraction and test_fraction"
+            )

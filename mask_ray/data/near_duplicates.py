@@ -1,0 +1,229 @@
+"""Which images show the same picture: a signature of each, and groups of those that agree.
+
+A signature is the grey picture sampled on rings within its largest centred circle. Turning the
+picture shifts every ring alike, and a mirror reverses them, so two signatures are compared at all
+turns and both ways at once, by Fourier transforms along the rings. What a turn leaves outside the
+circle, such as black corners, does not count.
+
+A hash of the whole picture does not survive a turn. In 1,376 photos of faces, many of them turned
+by up to 25 degrees, blurred or with noise added, 1,413 of all 946,000 pairs agree in their
+signatures; `imagehash.phash` is within 8 of its 64 bits for 674 of these, and for 316 pairs of
+different photos. Seen side by side, those pairs are copies. In another 1,720 photos 60 pairs agree,
+and about five of them are two people alike: two close crops of a black mask, say.
+"""
+
+from collections.abc import Iterator
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from mask_ray.images.decode import RGBArray
+
+NUM_RINGS = 8
+NUM_ANGLES = 32
+SIGNATURE_BYTES = NUM_RINGS * NUM_ANGLES
+
+# Correlation of two signatures from which on they are one picture. Lower, different faces in one
+# crop agree; higher, copies that were turned and blurred no longer do. A false pair costs a split
+# nothing, a missed one some of the truth of its figures.
+SAME_PICTURE = 0.93
+
+# The plain have no picture to compare: their rings are noise. Standard deviation, of 255.
+_LEAST_CONTRAST = 4.0
+
+# Images are sorted by this many keys of 32 random projections each, and each is compared with its
+# next few in each order. Pictures alike share the first bits of some key. Of those 1,413 pairs, all
+# differ in at most 107 of the bits of all keys, two photos in 256 of them by chance.
+_NUM_ORDERS = 24
+_NUM_NEIGHBOURS = 6
+_NUM_HARMONICS = 8
+_MOST_BITS_APART = 0.21
+
+# Rows whose spectra are in memory at a time.
+_CHUNK = 8192
+
+_GRID_PX = 48
+
+Signatures = NDArray[np.uint8]
+
+
+def _ring_points() -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Horizontal and vertical offsets from the centre, -1 to 1. Rings are of equal area."""
+    radii = 0.92 * np.sqrt((np.arange(NUM_RINGS) + 0.5) / NUM_RINGS)[:, None]
+    angles = np.arange(NUM_ANGLES) * 2 * np.pi / NUM_ANGLES
+    across, down = radii * np.cos(angles), radii * np.sin(angles)
+    return across.astype(np.float32), down.astype(np.float32)
+
+
+_ACROSS, _DOWN = _ring_points()
+
+
+def signature(picture: RGBArray, height: int, width: int) -> Signatures:
+    """The rings of a picture that may have been stretched.
+
+    Args:
+        picture: uint8 of shape (any, any, 3), upright.
+        height: Of the picture before it was stretched, in any unit that `width` has too.
+        width: See `height`.
+
+    Returns uint8 of shape (SIGNATURE_BYTES,).
+    """
+    image = Image.fromarray(picture).convert("L")
+    grey = np.asarray(image.resize((_GRID_PX, _GRID_PX), Image.Resampling.BOX))
+    centre, side = (_GRID_PX - 1) / 2, min(height, width)
+    columns = np.rint(centre + centre * side / width * _ACROSS).astype(np.intp)
+    rows = np.rint(centre + centre * side / height * _DOWN).astype(np.intp)
+    return grey[rows, columns].ravel()
+
+
+class Groups:
+    """A partition of rows 0 to n - 1 into groups, by union-find over one array."""
+
+    def __init__(self, num_rows: int) -> None:
+        self._parent = np.arange(num_rows, dtype=np.int64)
+
+    def join(self, first: NDArray[np.int64], second: NDArray[np.int64]) -> None:
+        """Put `first[i]` and `second[i]` into one group, for all i."""
+        for one, other in zip(first.tolist(), second.tolist(), strict=True):
+            a, b = self._root(one), self._root(other)
+            if a != b:
+                self._parent[max(a, b)] = min(a, b)
+
+    def join_equal(self, keys: NDArray[np.uint64], rows: NDArray[np.int64] | None = None) -> None:
+        """Put rows of equal key into one group; key i is that of row i, or of `rows[i]`."""
+        order = np.argsort(keys, kind="stable")
+        same = keys[order[1:]] == keys[order[:-1]]
+        first, second = order[:-1][same], order[1:][same]
+        self.join(*((first, second) if rows is None else (rows[first], rows[second])))
+
+    def _root(self, row: int) -> int:
+        parent = self._parent
+        while (above := int(parent[row])) != row:
+            parent[row] = parent[above]
+            row = above
+        return row
+
+    def roots(self) -> NDArray[np.int64]:
+        """The first row of each row's group."""
+        roots = self._parent
+        while not np.array_equal(roots, above := roots[roots]):
+            roots = above
+        return roots
+
+
+def near_pairs(
+    signatures: Signatures, rows: NDArray[np.int64] | None = None
+) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float32]]:
+    """Pairs of rows that show one picture, and their correlations.
+
+    Not all pairs of a large group are among them, but those that hold it together.
+
+    Args:
+        signatures: Shape (n, SIGNATURE_BYTES).
+        rows: Those that are compared; all where none are given.
+    """
+    has_contrast = _contrast(signatures) >= _LEAST_CONTRAST
+    rows = np.flatnonzero(has_contrast) if rows is None else rows[has_contrast[rows]]
+    candidates = [rows[row] for row in _candidates(signatures, rows)]
+    agreement = correlations(signatures, *candidates)
+    same = agreement >= SAME_PICTURE
+    return candidates[0][same], candidates[1][same], agreement[same]
+
+
+def correlations(
+    signatures: Signatures, first: NDArray[np.int64], second: NDArray[np.int64]
+) -> NDArray[np.float32]:
+    """How far rows `first[i]` and `second[i]` agree, at the best turn, mirrored or not: -1 to 1."""
+    results = [np.zeros(0, np.float32)]
+    for start in range(0, len(first), _CHUNK):
+        pairs = slice(start, start + _CHUNK)
+        spectra = _spectra(signatures[first[pairs]]), _spectra(signatures[second[pairs]])
+        results.append(_correlate(*spectra))
+    return np.concatenate(results)
+
+
+def _correlate(first: NDArray[np.complex64], second: NDArray[np.complex64]) -> NDArray[np.float32]:
+    turned = np.fft.irfft((first.conj() * second).sum(axis=1), NUM_ANGLES).max(axis=1)
+    mirrored = np.fft.irfft((first * second).sum(axis=1), NUM_ANGLES).max(axis=1)
+    best: NDArray[np.float32] = np.maximum(turned, mirrored).astype(np.float32)
+    return best
+
+
+def _spectra(signatures: Signatures) -> NDArray[np.complex64]:
+    """Fourier coefficients along the rings of signatures scaled to mean 0 and norm 1."""
+    rings = signatures.reshape(-1, NUM_RINGS, NUM_ANGLES).astype(np.float32)
+    rings -= rings.mean(axis=(1, 2), keepdims=True)
+    rings /= np.sqrt((rings**2).sum(axis=(1, 2), keepdims=True)) + 1e-6
+    return np.fft.rfft(rings).astype(np.complex64)
+
+
+def _contrast(signatures: Signatures) -> NDArray[np.float64]:
+    chunks = np.array_split(signatures, max(1, len(signatures) // _CHUNK))
+    return np.concatenate([chunk.std(axis=1) for chunk in chunks])
+
+
+def _candidates(
+    signatures: Signatures, rows: NDArray[np.int64]
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Pairs that are worth comparing, each once, as positions in `rows`.
+
+    Random projections of what no turn or mirror changes, sorted: Charikar 2002,
+    https://doi.org/10.1145/509907.509965.
+    """
+    keys = _keys(signatures, rows)
+    most_apart = int(_MOST_BITS_APART * 32 * _NUM_ORDERS)
+    found = [np.zeros(0, np.int64)]
+    for column in keys.T:
+        order = np.argsort(column, kind="stable")
+        for distance in range(1, min(_NUM_NEIGHBOURS + 1, len(order))):
+            first, second = order[:-distance], order[distance:]
+            near = _bits_apart(keys, first, second) <= most_apart
+            pair = np.minimum(first, second)[near], np.maximum(first, second)[near]
+            found.append(pair[0] * len(rows) + pair[1])
+    pairs = np.unique(np.concatenate(found))
+    return np.divmod(pairs, max(1, len(rows)))
+
+
+def _keys(signatures: Signatures, rows: NDArray[np.int64]) -> NDArray[np.uint32]:
+    """Shape (n, _NUM_ORDERS): 96 bytes an image."""
+    centre = _mean_invariants(signatures, rows)
+    shape = (len(centre), 32 * _NUM_ORDERS)
+    projection = np.random.default_rng(0).standard_normal(shape).astype(np.float32)
+    keys = [np.zeros((0, _NUM_ORDERS), np.uint32)]
+    for chunk in _chunks(rows):
+        bits = (_invariants(signatures[chunk]) - centre) @ projection > 0
+        keys.append(np.packbits(bits, axis=1).view(">u4").astype(np.uint32))
+    return np.concatenate(keys)
+
+
+def _bits_apart(
+    keys: NDArray[np.uint32], first: NDArray[np.int64], second: NDArray[np.int64]
+) -> NDArray[np.int64]:
+    chunks = [slice(at, at + 2**17) for at in range(0, len(first), 2**17)]
+    counts = [
+        np.bitwise_count(keys[first[rows]] ^ keys[second[rows]]).sum(axis=1, dtype=np.int64)
+        for rows in chunks
+    ]
+    return np.concatenate(counts)
+
+
+def _chunks(rows: NDArray[np.int64]) -> Iterator[NDArray[np.int64]]:
+    for start in range(0, len(rows), _CHUNK):
+        yield rows[start : start + _CHUNK]
+
+
+def _invariants(signatures: Signatures) -> NDArray[np.float32]:
+    """Ring means and, of the low harmonics, magnitudes. Shape (n, NUM_RINGS * harmonics)."""
+    spectra = _spectra(signatures)[:, :, :_NUM_HARMONICS]
+    magnitudes = np.abs(spectra)
+    magnitudes[:, :, 0] = spectra[:, :, 0].real
+    return magnitudes.reshape(len(signatures), -1)
+
+
+def _mean_invariants(signatures: Signatures, rows: NDArray[np.int64]) -> NDArray[np.float32]:
+    sample = rows[:: max(1, len(rows) // _CHUNK)]
+    if not len(sample):
+        return np.zeros(NUM_RINGS * _NUM_HARMONICS, np.float32)
+    mean: NDArray[np.float32] = _invariants(signatures[sample]).mean(axis=0)
+    return mean

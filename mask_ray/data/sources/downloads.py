@@ -1,0 +1,276 @@
+"""Archives from elsewhere -> folders under `home()`, kept by the SHA-256 of the archive.
+
+sources/DIGEST/             what an archive holds
+sources/downloads/KEY.part  what has come of one; KEY is of its address
+sources/downloads/KEY.json  which version that is of, and the digest of the last that came whole
+"""
+
+import hashlib
+import json
+import shutil
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import httpx
+from filelock import FileLock
+
+from mask_ray.config import home
+from mask_ray.data.sources import archives
+from mask_ray.data.sources.location import DataError, Place, is_url, locate, reached, shown
+from mask_ray.progress import Progress, say
+
+_MIB = 2**20
+_CHUNK_BYTES = _MIB
+_TIMEOUT_S = 30.0
+# Attempts in a row that bring nothing.
+_MAX_ATTEMPTS = 5
+_FIRST_WAIT_S = 0.2
+_HEX = frozenset("0123456789abcdef")
+
+
+@dataclass(frozen=True)
+class _Known:
+    """What is known of an address.
+
+    Args:
+        version: What the server calls the version that `KEY.part` is of, or that came whole.
+        digest: SHA-256 of the archive of that version; empty while it has not come whole.
+    """
+
+    version: str = ""
+    digest: str = ""
+
+    @classmethod
+    def read(cls, file: Path) -> "_Known":
+        try:
+            return cls(**json.loads(file.read_text()))
+        except (OSError, ValueError, TypeError):
+            return cls()
+
+    def write(self, file: Path) -> None:
+        partial = file.with_suffix(".new")
+        partial.write_text(json.dumps(self.__dict__))
+        partial.replace(file)
+
+
+def unpacked(source: str) -> Path:
+    """The folder that an archive holds, from here or elsewhere; fetched and unpacked once.
+
+    Raises:
+        DataError: it cannot be had, is not the one of its `#sha256=`, or cannot be unpacked.
+    """
+    address, wanted = _split_digest(source)
+    if wanted and _folder(wanted).is_dir():
+        return archives.entered(_folder(wanted))
+    if is_url(source) or locate(address).filesystem is not None:
+        return archives.entered(_fetched(address, wanted))
+    path = Path(locate(address).path)
+    if not path.is_file():
+        raise DataError(
+            f"a source must be an existing archive; got {shown(source)}. "
+            "A submitted job runs in a copy of the working directory: give an absolute path"
+        )
+    return archives.entered(_unpacked_file(path, source, wanted))
+
+
+def _split_digest(source: str) -> tuple[str, str]:
+    address, mark, digest = source.partition("#sha256=")
+    digest = digest.strip().lower()
+    if mark and (len(digest) != 64 or not _HEX.issuperset(digest)):
+        raise DataError(f"#sha256= must be followed by 64 hexadecimal digits; got {shown(source)}")
+    return address, digest
+
+
+def _folder(digest: str) -> Path:
+    return home() / "sources" / digest
+
+
+def _unpacked_file(path: Path, source: str, wanted: str) -> Path:
+    """The folder of an archive that is here.
+
+    Raises:
+        DataError: it is not the one of this digest, or cannot be unpacked.
+    """
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    _check_digest(source, digest, wanted)
+    folder = _folder(digest)
+    with _locked(folder.parent / "downloads" / f"{digest}.lock"):
+        if not folder.is_dir():
+            say(f"unpacking {shown(source)}")
+            archives.extract(path, folder, name=shown(source))
+    return folder
+
+
+def _check_digest(source: str, digest: str, wanted: str) -> None:
+    if wanted and digest != wanted:
+        raise DataError(
+            f"{shown(source)} must have the SHA-256 {wanted}; what is there has {digest}"
+        )
+
+
+@contextmanager
+def _locked(file: Path) -> Iterator[None]:
+    """Several runs at once fetch and unpack once."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(file):
+        yield
+
+
+def _fetched(address: str, wanted: str) -> Path:
+    """The folder of an archive from elsewhere."""
+    key = hashlib.sha256(address.encode()).hexdigest()
+    part = home() / "sources" / "downloads" / f"{key}.part"
+    with _locked(part.with_suffix(".lock")):
+        known = _Known.read(part.with_suffix(".json"))
+        if not (known.digest and _folder(known.digest).is_dir()):
+            known = replace(known, digest="")
+        fetch = _fetch_url if is_url(address) else _copy_remote
+        version = fetch(address, part, known)
+        if version is None:
+            _check_digest(address, known.digest, wanted)
+            return _folder(known.digest)
+        try:
+            folder = _unpacked_file(part, address, wanted)
+        finally:
+            # What is broken now would be broken again if it were kept.
+            part.unlink(missing_ok=True)
+        _Known(version, folder.name).write(part.with_suffix(".json"))
+        return folder
+
+
+def _fetch_url(url: str, part: Path, known: _Known) -> str | None:
+    """Bring the archive to `part`, going on where an earlier attempt ended.
+
+    Returns:
+        The version that came; None where it is the one that is known.
+
+    Raises:
+        DataError: the server does not give it.
+    """
+    attempt, had = 0, -1
+    while True:
+        try:
+            return _attempt(url, part, known)
+        except httpx.TransportError as error:
+            known = _Known.read(part.with_suffix(".json"))
+            came = part.stat().st_size if part.exists() else 0
+            attempt = 1 if came > had else attempt + 1
+            had = max(came, had)
+            if attempt >= _MAX_ATTEMPTS:
+                raise DataError(
+                    f"{shown(url)} cannot be fetched: {error or type(error).__name__}; "
+                    f"{came} bytes are kept, and the next run goes on from there"
+                ) from error
+            time.sleep(_FIRST_WAIT_S * 2**attempt)
+        except (httpx.HTTPError, httpx.InvalidURL) as error:
+            raise DataError(f"{shown(url)} cannot be fetched: {error}") from error
+
+
+def _attempt(url: str, part: Path, known: _Known) -> str | None:
+    with (
+        httpx.Client(follow_redirects=True, timeout=_TIMEOUT_S) as client,
+        client.stream("GET", url, headers=_headers(part, known)) as response,
+    ):
+        if response.status_code == httpx.codes.NOT_MODIFIED:
+            return None
+        if response.status_code == httpx.codes.REQUESTED_RANGE_NOT_SATISFIABLE:
+            part.unlink()  # More has come than there is now.
+            raise httpx.ReadError("the archive changed")
+        if response.is_server_error:
+            raise httpx.ReadError(f"got status {response.status_code} {response.reason_phrase}")
+        if not response.is_success:
+            raise DataError(
+                f"{shown(url)} must answer with status 200; got {response.status_code} "
+                f"{response.reason_phrase}"
+            )
+        version = _version(response)
+        _Known(version).write(part.with_suffix(".json"))
+        _receive(response, part)
+        return version
+
+
+def _headers(part: Path, known: _Known) -> dict[str, str]:
+    headers = {"Accept-Encoding": "identity", "User-Agent": "mask_ray"}
+    validator = known.version
+    if known.digest:
+        name = "If-None-Match" if validator.startswith(('"', "W/")) else "If-Modified-Since"
+        return headers | ({name: validator} if validator else {})
+    # A weak validator does not tell that bytes are the same: RFC 9110, section 13.1.5.
+    if part.exists() and part.stat().st_size and validator and not validator.startswith("W/"):
+        headers |= {"Range": f"bytes={part.stat().st_size}-", "If-Range": validator}
+    return headers
+
+
+def _version(response: httpx.Response) -> str:
+    headers = response.headers
+    return str(headers.get("etag") or headers.get("last-modified") or "")
+
+
+def _receive(response: httpx.Response, part: Path) -> None:
+    """Append where the server goes on, otherwise begin anew.
+
+    Raises:
+        httpx.TransportError: less came than the server has, or not what was asked for.
+        DataError: the disk is full.
+    """
+    goes_on = response.status_code == httpx.codes.PARTIAL_CONTENT
+    had = part.stat().st_size if goes_on and part.exists() else 0
+    if goes_on and not response.headers.get("content-range", "").startswith(f"bytes {had}-"):
+        part.unlink(missing_ok=True)
+        raise httpx.ReadError(f"the server must go on at byte {had}; it does elsewhere")
+    left = response.headers.get("content-length", "")
+    _check_room(part, int(left) if left.isdecimal() else 0)
+    total = had + int(left) if left.isdecimal() else None
+    progress = _Fetching(response.url.path, total, had)
+    with part.open("ab" if goes_on else "wb") as file:
+        for chunk in response.iter_raw():
+            file.write(chunk)
+            progress.add(len(chunk))
+
+
+def _check_room(part: Path, num_bytes: int) -> None:
+    free = shutil.disk_usage(part.parent).free
+    if num_bytes > free:
+        raise DataError(f"the archive has {num_bytes} bytes; {free} are free under MASK_RAY_HOME")
+
+
+def _copy_remote(uri: str, part: Path, known: _Known) -> str | None:
+    """As `_fetch_url`, from a file system that is not this machine's."""
+    place = locate(uri)
+    if not place.is_file():
+        raise DataError(f"a source must be an existing archive; got {shown(uri)}")
+    info = place.info()
+    version = f"{info.size} {info.mtime_ns}"
+    if known.digest and known.version == version:
+        return None
+    _check_room(part, info.size)
+    reached(place, lambda: _copy(place, part, info))
+    return version
+
+
+def _copy(place: Place, part: Path, info: Any) -> None:
+    progress = _Fetching(str(place), info.size)
+    with place.opener().open_input_stream(place.path) as stream, part.open("wb") as file:
+        while chunk := stream.read(_CHUNK_BYTES):
+            file.write(chunk)
+            progress.add(len(chunk))
+
+
+class _Fetching:
+    """Progress in whole MiB, of bytes."""
+
+    def __init__(self, what: str, total_bytes: int | None, done_bytes: int = 0) -> None:
+        total = None if total_bytes is None else total_bytes // _MIB
+        self._progress = Progress(f"fetching {what}", total, unit="MiB")
+        self._bytes = done_bytes
+        self._progress.add(done_bytes // _MIB)
+
+    def add(self, num_bytes: int) -> None:
+        before = self._bytes // _MIB
+        self._bytes += num_bytes
+        self._progress.add(self._bytes // _MIB - before)

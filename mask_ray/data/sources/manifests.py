@@ -1,0 +1,196 @@
+"""Tables that say which file is of which class: CSV or Parquet, and Hugging Face's metadata.csv or
+metadata.jsonl.
+
+Paths are relative to the table, or absolute, or all URIs of one file system.
+"""
+
+import json
+from collections.abc import Iterable
+from io import BufferedReader
+from itertools import islice
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.csv as pacsv
+import pyarrow.parquet as pq
+
+from mask_ray.data.sources.listing import SCHEMA, Listing, of_columns
+from mask_ray.data.sources.location import METADATA, DataError, Place, locate, reached
+
+# How data sets name the splits, and how they are named here.
+_SPLITS = {
+    "": "", "train": "train", "training": "train", "val": "val", "valid": "val",
+    "validation": "val", "dev": "val", "test": "test",
+}  # fmt: skip
+_SPLIT_FOLDERS = ("train", "validation", "val", "valid", "test")
+_NAMED = ("path", "label", "split", "group")
+_NAMED_OF_FOLDER = ("file_name", *_NAMED[1:])
+_LINES_TOGETHER = 65_536
+
+
+def read_manifest(place: Place) -> Listing:
+    """The files that a manifest names, in its columns path, label, split and group.
+
+    Only `path` has to be there.
+
+    Raises:
+        DataError: it cannot be read, has no such column, or a value that is not allowed.
+    """
+    table = _read(place)
+    _check_has(table, "path", place)
+    path = _text(table["path"])
+    _check_none_empty("path", path, place)
+    label, split, group = _given(table, place)
+    root, path = _rooted(path, place)
+    return Listing(root, of_columns(path, label, split, group))
+
+
+def has_metadata(folder: Place) -> bool:
+    """Whether it is a Hugging Face image folder."""
+    return bool(_metadata_places(folder))
+
+
+def _metadata_places(folder: Place) -> list[Place]:
+    """The tables that are there, one of each folder."""
+    folders = folder, *map(folder.child, _SPLIT_FOLDERS)
+    tables = ([each.child(name) for name in METADATA] for each in folders)
+    found = (next((place for place in some if place.is_file()), None) for some in tables)
+    return [place for place in found if place is not None]
+
+
+def read_image_folder(folder: Place) -> Listing:
+    """The files that metadata.csv or metadata.jsonl names, in its columns file_name and label.
+
+    It is in the folder, or one is in each of its folders train, validation and test, which then
+    are the splits. A column `split` or `group` counts as in a manifest.
+
+    Raises:
+        DataError: as `read_manifest`.
+    """
+    tables = [_image_table(folder, place) for place in _metadata_places(folder)]
+    return Listing(folder, pa.concat_tables([SCHEMA.empty_table(), *tables]).unify_dictionaries())
+
+
+def _image_table(folder: Place, place: Place) -> pa.Table:
+    table = _read(place)
+    _check_has(table, "file_name", place)
+    path = _text(table["file_name"])
+    _check_none_empty("file_name", path, place)
+    _check_below(path, place)
+    label, split, group = _given(table, place)
+    inside = place.parent().path[len(folder.path) + 1 :]
+    if inside:
+        path = pc.binary_join_element_wise(inside, path, "/")
+        split = pa.repeat(_SPLITS[inside], len(path)) if split is None else split
+    return of_columns(path, label, split, group)
+
+
+def _given(table: pa.Table, place: Place) -> tuple[pa.Array | None, ...]:
+    """Label, split and group, checked; None where there is no such column."""
+    label, split, group = (
+        _text(table[name]) if name in table.column_names else None for name in _NAMED[1:]
+    )
+    if label is not None:
+        _check_none_empty("label", label, place)
+    return label, None if split is None else _checked_splits(split, place), group
+
+
+def _read(place: Place) -> pa.Table:
+    def read() -> pa.Table:
+        with place.opener().open_input_file(place.path) as file:
+            if place.path.lower().endswith(".parquet"):
+                schema = pq.read_schema(file)
+                return pq.read_table(file, columns=[n for n in schema.names if n in _NAMED])
+            if place.path.lower().endswith(".jsonl"):
+                return _read_json_lines(BufferedReader(file), place)
+            # Names such as 007 or NA stay what they are.
+            text = {name: pa.string() for name in (*_NAMED, *_NAMED_OF_FOLDER)}
+            return pacsv.read_csv(file, convert_options=pacsv.ConvertOptions(column_types=text))
+
+    return reached(place, read)
+
+
+def _read_json_lines(lines: Iterable[bytes], place: Place) -> pa.Table:
+    """One object a line. pyarrow's own reader would take some texts for times, and needs to be
+    told which columns are numbers.
+    """
+    numbered = enumerate(lines, 1)
+    tables = []
+    while some := list(islice(numbered, _LINES_TOGETHER)):
+        rows = [_row(number, line, place) for number, line in some if line.strip()]
+        names = [name for name in _NAMED_OF_FOLDER if any(name in row for row in rows)]
+        texts = {name: pa.array([row.get(name) for row in rows], pa.string()) for name in names}
+        tables.append(pa.table(texts))
+    return pa.concat_tables(tables, promote_options="default") if tables else pa.table({})
+
+
+def _row(number: int, line: bytes, place: Place) -> dict[str, str]:
+    """What is needed of it, as text."""
+    try:
+        content = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{place} cannot be read: line {number}: {error}") from error
+    if not isinstance(content, dict):
+        raise DataError(f"{place} must hold an object in every line; line {number} is none")
+    named = {name: content[name] for name in _NAMED_OF_FOLDER if content.get(name) is not None}
+    return {name: _value(value, f"{place}, line {number}: {name}") for name, value in named.items()}
+
+
+def _value(value: Any, of: str) -> str:
+    if not isinstance(value, str | int | float):
+        raise DataError(f"{of} must be a text or a number; got {json.dumps(value)[:100]}")
+    text = str(value)
+    if any("\ud800" <= letter <= "\udfff" for letter in text):
+        raise DataError(f"{of} must be Unicode text; got {json.dumps(text)[:100]}")
+    return text
+
+
+def _text(column: pa.ChunkedArray) -> pa.Array:
+    """As strings, empty where there is no value."""
+    text = pc.fill_null(column.cast(pa.string()), "")
+    return pa.concat_arrays([pa.array([], pa.string()), *text.chunks])
+
+
+def _check_has(table: pa.Table, name: str, place: Place) -> None:
+    if name not in table.column_names:
+        raise DataError(
+            f"{place} must have a column {name}; it has {', '.join(table.column_names) or 'none'}"
+        )
+
+
+def _check_none_empty(name: str, column: pa.Array, place: Place) -> None:
+    empty = pc.index(column, "").as_py()
+    if empty >= 0:
+        raise DataError(f"{place} must give a {name} in every row; row {empty + 1} has none")
+
+
+def _check_below(path: pa.Array, place: Place) -> None:
+    """Such a folder may come from anyone, and must not have other files read."""
+    leads_out = pc.index(pc.match_substring_regex(path, r"^/|(^|/)\.\.(/|$)"), True).as_py()
+    if leads_out >= 0:
+        raise DataError(f"{place} must name files below its folder; got {path[leads_out].as_py()}")
+
+
+def _checked_splits(column: pa.Array, place: Place) -> pa.Array:
+    """By the names used here."""
+    encoded = column.dictionary_encode()
+    given = encoded.dictionary.to_pylist()
+    for name in given:
+        if name.lower() not in _SPLITS:
+            raise DataError(f"{place}: split must be train, val or test, or empty; got {name}")
+    names = pa.array([_SPLITS[name.lower()] for name in given], pa.string())
+    return pa.DictionaryArray.from_arrays(encoded.indices, names).cast(pa.string())
+
+
+def _rooted(path: pa.Array, manifest: Place) -> tuple[Place, pa.Array]:
+    """Where the paths are, and how they read from there."""
+    first = path[0].as_py() if len(path) else ""
+    scheme, colon, _ = first.partition("://")
+    if not colon:
+        return manifest.parent(), path
+    if not pc.all(pc.starts_with(path, f"{scheme}://")).as_py():
+        raise DataError(f"{manifest} must have paths of one kind; some begin with {scheme}://")
+    is_same = manifest.has_own_access and manifest.prefix == f"{scheme}://"
+    place = manifest if is_same else locate(first)
+    return place.at(""), pc.utf8_slice_codeunits(path, len(scheme) + 3)

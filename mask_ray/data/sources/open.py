@@ -1,0 +1,260 @@
+"""The verbs: fetch a source, list its files, open them as rows."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import ray
+from ray.data import Dataset
+
+from mask_ray.data.sources.downloads import unpacked
+from mask_ray.data.sources.listing import Listing, infos_below, list_folder
+from mask_ray.data.sources.location import (
+    KINDS,
+    DataError,
+    Place,
+    is_archive,
+    is_manifest,
+    is_synthetic,
+    locate,
+    num_drawn,
+    reached,
+    several,
+    shown,
+)
+from mask_ray.data.sources.manifests import has_metadata, read_image_folder, read_manifest
+from mask_ray.data.sources.reading import Files, num_blocks, places_of, read_each
+from mask_ray.images import synthetic
+from mask_ray.progress import say
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """The files of all sources, united by the names of their classes.
+
+    Args:
+        roots: What paths are below of.
+        files: Columns `root` (index into `roots`), `path`, `label` (index into `class_names`),
+            `given_split` and `given_group` (empty where none is given).
+        class_names: In order.
+    """
+
+    roots: list[Place]
+    files: pa.Table
+    class_names: list[str]
+
+
+def fetch(data: str) -> str:
+    """The same sources with archives replaced by the folders that they hold, and local paths made
+    absolute; one a line.
+
+    Raises:
+        DataError: one does not exist, or cannot be fetched or unpacked.
+    """
+    return "\n".join(map(_fetch, several(data)))
+
+
+def is_there(data: str) -> bool:
+    """Whether what `fetch` gave is still there; that of other machines is taken to be."""
+    places = [locate(source) for source in several(data) if not is_synthetic(source)]
+    return all(place.filesystem is not None or Path(place.path).exists() for place in places)
+
+
+def stats(uri: str) -> Iterator[tuple[str, int, int]]:
+    """Path, bytes and time of change (ns since 1970) of each file of a store; or of one file.
+
+    Raises:
+        DataError: it cannot be reached.
+    """
+    place = locate(uri)
+    files = infos_below(place) if place.is_folder() else [("", place.info())]
+    for path, info in files:
+        yield path, info.size or 0, info.mtime_ns or 0
+
+
+def read_file(path: str) -> bytes:
+    """The bytes of a file by the `path` of its row.
+
+    Raises:
+        DataError: it cannot be read.
+    """
+    place = locate(path)
+
+    def read() -> bytes:
+        with place.opener().open_input_stream(place.path) as stream:
+            return bytes(stream.read())
+
+    return bytes(reached(place, read))
+
+
+def _fetch(source: str) -> str:
+    if is_synthetic(source):
+        return source
+    if is_archive(source):
+        return str(unpacked(source))
+    place = locate(source)
+    if place.filesystem is not None:
+        return source
+    path = Path(place.path)
+    if not (path.is_dir() or (path.is_file() and is_manifest(place))):
+        raise DataError(
+            f"a source must be {KINDS}; got {shown(source)}. "
+            "A submitted job runs in a copy of the working directory: give an absolute path"
+        )
+    return str(path.resolve())
+
+
+def check(data: str) -> str:
+    """As `fetch`, and looks whether what is there can be a data set, as far as is soon seen.
+
+    Raises:
+        DataError: as `fetch`; or local folders of fewer than two classes.
+    """
+    fetched = fetch(data)
+    sources = [source for source in several(fetched) if not is_synthetic(source)]
+    places = [locate(source) for source in sources]
+    if places and all(_is_class_folder(place) for place in places):
+        names = {name for place in places for name in class_folders(Path(place.path))}
+        _check_classes(sorted(names), sources)
+    return fetched
+
+
+def _is_class_folder(place: Place) -> bool:
+    return place.filesystem is None and place.is_folder() and not has_metadata(place)
+
+
+def class_folders(root: Path) -> list[str]:
+    """Names of the folders below, in order, but hidden ones."""
+    return sorted(p.name for p in root.iterdir() if p.is_dir() and not p.name.startswith("."))
+
+
+def _check_classes(class_names: list[str], sources: list[str]) -> None:
+    if len(class_names) < 2:
+        raise DataError(
+            "data must hold at least 2 folders of images, one per class, or 2 labels; "
+            f"{', '.join(map(shown, sources))} holds {len(class_names)}: "
+            f"{', '.join(class_names) or 'none'}"
+        )
+
+
+def list_labelled(data: str) -> Labelled:
+    """The labelled files of all sources, without reading them.
+
+    Raises:
+        DataError: as `fetch`; fewer than two classes, or no files.
+    """
+    sources = several(fetch(data))
+    listings = [_list(source) for source in sources]
+    class_names = sorted(set().union(*(listing.class_names() for listing in listings)))
+    empty = {n for s in sources for n in _empty_candidates(locate(s))}
+    if not class_names and len(empty) > 1:
+        raise DataError(
+            "data must hold images; every class folder in "
+            f"{', '.join(map(shown, sources))} is empty"
+        )
+    class_names = sorted({*class_names, *empty})
+    _check_classes(class_names, sources)
+    tables = [_labelled(index, each, class_names) for index, each in enumerate(listings)]
+    return Labelled([each.root for each in listings], pa.concat_tables(tables), class_names)
+
+
+def _empty_candidates(place: Place) -> list[str]:
+    """A class without a file is a mistake to tell, not a class fewer."""
+    return class_folders(Path(place.path)) if _is_class_folder(place) else []
+
+
+def _list(source: str) -> Listing:
+    place = locate(source)
+    if is_manifest(place) and place.is_file():
+        return read_manifest(place)
+    if has_metadata(place):
+        return read_image_folder(place)
+    if place.filesystem is not None:
+        say(f"listing {shown(source)}")
+    if not place.is_folder():
+        raise DataError(f"a source must be {KINDS}; there is nothing at {shown(source)}")
+    return list_folder(place)
+
+
+def _labelled(index: int, listing: Listing, class_names: list[str]) -> pa.Table:
+    """The rows that have a class."""
+    named = listing.files["class"].cast(pa.string())
+    labels = pc.index_in(named, pa.array(class_names, pa.string())).cast(pa.int64())
+    files = listing.files.append_column("label", labels).filter(pc.is_valid(labels))
+    return pa.table(
+        {
+            "root": pa.array(np.full(len(files), index, np.int32)),
+            "path": files["path"],
+            "label": files["label"],
+            "given_split": files["given_split"].cast(pa.string()),
+            "given_group": files["given_group"],
+        }
+    )
+
+
+def read(labelled: Labelled, seed: int, task_cpus: float) -> Dataset:
+    """Rows `path`, `bytes`, `error`, `label`, `given_split` and `given_group`, in an order that
+    `seed` gives and that is another in each epoch."""
+    return ray.data.read_datasource(
+        Files(labelled.roots, labelled.files, seed),
+        override_num_blocks=num_blocks(len(labelled.files)),
+        num_cpus=task_cpus,
+    )
+
+
+class ImageReader(Protocol):
+    """Reads images of tables with the columns `root` and `path`, in any process."""
+
+    def names(self, files: pa.Table) -> list[str]:
+        """The address of each."""
+
+    def contents(self, files: pa.Table) -> Iterator[tuple[bytes, str]]:
+        """The bytes of each, and why it cannot be read, or nothing.
+
+        Raises:
+            OSError: a store does not answer.
+        """
+
+
+def open_images(data: str) -> tuple[pa.Table, ImageReader]:
+    """All images of any sources, labelled or not, in the order of their paths, and what reads them.
+
+    Raises:
+        DataError: as `fetch`, or there is no file.
+    """
+    if is_synthetic(data):
+        return _table_of(0, [str(index) for index in range(num_drawn(data))]), _Drawing()
+    listings = [_list(source) for source in several(fetch(data))]
+    tables = [_table_of(root, listing.files["path"]) for root, listing in enumerate(listings)]
+    files = pa.concat_tables(tables).combine_chunks()
+    if not len(files):
+        raise DataError(f"a source must hold images; there is no file in {shown(data)}")
+    return files, _Reading([listing.root for listing in listings])
+
+
+def _table_of(root: int, paths: Any) -> pa.Table:
+    return pa.table({"root": np.full(len(paths), root, np.int32), "path": paths})
+
+
+@dataclass(frozen=True)
+class _Reading:
+    roots: list[Place]
+
+    def names(self, files: pa.Table) -> list[str]:
+        return [str(place) for place in places_of(self.roots, files)]
+
+    def contents(self, files: pa.Table) -> Iterator[tuple[bytes, str]]:
+        return read_each(places_of(self.roots, files))
+
+
+class _Drawing:
+    def names(self, files: pa.Table) -> list[str]:
+        return [f"synthetic/0/{index}.jpg" for index in files["path"].to_pylist()]
+
+    def contents(self, files: pa.Table) -> Iterator[tuple[bytes, str]]:
+        for index in files["path"].to_pylist():
+            yield synthetic.encode(int(index))[0], ""

@@ -1,0 +1,1 @@
+"""The network, its weights, its ONNX files, and what runs them."""

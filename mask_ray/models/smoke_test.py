@@ -1,0 +1,82 @@
+"""Whether a model file is fit to answer requests: it loads, and answers a few images sensibly."""
+
+from pathlib import Path
+
+import numpy as np
+
+from mask_ray.config import MaskRayError
+from mask_ray.models.predictor import Images, ModelFileError, Predictor, Probabilities
+
+# Rows of float32 softmax sum to 1 within 1e-6; int8 models' output is float32 too.
+_SUM_TOLERANCE = 1e-3
+
+
+class ModelRefusedError(MaskRayError):
+    """The model must not be served; the message is the reason, without paths."""
+
+
+def admit(
+    path: Path, num_threads: int = 1, class_names: tuple[str, ...] | None = None
+) -> Predictor:
+    """Load a model and have it classify a few fixed images.
+
+    Args:
+        path: The ONNX file.
+        num_threads: Of the predictor, which is shared.
+        class_names: Those that it must have, in this order; None: any.
+
+    Raises:
+        ModelRefusedError: the file cannot be loaded, has other classes, or its answers are no
+            probabilities.
+    """
+    try:
+        predictor = Predictor(path, num_threads, is_shared=True)
+    except ModelFileError as error:
+        raise ModelRefusedError(str(error).replace(str(path), path.name)) from error
+    if class_names is not None and predictor.class_names != class_names:
+        raise ModelRefusedError(
+            f"class_names must be {', '.join(class_names)}, which are served now, unless "
+            f"allow_other_classes is set; got {', '.join(predictor.class_names)}"
+        )
+    check_answers(predictor)
+    return predictor
+
+
+def smoke_images(image_size: int) -> Images:
+    """Black, white, a gradient and noise: uint8 of shape (4, image_size, image_size, 3)."""
+    shape = (image_size, image_size, 3)
+    ramp = np.linspace(0, 255, image_size).astype(np.uint8)
+    gradient = np.broadcast_to(ramp[None, :, None], shape)
+    noise = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
+    return np.stack([np.zeros(shape, np.uint8), np.full(shape, 255, np.uint8), gradient, noise])
+
+
+def check_answers(predictor: Predictor) -> None:
+    """Have a model classify `smoke_images`.
+
+    Raises:
+        ModelRefusedError: it fails, or its answers are no probabilities.
+    """
+    images = smoke_images(predictor.image_size)
+    try:
+        probabilities = predictor.predict(images)
+    except Exception as error:  # onnxruntime's errors share no public base class
+        raise ModelRefusedError(f"the model fails on a smoke prediction: {error}") from error
+    expected = (len(images), len(predictor.class_names))
+    if probabilities.shape != expected:
+        raise ModelRefusedError(
+            f"a smoke prediction must have the shape {expected}; got {probabilities.shape}"
+        )
+    _check_probabilities(probabilities)
+
+
+def _check_probabilities(probabilities: Probabilities) -> None:
+    if not np.isfinite(probabilities).all():
+        raise ModelRefusedError("a smoke prediction must be finite; got NaN or infinity")
+    low, high = float(probabilities.min()), float(probabilities.max())
+    if low < 0 or high > 1 + _SUM_TOLERANCE:
+        raise ModelRefusedError(f"probabilities must be in 0..1; got {low:g} to {high:g}")
+    sums = probabilities.sum(axis=1)
+    if np.abs(sums - 1).max() > _SUM_TOLERANCE:
+        came = ", ".join(f"{total:.4g}" for total in sums)
+        raise ModelRefusedError(f"probabilities must sum to 1; got sums of {came}")

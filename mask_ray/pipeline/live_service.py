@@ -1,0 +1,189 @@
+"""The service over HTTP, as the pipeline asks it: which version answers, and how."""
+
+import json
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+import yaml
+
+from mask_ray import client
+from mask_ray.config import ImageLimits, MaskRayError
+from mask_ray.images.decode import decode_resized
+from mask_ray.models.predictor import Predictor
+
+_POLL_S = 0.5
+# Replicas look where the alias points every model_poll_s, and not all at once.
+_SWITCHED_WITHIN_S = 30
+
+# Between the same ONNX file on machines with other instructions, and of rounding in the answer.
+_TOLERANCE = 1e-3
+
+
+class ServiceError(MaskRayError):
+    """The service does not answer as it should; the message says how."""
+
+
+def address(serve_config: Path) -> str:
+    """Where a service of this file answers, from this machine.
+
+    Raises:
+        ServiceError: it is no such file.
+    """
+    try:
+        http = yaml.safe_load(serve_config.read_text()).get("http_options") or {}
+    except (OSError, yaml.YAMLError, AttributeError) as error:
+        raise ServiceError(
+            f"serve_config must be a file such as serve_config.yaml; got {serve_config}: {error}"
+        ) from error
+    host = http.get("host", "127.0.0.1")
+    return f"http://{'127.0.0.1' if host == '0.0.0.0' else host}:{http.get('port', 8000)}"
+
+
+def health(url: str) -> dict[str, Any] | None:
+    """What /healthz tells; None where there is no service, {} where it is not ready.
+
+    Raises:
+        ServiceError: something else answers there.
+    """
+    try:
+        response = httpx.get(f"{url}/healthz", timeout=30)
+    except httpx.TimeoutException:
+        return {}
+    except httpx.TransportError:
+        return None
+    if response.status_code in (404, 502):  # Serve without an application, or with none left
+        return None
+    if response.status_code in (408, 429, 503, 504):
+        return {}
+    try:
+        told = response.json()
+        told["model"]["version"]
+    except (ValueError, LookupError, TypeError) as error:
+        raise ServiceError(
+            f"something else answers at {url}/healthz, with {response.status_code}"
+        ) from error
+    return dict(told)
+
+
+def serves(url: str, name: str, version: str) -> bool:
+    """Whether this version answers there now."""
+    return (health(url) or {}).get("model") == {"name": name, "version": version}
+
+
+def await_version(url: str, name: str, version: str, timeout_s: float) -> None:
+    """Wait until the service answers with this version.
+
+    Raises:
+        ServiceError: it does not within `timeout_s`, serves another model, or refuses this one.
+    """
+    deadline = time.monotonic() + timeout_s
+    told: dict[str, Any] | None = None
+    while time.monotonic() < deadline:
+        told = health(url)
+        if told:
+            _check(told, url, name, version)
+            if told["model"]["version"] == version:
+                return
+        time.sleep(_POLL_S)
+    if not told:
+        raise ServiceError(f"nothing is ready to answer at {url} after {timeout_s:g} s")
+    raise ServiceError(
+        f"{url} still answers with version {told['model']['version']} after {timeout_s:g} s, not "
+        f"{version}: it follows the champion if its model_uri is models:/{name}@champion and its "
+        "model_poll_s is above 0; otherwise deploy it anew"
+    )
+
+
+def _check(told: Mapping[str, Any], url: str, name: str, version: str) -> None:
+    if told["model"]["name"] != name:
+        raise ServiceError(f"{url} serves {told['model']['name']}, not {name}; see url")
+    for refused in told.get("refused", []):
+        if refused["version"] == version:
+            raise ServiceError(f"{url} refuses version {version}: {refused['reason']}")
+
+
+@dataclass(frozen=True)
+class LabelledImage:
+    """An encoded image and the class that it is labelled with."""
+
+    name: str
+    encoded: bytes
+    class_name: str
+
+
+def ask(
+    url: str,
+    model: tuple[str, str],
+    images: Sequence[LabelledImage],
+    predictor: Predictor,
+    limits: ImageLimits,
+) -> dict[str, Any]:
+    """Ask about each image over HTTP, and compare with the file's own answer.
+
+    Returns:
+        How many were asked about, how many answers are as labelled, and the largest difference
+        of a probability.
+
+    Raises:
+        ServiceError: an answer failed, is of another version, or is not the file's.
+    """
+    rows = _rows(url, images)
+    deadline = time.monotonic() + _SWITCHED_WITHIN_S
+    while any(_model_of(row) not in (model, None) for row in rows) and time.monotonic() < deadline:
+        time.sleep(1)
+        rows = _rows(url, images)
+    differences = []
+    for image, row in zip(images, rows, strict=True):
+        if row["error"]:
+            raise ServiceError(f"{url} does not classify {image.name}: {row['error']}")
+        if _model_of(row) != model:
+            raise ServiceError(
+                f"{url} answers {image.name} by version {row['version']} of {row['model']}, not "
+                f"by version {model[1]} of {model[0]}"
+            )
+        differences.append(_difference(row, image, predictor, limits))
+    return {
+        "num_images": len(images),
+        "num_correct": sum(
+            row["label"] == image.class_name for row, image in zip(rows, images, strict=True)
+        ),
+        "largest_difference": max(differences),
+    }
+
+
+def _model_of(row: Mapping[str, Any]) -> tuple[str, str] | None:
+    """None: nothing answered."""
+    return None if row["error"] else (row["model"], row["version"])
+
+
+def _rows(url: str, images: Sequence[LabelledImage]) -> list[dict[str, Any]]:
+    with tempfile.TemporaryDirectory() as scratch:
+        folder, output = Path(scratch, "images"), Path(scratch, "rows.jsonl")
+        folder.mkdir()
+        paths = [folder / f"{number}.jpg" for number in range(len(images))]
+        for path, image in zip(paths, images, strict=True):
+            path.write_bytes(image.encoded)
+        names = [str(path) for path in paths]
+        client.run(client.ClientSettings(paths=names, url=url, output=output, timeout_s=60))
+        return [json.loads(line) for line in output.read_text().splitlines()]
+
+
+def _difference(
+    row: Mapping[str, Any], image: LabelledImage, predictor: Predictor, limits: ImageLimits
+) -> float:
+    pixels = decode_resized(image.encoded, predictor.image_size, limits)
+    (own,) = predictor.predict(pixels[None])
+    answered = np.array([row["probabilities"][name] for name in predictor.class_names])
+    difference = float(np.abs(own - answered).max())
+    likeliest = predictor.class_names[int(own.argmax())]
+    if row["label"] != likeliest and difference > _TOLERANCE:
+        raise ServiceError(
+            f"the service says {row['label']} of {image.name}, its own model file {likeliest}"
+        )
+    return round(difference, 6)

@@ -1,0 +1,20 @@
+"""The endpoint on Ray Serve.
+
+`build_app` and `problem_middleware` are what Serve imports by name; they are looked up on first
+use, so that the light modules here, such as `ingress`, do not wait for Ray Serve.
+"""
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from mask_ray.serving.deployment import build_app, problem_middleware
+
+__all__ = ["build_app", "problem_middleware"]
+
+
+def __getattr__(name: str) -> Any:
+    if name in __all__:
+        from mask_ray.serving import deployment
+
+        return getattr(deployment, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

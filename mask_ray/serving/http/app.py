@@ -1,0 +1,114 @@
+"""The HTTP face of a classifier: its routes put together, with what stands before all of them.
+
+Every route asks for a token where tokens are configured, but for the page, the documentation and
+the probes.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from typing import Literal
+
+from fastapi import APIRouter, Depends, FastAPI
+from pydantic import BaseModel
+from starlette.middleware import Middleware
+from starlette.middleware.cors import CORSMiddleware
+
+from mask_ray.config import ServeSettings
+from mask_ray.serving.http import api_docs, predict, web
+from mask_ray.serving.http.auth import build_guard, require_token
+from mask_ray.serving.http.backend import Backend, Health, ReadyBackend
+from mask_ray.serving.http.errors import EXCEPTION_HANDLERS, NoSniffing, problem_responses
+from mask_ray.serving.http.open_inference import routes
+from mask_ray.serving.http.open_inference.requests import HEADER_LENGTH
+from mask_ray.serving.http.remote_images import RemoteImages
+from mask_ray.serving.observability.exchanges import Exchange, Exchanges
+from mask_ray.serving.observability.request_ids import RequestIds
+from mask_ray.serving.observability.samples import SampleLog
+
+_EXPOSED_HEADERS = ("Retry-After", "X-Request-ID", HEADER_LENGTH)
+
+
+class Live(BaseModel):
+    """The process answers. It may still lack a model."""
+
+    status: Literal["live"] = "live"
+
+
+def http_app(
+    backend: Backend, *observers: Callable[[Exchange], None], samples: SampleLog | None = None
+) -> FastAPI:
+    """The app before a replica. All its errors are `problems.error_response`.
+
+    Args:
+        backend: The replica.
+        observers: Shown every request that is over.
+        samples: Takes images and their answers, and is closed with the app.
+
+    Raises:
+        TokenError: tokens are configured, and cannot be used.
+    """
+    settings = backend.settings
+    app = FastAPI(
+        title="mask_ray",
+        summary="Image classification.",
+        version=routes.API_VERSION,
+        docs_url=None,
+        redoc_url=None,
+        exception_handlers=EXCEPTION_HANDLERS,
+        middleware=_middleware(settings, observers),
+        lifespan=_lifespan,
+    )
+    app.state.backend = backend
+    app.state.samples = samples
+    app.state.guard = build_guard(settings.token_file)
+    app.state.fetch = RemoteImages(settings).fetch if settings.allowed_hosts else None
+    app.include_router(predict.router, dependencies=[Depends(require_token)])
+    app.include_router(routes.open_router)
+    app.include_router(routes.router)
+    app.include_router(_health_router)
+    app.router.routes.extend(web.routes() + api_docs.routes())
+    return app
+
+
+@asynccontextmanager
+async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
+    yield
+    if app.state.samples is not None:
+        await asyncio.to_thread(app.state.samples.close)
+
+
+def _middleware(
+    settings: ServeSettings, observers: tuple[Callable[[Exchange], None], ...]
+) -> list[Middleware]:
+    middleware = [
+        Middleware(RequestIds),
+        Middleware(Exchanges, *observers),
+        Middleware(NoSniffing),
+    ]
+    if settings.cors_origins:
+        cors = Middleware(
+            CORSMiddleware,
+            allow_origins=settings.cors_origins,
+            allow_methods=("GET", "POST"),
+            allow_headers=("Authorization", "Content-Type", "X-Request-ID", HEADER_LENGTH),
+            expose_headers=_EXPOSED_HEADERS,
+        )
+        middleware.append(cors)
+    return middleware
+
+
+_health_router = APIRouter(tags=["health"])
+
+
+@_health_router.get("/livez")
+async def livez() -> Live:
+    """Say that the process answers: whether to restart it."""
+    return Live()
+
+
+@_health_router.get("/readyz", responses=problem_responses(503))
+@_health_router.get("/healthz", responses=problem_responses(503))
+async def readyz(backend: ReadyBackend) -> Health:
+    """Say whether this replica can classify, and with which model: whether to send it requests."""
+    return backend.health

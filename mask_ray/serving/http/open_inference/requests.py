@@ -1,0 +1,495 @@
+"""The Open Inference Protocol, version 2, over HTTP: what is asked and answered under `/v2`.
+
+https://github.com/kserve/open-inference-protocol, specification/protocol/inference_rest.md, with
+the binary tensor data extension, which the clients of Triton and KServe use unless told not to:
+https://github.com/triton-inference-server/server, docs/protocol/extension_binary_data.md.
+
+Images come in one input, `image`, in either of two forms:
+
+- BYTES of shape [N]: N encoded images. In binary each has its length before it, as 4 bytes, the
+  least first. In JSON each is base64 or a base64 `data:` URL. The protocol does not say how JSON
+  carries bytes (its issue 12); Triton and KServe take the string itself, as UTF-8, which cannot
+  hold an image, so nothing that works elsewhere means something else here.
+- UINT8 of shape [N, height, width, 3]: N images of one size, RGB, upright. In JSON nested as the
+  shape is, or flat.
+
+Nothing here knows of HTTP servers, models or Ray.
+"""
+
+import json
+import math
+import struct
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+from pydantic import BaseModel, Field, StrictBool, StrictInt, StrictStr, ValidationError
+
+from mask_ray.config import PayloadLimits
+from mask_ray.images.decode import RGBArray
+from mask_ray.serving.http.payloads import (
+    PayloadError,
+    check_num_images,
+    check_total_bytes,
+    decode_base64,
+    quoted,
+)
+
+HEADER_LENGTH = "Inference-Header-Content-Length"
+
+_INPUT = "image"
+_OUTPUTS = ("probabilities", "label")
+_MAX_ID_CHARACTERS = 1_024
+# Pixels of 13 images of 224 px.
+_MAX_JSON_VALUES = 2_000_000
+# More mistakes than this are not told at once.
+_MAX_MISTAKES = 3
+
+
+class ServerLive(BaseModel):
+    """Answer of `GET /v2/health/live`."""
+
+    live: Literal[True] = True
+
+
+class ServerReady(BaseModel):
+    """Answer of `GET /v2/health/ready`. Clients look at the status alone."""
+
+    ready: bool
+
+
+class ServerMetadata(BaseModel):
+    """Answer of `GET /v2`."""
+
+    name: str = "mask_ray"
+    version: str
+    extensions: list[str] = ["binary_tensor_data"]
+
+
+class TensorMetadata(BaseModel):
+    """An input or output. Sizes that vary are -1."""
+
+    name: str
+    datatype: str
+    shape: list[int]
+
+
+class ModelMetadata(BaseModel):
+    """Answer of `GET /v2/models/{name}[/versions/{version}]`."""
+
+    name: str
+    versions: list[str]
+    platform: str
+    inputs: list[TensorMetadata]
+    outputs: list[TensorMetadata]
+
+
+class ModelReady(BaseModel):
+    """Answer of `GET /v2/models/{name}[/versions/{version}]/ready`."""
+
+    name: str
+    ready: bool
+
+
+class InferError(BaseModel):
+    """Body of every answer under `/v2` whose status is not 200."""
+
+    error: str
+
+
+@dataclass(frozen=True)
+class RequestedOutput:
+    """An output to answer with, as binary data or in the JSON."""
+
+    name: str
+    is_binary: bool
+
+
+@dataclass(frozen=True)
+class InferRequest:
+    """A valid request: encoded images, or RGB pixels as uint8 of shape (height, width, 3)."""
+
+    id: str | None
+    images: tuple[bytes, ...] | tuple[RGBArray, ...]
+    outputs: tuple[RequestedOutput, ...]
+
+
+@dataclass(frozen=True)
+class InferResponse:
+    """Body and headers of the answer to an `InferRequest`; its status is 200."""
+
+    content: bytes
+    headers: dict[str, str]
+
+
+def model_metadata(name: str, version: str | None, num_classes: int) -> ModelMetadata:
+    """What a classifier takes, in both its forms, and what it gives."""
+    return ModelMetadata(
+        name=name,
+        versions=[] if version is None else [version],
+        platform="onnxruntime_onnx",  # Triton's name for ONNX models in ONNX Runtime.
+        inputs=[
+            TensorMetadata(name=_INPUT, datatype="BYTES", shape=[-1]),
+            TensorMetadata(name=_INPUT, datatype="UINT8", shape=[-1, -1, -1, 3]),
+        ],
+        outputs=[
+            TensorMetadata(name="probabilities", datatype="FP32", shape=[-1, num_classes]),
+            TensorMetadata(name="label", datatype="BYTES", shape=[-1]),
+        ],
+    )
+
+
+def check_model(
+    name: str, version: str | None, asked_name: str, asked_version: str | None = None
+) -> None:
+    """Refuse a path that names another model or version than the one that is served.
+
+    Raises:
+        PayloadError: 404.
+    """
+    if asked_name != name:
+        raise PayloadError(404, f"model must be {name}; got {quoted(asked_name)}")
+    if asked_version is not None and asked_version != version:
+        allowed = "left out" if version is None else version
+        raise PayloadError(404, f"version must be {allowed}; got {quoted(asked_version)}")
+
+
+def parse_infer_request(
+    body: bytes, header_length: str | None, limits: PayloadLimits
+) -> InferRequest:
+    """Read and check a request.
+
+    Args:
+        body: JSON, and binary data after it if `header_length` says so; `limits.max_json_bytes`
+            is long enough for the images that `limits` allows, but for UINT8 in JSON.
+        header_length: the header `HEADER_LENGTH`, if there is one: bytes of JSON.
+        limits: for encoded images and for pixels alike.
+
+    Raises:
+        PayloadError: 413, over `limits`; 400, anything else that is wrong.
+    """
+    num_json_bytes = _num_json_bytes(header_length, len(body))
+    text = body[:num_json_bytes]
+    _check_num_values(text)
+    document = _document(text)
+    tensor = _only_input(document.inputs)
+    binary = _binary_data(tensor, memoryview(body)[num_json_bytes:])
+    outputs = _requested_outputs(document)
+    return InferRequest(document.id, _images(tensor, binary, limits), outputs)
+
+
+def infer_response(
+    request: InferRequest,
+    model_name: str,
+    model_version: str | None,
+    class_names: Sequence[str],
+    probabilities: npt.NDArray[np.float32],
+) -> InferResponse:
+    """Answer a request with the outputs it asked for, in the form it asked for.
+
+    Args:
+        request: what is answered.
+        model_name: name of the model that answers.
+        model_version: its version, if it has one.
+        class_names: C names.
+        probabilities: shape (N, C), one row for each image of the request.
+    """
+    labels = [class_names[index] for index in probabilities.argmax(axis=1)]
+    described = [_described(output, probabilities, labels) for output in request.outputs]
+    document = {
+        "model_name": model_name,
+        **({} if model_version is None else {"model_version": model_version}),
+        **({} if request.id is None else {"id": request.id}),
+        "outputs": [description for description, _ in described],
+    }
+    header = json.dumps(document).encode()
+    if not any(output.is_binary for output in request.outputs):
+        return InferResponse(header, {"content-type": "application/json"})
+    headers = {"content-type": "application/octet-stream", HEADER_LENGTH: str(len(header))}
+    return InferResponse(header + b"".join(data for _, data in described), headers)
+
+
+# Requests
+
+# Of 64 bits, as in the protocol; an error that repeats one stays short.
+_Size = Annotated[StrictInt, Field(ge=0, lt=2**63)]
+
+
+class _Parameters(BaseModel):
+    """Those that mean something here; any others may be there too."""
+
+    binary_data: StrictBool | None = None
+    binary_data_output: StrictBool | None = None
+    binary_data_size: _Size | None = None
+    # Not supported, and refused: a client would misread an answer that passes over them.
+    shared_memory_region: Any = None
+    classification: Any = None
+
+
+class _Input(BaseModel):
+    name: StrictStr
+    shape: list[_Size]
+    datatype: StrictStr
+    parameters: _Parameters | None = None
+    data: list[Any] | None = None
+
+
+class _Output(BaseModel):
+    name: StrictStr
+    parameters: _Parameters | None = None
+
+
+class _Document(BaseModel):
+    id: StrictStr | None = Field(None, max_length=_MAX_ID_CHARACTERS)
+    parameters: _Parameters | None = None
+    inputs: list[_Input]
+    outputs: list[_Output] | None = None
+
+
+def _num_json_bytes(header_length: str | None, num_body_bytes: int) -> int:
+    if header_length is None:
+        return num_body_bytes
+    # Nine digits are more than any body has, and int refuses thousands in its own way.
+    is_number = header_length.isdecimal() and len(header_length) <= 9
+    if not is_number or int(header_length) > num_body_bytes:
+        raise PayloadError(
+            400,
+            f"{HEADER_LENGTH} must be the number of bytes of JSON in the body's "
+            f"{num_body_bytes}; got {quoted(header_length)}",
+        )
+    return int(header_length)
+
+
+def _check_num_values(text: bytes) -> None:
+    """Values of any kind have a comma between them, and take up to 72 bytes once parsed."""
+    if text.count(b",") > _MAX_JSON_VALUES:
+        raise PayloadError(
+            413,
+            f"JSON must hold at most {_MAX_JSON_VALUES} values; larger tensors must come as binary "
+            "data",
+        )
+
+
+def _document(text: bytes) -> _Document:
+    try:
+        return _Document.model_validate_json(text)
+    except ValidationError as error:
+        # Without the values, which may be of any size.
+        mistakes = error.errors(include_url=False, include_input=False, include_context=False)
+        clauses = [f"{_field(mistake['loc'])}: {mistake['msg']}" for mistake in mistakes]
+        more = f"; and {len(clauses) - _MAX_MISTAKES} more" if len(clauses) > _MAX_MISTAKES else ""
+        raise PayloadError(400, "; ".join(clauses[:_MAX_MISTAKES]) + more) from None
+
+
+def _field(location: tuple[int | str, ...]) -> str:
+    return ".".join(map(str, location)) or "request"
+
+
+def _only_input(inputs: list[_Input]) -> _Input:
+    if len(inputs) != 1 or inputs[0].name != _INPUT:
+        came = ", ".join(quoted(tensor.name) for tensor in inputs[:5]) or "none"
+        raise PayloadError(400, f"inputs must be one tensor named {_INPUT}; got {came}")
+    tensor = inputs[0]
+    _refuse_shared_memory(tensor.parameters, "input")
+    return tensor
+
+
+def _refuse_shared_memory(parameters: _Parameters | None, where: str) -> None:
+    if parameters is not None and parameters.shared_memory_region is not None:
+        raise PayloadError(400, f"{where} must come in the body; got shared_memory_region")
+
+
+def _binary_data(tensor: _Input, after_json: memoryview) -> memoryview | None:
+    """What follows the JSON, if the input says that its data does."""
+    size = tensor.parameters.binary_data_size if tensor.parameters is not None else None
+    if size is None and not after_json:
+        return None
+    if size != len(after_json):
+        raise PayloadError(
+            400,
+            f"binary_data_size of {_INPUT} must be the number of bytes after the JSON, which "
+            f"{HEADER_LENGTH} tells: {len(after_json)}; got {size}",
+        )
+    if tensor.data is not None:
+        raise PayloadError(400, f"{_INPUT} must have data or binary_data_size; got both")
+    return after_json
+
+
+def _requested_outputs(document: _Document) -> tuple[RequestedOutput, ...]:
+    """Those asked for, or all. Binary is what each of them says, or else the request."""
+    is_binary = bool(document.parameters and document.parameters.binary_data_output)
+    if not document.outputs:
+        return tuple(RequestedOutput(name, is_binary) for name in _OUTPUTS)
+    names = [output.name for output in document.outputs]
+    if len(set(names)) != len(names) or not set(names) <= set(_OUTPUTS):
+        came = ", ".join(map(quoted, names[:5]))
+        raise PayloadError(
+            400, f"outputs must be of {', '.join(_OUTPUTS)}, each at most once; got {came}"
+        )
+    return tuple(_requested_output(output, is_binary) for output in document.outputs)
+
+
+def _requested_output(output: _Output, is_binary: bool) -> RequestedOutput:
+    parameters = output.parameters or _Parameters()
+    _refuse_shared_memory(parameters, f"output {output.name}")
+    if parameters.classification:
+        raise PayloadError(
+            400, "classification is not supported: ask for the outputs label and probabilities"
+        )
+    if parameters.binary_data is not None:
+        is_binary = parameters.binary_data
+    return RequestedOutput(output.name, is_binary)
+
+
+def _images(
+    tensor: _Input, binary: memoryview | None, limits: PayloadLimits
+) -> tuple[bytes, ...] | tuple[RGBArray, ...]:
+    if tensor.data is None and binary is None:
+        raise PayloadError(400, f"{_INPUT} must have data or binary_data_size; got neither")
+    if tensor.datatype == "BYTES":
+        _check_shape(tensor, num_dimensions=1, limits=limits)
+        if binary is not None:
+            return _split_binary(binary, tensor.shape[0], limits)
+        return _decode_strings(tensor.data or [], tensor.shape[0], limits)
+    if tensor.datatype == "UINT8":
+        _check_shape(tensor, num_dimensions=4, limits=limits)
+        _check_pixels(tensor.shape, limits)
+        if binary is not None:
+            return _pixels_of_binary(binary, tensor.shape)
+        return _pixels_of_json(tensor.data or [], tensor.shape)
+    raise PayloadError(
+        400, f"datatype of {_INPUT} must be BYTES or UINT8; got {quoted(tensor.datatype)}"
+    )
+
+
+def _check_shape(tensor: _Input, num_dimensions: int, limits: PayloadLimits) -> None:
+    shape = tensor.shape
+    is_allowed = len(shape) == num_dimensions and min(shape, default=0) >= 1
+    if not is_allowed or (num_dimensions == 4 and shape[3] != 3):
+        allowed = "[N]" if num_dimensions == 1 else "[N, height, width, 3]"
+        raise PayloadError(
+            400,
+            f"shape of {_INPUT} must be {allowed} for {tensor.datatype}, with none of them 0; "
+            f"got {quoted(str(shape[:9]))}",
+        )
+    check_num_images(shape[0], _INPUT, limits)
+
+
+def _check_pixels(shape: list[int], limits: PayloadLimits) -> None:
+    _, height, width, _ = shape
+    max_pixels = min(limits.max_image_pixels, limits.max_image_bytes // 3)
+    if height * width > max_pixels:
+        raise PayloadError(
+            413,
+            f"shape of {_INPUT} must hold at most {max_pixels} pixels an image; "
+            f"got {quoted(str(shape))}",
+        )
+    check_total_bytes(math.prod(shape), limits)
+
+
+def _split_binary(binary: memoryview, num_images: int, limits: PayloadLimits) -> tuple[bytes, ...]:
+    images: list[bytes] = []
+    at = 0
+    while at < len(binary) and len(images) < num_images:
+        end = at + 4 + _length_at(binary, at)
+        if end > len(binary):
+            break
+        _check_image_bytes(end - at - 4, len(images), limits)
+        images.append(bytes(binary[at + 4 : end]))
+        at = end
+    if at != len(binary) or len(images) != num_images:
+        raise PayloadError(
+            400,
+            f"binary data of {_INPUT} must be {num_images} images as its shape says, each with "
+            f"its length before it in 4 bytes; got {len(images)} and then {len(binary) - at} bytes",
+        )
+    check_total_bytes(sum(map(len, images)), limits)
+    return tuple(images)
+
+
+def _length_at(binary: memoryview, at: int) -> int:
+    if at + 4 > len(binary):
+        return len(binary)
+    (length,) = struct.unpack_from("<I", binary, at)
+    return int(length)
+
+
+def _check_image_bytes(num_bytes: int, index: int, limits: PayloadLimits) -> None:
+    if num_bytes > limits.max_image_bytes:
+        raise PayloadError(
+            413,
+            f"{_INPUT}[{index}] has {num_bytes} bytes; at most {limits.max_image_bytes} are "
+            "allowed",
+        )
+
+
+def _decode_strings(data: list[Any], num_images: int, limits: PayloadLimits) -> tuple[bytes, ...]:
+    if len(data) != num_images or not all(isinstance(item, str) for item in data):
+        raise PayloadError(
+            400,
+            f"data of {_INPUT} must be {num_images} strings of base64 as its shape says; "
+            f"got {len(data)} items{'' if len(data) != num_images else ' of other kinds'}",
+        )
+    images: list[bytes] = []
+    for index, text in enumerate(data):
+        try:
+            images.append(decode_base64(text, f"{_INPUT}[{index}]", limits))
+        except PayloadError as error:
+            # The protocol's status for what is malformed is 400.
+            raise PayloadError(413 if error.status == 413 else 400, str(error)) from None
+        check_total_bytes(sum(map(len, images)), limits)
+    return tuple(images)
+
+
+def _pixels_of_binary(binary: memoryview, shape: list[int]) -> tuple[RGBArray, ...]:
+    if len(binary) != math.prod(shape):
+        raise PayloadError(
+            400,
+            f"binary data of {_INPUT} must have {math.prod(shape)} bytes as its shape says; "
+            f"got {len(binary)}",
+        )
+    return tuple(np.frombuffer(binary, np.uint8).reshape(shape))
+
+
+def _pixels_of_json(data: list[Any], shape: list[int]) -> tuple[RGBArray, ...]:
+    try:
+        # As float64, which takes eight bytes for anything: without a type, numpy would give
+        # each item the room of the longest string among them.
+        values = np.array(data, np.float64)
+    except (ValueError, TypeError, OverflowError):
+        raise PayloadError(400, f"data of {_INPUT} must be numbers, flat or nested") from None
+    if values.shape not in ((math.prod(shape),), tuple(shape)):
+        raise PayloadError(
+            400,
+            f"data of {_INPUT} must be flat or nested as its shape {shape} says; "
+            f"got shape {list(values.shape)}",
+        )
+    # Written so that NaN, which null becomes, is refused too.
+    if not np.all((values >= 0) & (values <= 255) & (values % 1 == 0)):
+        raise PayloadError(400, f"data of {_INPUT} must be whole numbers of 0 to 255")
+    return tuple(values.astype(np.uint8).reshape(shape))
+
+
+# Responses
+
+
+def _described(
+    output: RequestedOutput, probabilities: npt.NDArray[np.float32], labels: list[str]
+) -> tuple[dict[str, Any], bytes]:
+    """An output's entry in the JSON, and its binary data or nothing."""
+    if output.name == "label":
+        entry = {"name": "label", "datatype": "BYTES", "shape": [len(labels)]}
+        data, values = _length_prefixed(labels), labels
+    else:
+        entry = {"name": output.name, "datatype": "FP32", "shape": list(probabilities.shape)}
+        data, values = probabilities.astype("<f4").tobytes(), probabilities.ravel().tolist()
+    if output.is_binary:
+        return entry | {"parameters": {"binary_data_size": len(data)}}, data
+    return entry | {"data": values}, b""
+
+
+def _length_prefixed(texts: list[str]) -> bytes:
+    encoded = [text.encode() for text in texts]
+    return b"".join(struct.pack("<I", len(item)) + item for item in encoded)

@@ -1,0 +1,161 @@
+"""`/v2`: the Open Inference Protocol, for clients that speak it already.
+
+What is asked and answered is in `open_inference`; here it meets HTTP.
+"""
+
+from typing import Any
+
+from fastapi import APIRouter, Depends, Request
+from fastapi.responses import JSONResponse, Response
+
+from mask_ray.serving.http.auth import require_token
+from mask_ray.serving.http.backend import AnyBackend, Backend, ReadyBackend, answer, arrive
+from mask_ray.serving.http.open_inference.requests import (
+    HEADER_LENGTH,
+    InferError,
+    InferResponse,
+    ModelMetadata,
+    ModelReady,
+    ServerLive,
+    ServerMetadata,
+    ServerReady,
+    check_model,
+    infer_response,
+    model_metadata,
+    parse_infer_request,
+)
+from mask_ray.serving.http.payloads import read_body
+from mask_ray.serving.observability.exchanges import note
+
+API_VERSION = "1"
+
+_MODEL = "/models/{name}"
+_VERSION = "/models/{name}/versions/{version}"
+
+
+def _errors(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    return {status: {"model": InferError} for status in statuses}
+
+
+# Probes come without tokens; all else asks for one.
+open_router = APIRouter(prefix="/v2", tags=["Open Inference Protocol"])
+router = APIRouter(
+    prefix="/v2",
+    tags=["Open Inference Protocol"],
+    dependencies=[Depends(require_token)],
+    responses=_errors(401, 500),
+)
+
+
+@open_router.get("/health/live")
+async def server_live() -> ServerLive:
+    """Say that the process answers."""
+    return ServerLive()
+
+
+@open_router.get("/health/ready", responses={503: {"model": ServerReady}})
+async def server_ready(backend: AnyBackend) -> Response:
+    """Say whether the model can classify."""
+    return _ready(ServerReady(ready=backend.is_ready))
+
+
+@router.get("")
+async def server_metadata() -> ServerMetadata:
+    """Name the server and what it can do beyond the protocol."""
+    return ServerMetadata(version=API_VERSION)
+
+
+@router.get(_MODEL, responses=_errors(404))
+@router.get(_VERSION, responses=_errors(404))
+async def metadata(backend: AnyBackend, name: str, version: str | None = None) -> ModelMetadata:
+    """Describe the model's inputs and outputs."""
+    _check_model(backend, name, version)
+    return model_metadata(backend.model.name, backend.model.version, len(backend.class_names))
+
+
+@router.get(f"{_MODEL}/ready", responses={404: {"model": InferError}, 503: {"model": ModelReady}})
+@router.get(f"{_VERSION}/ready", responses={404: {"model": InferError}, 503: {"model": ModelReady}})
+async def model_ready(backend: AnyBackend, name: str, version: str | None = None) -> Response:
+    """Say whether the model can classify."""
+    _check_model(backend, name, version)
+    return _ready(ModelReady(name=name, ready=backend.is_ready))
+
+
+_TENSOR = {
+    "type": "object",
+    "required": ["name", "datatype", "shape"],
+    "properties": {
+        "name": {"const": "image"},
+        "datatype": {"enum": ["BYTES", "UINT8"]},
+        "shape": {"type": "array", "items": {"type": "integer", "minimum": 1}},
+        "data": {"type": "array", "description": "Base64 of encoded images, or pixels."},
+        "parameters": {"type": "object"},
+    },
+}
+_REQUEST = {
+    "type": "object",
+    "required": ["inputs"],
+    "properties": {
+        "id": {"type": "string"},
+        "inputs": {"type": "array", "items": _TENSOR, "minItems": 1, "maxItems": 1},
+        "outputs": {
+            "type": "array",
+            "items": {
+                "type": "object",
+                "required": ["name"],
+                "properties": {"name": {"enum": ["probabilities", "label"]}},
+            },
+        },
+    },
+}
+_WHITE_PIXEL = {
+    "inputs": [{"name": "image", "datatype": "UINT8", "shape": [1, 1, 1, 3], "data": [255] * 3}]
+}
+_INFER: dict[str, Any] = {
+    "responses": _errors(400, 404, 408, 413, 415, 429, 503, 504)
+    | {200: {"description": "The outputs asked for, in JSON or as binary data after it."}},
+    "response_class": JSONResponse,
+    "openapi_extra": {
+        "requestBody": {
+            "description": f"JSON, and with the header {HEADER_LENGTH} binary data after it.",
+            "required": True,
+            "content": {
+                "application/json": {"schema": _REQUEST, "example": _WHITE_PIXEL},
+                "application/octet-stream": {"schema": {"type": "string", "format": "binary"}},
+            },
+        }
+    },
+}
+
+
+@router.post(f"{_MODEL}/infer", **_INFER)
+@router.post(f"{_VERSION}/infer", **_INFER)
+async def infer(
+    request: Request, backend: ReadyBackend, name: str, version: str | None = None
+) -> Response:
+    """Classify the images of a tensor."""
+    _check_model(backend, name, version)
+    inferred = await _infer(request, backend)
+    return Response(inferred.content, headers=inferred.headers)
+
+
+async def _infer(request: Request, backend: Backend) -> InferResponse:
+    limits = backend.settings
+    body = await arrive(read_body(request, limits.max_json_bytes), backend)
+    length = request.headers.get(HEADER_LENGTH)
+    # Numbers of a tensor in JSON take a while.
+    asked = await answer(backend.in_thread(parse_infer_request, body, length, limits), backend)
+    classified = await answer(backend.classify(asked.images), backend)
+    model = classified.model
+    note(request.scope, model_version=model.version)
+    return infer_response(
+        asked, model.name, model.version, classified.class_names, classified.probabilities
+    )
+
+
+def _check_model(backend: Backend, name: str, version: str | None) -> None:
+    check_model(backend.model.name, backend.model.version, name, version)
+
+
+def _ready(state: ServerReady | ModelReady) -> JSONResponse:
+    return JSONResponse(state.model_dump(), 200 if state.ready else 503)

@@ -1,0 +1,62 @@
+"""The access log: one line of JSON for each request, in a file for each replica.
+
+Not on standard output: Ray's log monitor reads each line of that and sends it to drivers, which
+costs more than the line.
+"""
+
+import json
+import logging
+from datetime import UTC, datetime
+from logging.handlers import RotatingFileHandler
+from pathlib import Path
+
+from mask_ray.serving.observability.exchanges import Exchange
+
+_MAX_TEXT_LENGTH = 256
+_MAX_FILE_BYTES = 64 * 2**20
+
+
+class AccessLog:
+    """Writes exchanges; an observer for `Exchanges`.
+
+    A line has `time` (RFC 3339, UTC, when the request came), `request_id`, `method`, `path`
+    without its query, `status`, `duration_ms`, `bytes_in`, `bytes_out`, `client`, and where they
+    are known `forwarded_for`, `model_version` and other notes of the application.
+
+    Args:
+        path: The file; its folder is made when it is missing. At 64 MiB it is put aside as
+            `path.1`, and those before it as `path.2` to `path.4`.
+    """
+
+    def __init__(self, path: Path) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._logger = logging.Logger("mask_ray.access", logging.INFO)
+        handler = RotatingFileHandler(path, maxBytes=_MAX_FILE_BYTES, backupCount=4)
+        handler.setFormatter(logging.Formatter("%(message)s"))
+        self._logger.addHandler(handler)
+
+    def __call__(self, exchange: Exchange) -> None:
+        """Write one line. What cannot be written is told on standard error, as by all logging."""
+        self._logger.info(_line(exchange))
+
+
+def _line(exchange: Exchange) -> str:
+    fields = {
+        "time": _rfc3339(exchange.started_at),
+        "request_id": exchange.request_id,
+        "method": exchange.method[:_MAX_TEXT_LENGTH],
+        "path": exchange.path[:_MAX_TEXT_LENGTH],
+        "status": exchange.status,
+        "duration_ms": round(exchange.duration_s * 1000, 3),
+        "bytes_in": exchange.bytes_in,
+        "bytes_out": exchange.bytes_out,
+        "client": exchange.client,
+    }
+    if exchange.forwarded_for:
+        fields["forwarded_for"] = exchange.forwarded_for[:_MAX_TEXT_LENGTH]
+    # ASCII, with all control characters escaped: nothing in a path can start a line of its own.
+    return json.dumps(fields | exchange.notes, separators=(",", ":"))
+
+
+def _rfc3339(unix_s: float) -> str:
+    return datetime.fromtimestamp(unix_s, UTC).isoformat(timespec="milliseconds")

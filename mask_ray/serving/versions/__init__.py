@@ -1,0 +1,1 @@
+"""Which model versions a replica answers with."""

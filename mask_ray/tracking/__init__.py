@@ -1,0 +1,35 @@
+"""Runs and models in MLflow: the only package that imports it.
+
+State is an SQLite file and a folder of artifacts under `MASK_RAY_HOME`, unless
+`MLFLOW_TRACKING_URI` names a server.
+"""
+
+from mask_ray.tracking.runs import (
+    ModelNotFoundError,
+    RegisteredModel,
+    ResolvedModel,
+    Run,
+    TrackingError,
+    aliases,
+    check_shared,
+    find_runs,
+    name_tag,
+    resolve_model,
+    start_run,
+    system_metrics,
+)
+
+__all__ = [
+    "ModelNotFoundError",
+    "RegisteredModel",
+    "ResolvedModel",
+    "Run",
+    "TrackingError",
+    "aliases",
+    "check_shared",
+    "find_runs",
+    "name_tag",
+    "resolve_model",
+    "start_run",
+    "system_metrics",
+]

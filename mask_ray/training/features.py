@@ -1,0 +1,282 @@
+"""What a frozen backbone makes of each image, computed once and kept for every epoch and run.
+
+Ray Data runs the backbone, as ONNX, over the training images, over augmented views of each, and
+over the validation images; the features go into memory-mapped files that all workers read. A set
+of files is named by all that it depends on, so that it is either right or not found.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+import time
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import ray
+from numpy.lib.format import open_memmap
+from numpy.typing import NDArray
+from ray.data import ActorPoolStrategy, Dataset
+
+from mask_ray import data
+from mask_ray.config import MaskRayError, TrainSettings, home
+from mask_ray.images.augment import augment
+from mask_ray.models.predictor import FeatureExtractor
+from mask_ray.progress import Progress, say
+
+# Raise it when the same key would give other features.
+_FORMAT = 2
+
+_MANIFEST = "manifest.json"
+_BATCH_SIZE = 32
+
+# The views of an image depend on its pixels and this alone, so that runs of all seeds share them.
+_VIEW_SEED = 0
+
+
+class FeatureError(MaskRayError):
+    """The features cannot be kept where the workers would read them."""
+
+
+@dataclass(frozen=True)
+class Key:
+    """All that the features depend on."""
+
+    data_digest: str
+    split_digest: str
+    val_fraction: float
+    test_fraction: float
+    backbone: str
+    image_size: int
+    alpha: float
+    augmented_views: int
+    augmentation: float
+    version: int = _FORMAT
+
+    @property
+    def name(self) -> str:
+        """Short enough for a folder's name."""
+        return hashlib.sha256(json.dumps(asdict(self)).encode()).hexdigest()[:24]
+
+
+@contextmanager
+def _appearing(folder: Path) -> Iterator[Path]:
+    """A folder to write into that takes its name, with a manifest, when all is written."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = Path(tempfile.mkdtemp(".unfinished", f"{folder.name}.", folder.parent))
+    try:
+        yield unfinished
+        manifest = {"sha256": _digests(unfinished)}
+        (unfinished / _MANIFEST).write_text(json.dumps(manifest, indent=2))
+        unfinished.chmod(0o755)
+        try:
+            unfinished.replace(folder)
+        except OSError:
+            if not folder.is_dir():  # another run was faster
+                raise
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
+
+
+def key_of(settings: TrainSettings, images: data.ImageData, backbone: bytes) -> Key:
+    """The key under which the features of these images are found."""
+    return Key(
+        data_digest=images.summary.digest,
+        split_digest=images.summary.split_digest,
+        val_fraction=settings.val_fraction,
+        test_fraction=settings.test_fraction,
+        backbone=hashlib.sha256(backbone).hexdigest(),
+        image_size=settings.image_size,
+        alpha=settings.alpha,
+        augmented_views=settings.augmented_views,
+        augmentation=settings.augmentation if settings.augmented_views else 0.0,
+    )
+
+
+def prepare(
+    settings: TrainSettings,
+    images: data.ImageData,
+    backbone: bytes,
+    *,
+    own_folder: Path,
+    num_cpus: float,
+) -> Path:
+    """The folder with the features of the training and validation images, computed if need be.
+
+    Args:
+        settings: Views, augmentation, and whether to look for and keep features.
+        images: The decoded images.
+        backbone: What makes the features, as an ONNX file.
+        own_folder: The run's own place, where the features go when they are not to be kept, or
+            cannot be.
+        num_cpus: Cores to compute on.
+
+    Raises:
+        FeatureError: neither place can be written to.
+    """
+    key = key_of(settings, images, backbone)
+    if not settings.feature_cache:
+        return _compute_own(key, images, backbone, own_folder, num_cpus)
+    folder = home() / "features" / key.name
+    try:
+        if _is_whole(folder):
+            say(f"features: found in {folder}")
+            return folder
+        return _compute(key, images, backbone, folder, num_cpus)
+    except OSError as error:
+        say(f"features: {folder.parent} cannot be used ({error}): this run keeps its own")
+        return _compute_own(key, images, backbone, own_folder, num_cpus)
+
+
+def _compute_own(
+    key: Key, images: data.ImageData, backbone: bytes, folder: Path, num_cpus: float
+) -> Path:
+    if folder.exists():  # of an earlier attempt at the run
+        shutil.rmtree(folder)
+    try:
+        return _compute(key, images, backbone, folder, num_cpus)
+    except OSError as error:
+        raise FeatureError(
+            f"the features of {images.summary.num_images} images cannot be kept in {folder}: "
+            f"{error}"
+        ) from error
+
+
+def _is_whole(folder: Path) -> bool:
+    """Whether a folder has its files as they were written. A damaged one is removed."""
+    if not folder.exists():
+        return False
+    try:
+        whole = json.loads((folder / _MANIFEST).read_text()) == {"sha256": _digests(folder)}
+    except (OSError, ValueError):
+        whole = False
+    if not whole:
+        say(f"features: {folder} is damaged: computing them again")
+        shutil.rmtree(folder)
+    return whole
+
+
+def _digests(folder: Path) -> dict[str, str]:
+    """SHA-256 of each file but the manifest, by name."""
+    digests = {}
+    for path in sorted(folder.iterdir()):
+        if path.name != _MANIFEST:
+            with path.open("rb") as file:
+                digests[path.name] = hashlib.file_digest(file, "sha256").hexdigest()
+    return digests
+
+
+def _compute(
+    key: Key, images: data.ImageData, backbone: bytes, folder: Path, num_cpus: float
+) -> Path:
+    started = time.perf_counter()
+    with _appearing(folder) as unfinished:
+        files = _Files(unfinished, images.summary)
+        progress = Progress("features", files.num_images)
+        extracted = _extracted(key, images, backbone, num_cpus)
+        for batch in extracted.iter_batches(batch_size=256):
+            files.write(batch)
+            progress.add(len(batch["label"]))
+        files.finish()
+        (unfinished / "key.json").write_text(json.dumps(asdict(key), indent=2))
+    seconds = time.perf_counter() - started
+    num_views = images.summary.counts["train"].total() * key.augmented_views
+    say(f"features: {files.num_images} images and {num_views} augmented views, {seconds:.1f} s")
+    return folder
+
+
+def _extracted(key: Key, images: data.ImageData, backbone: bytes, num_cpus: float) -> Dataset:
+    """Rows `features` (float16, (1 + views, D)), `digest`, `label` and `split` of all but test."""
+    decoded = images.decoded(("train", "val"))
+    if images.kept:
+        decoded = decoded.materialize()  # by tasks, which find no room beside the extractors
+    # Where images are not decoded yet, one core in four reads and decodes them.
+    reserved = 0 if images.kept else max(1, num_cpus // 4)
+    return decoded.map_batches(
+        _Extractor,
+        fn_constructor_args=(ray.put(backbone), key.augmented_views, key.augmentation),
+        batch_size=_BATCH_SIZE,
+        num_cpus=min(1, num_cpus if images.kept else num_cpus / 2),
+        compute=ActorPoolStrategy(size=max(1, int(num_cpus - reserved))),
+    )
+
+
+class _Extractor:
+    """Runs the backbone on one core of its own."""
+
+    def __init__(self, onnx: Any, num_views: int, strength: float) -> None:
+        # Ray Data passes references as they are.
+        self._extractor = FeatureExtractor(ray.get(onnx))
+        self._num_views = num_views
+        self._strength = strength
+
+    def __call__(self, batch: data.Batch) -> data.Batch:
+        used = (batch["error"] == "") & (batch["split"] != "test")
+        batch = {name: batch[name][used] for name in ("image", "digest", "label", "split")}
+        plain = self._extractor.extract(batch["image"])
+        views = np.repeat(plain[:, None], 1 + self._num_views, axis=1).astype(np.float16)
+        trained = np.flatnonzero(batch["split"] == "train")
+        for view in range(1, 1 + self._num_views if len(trained) else 1):
+            drawn = [self._augmented(image, view) for image in batch["image"][trained]]
+            views[trained, view] = self._extractor.extract(np.stack(drawn))
+        return {"features": views} | {name: batch[name] for name in ("digest", "label", "split")}
+
+    def _augmented(self, image: NDArray[np.uint8], view: int) -> NDArray[np.uint8]:
+        rng = np.random.default_rng([_VIEW_SEED, view, zlib.crc32(image.tobytes())])
+        return augment(image, rng, self._strength)
+
+
+class _Files:
+    """Features and labels of each split, filled batch by batch, and the order of their digests.
+
+    Rows lie as they came, which depends on the seed of the run that made them, and on how often
+    it had read its images; in the order of their files' digests they are the same for every run.
+    """
+
+    def __init__(self, folder: Path, summary: data.Summary) -> None:
+        self._folder = folder
+        self._counts = {name: summary.counts[name].total() for name in ("train", "val")}
+        self._features: dict[str, Any] = {}
+        self._labels: dict[str, Any] = {}
+        self._digests: dict[str, Any] = {}
+        self._filled = dict.fromkeys(self._counts, 0)
+
+    @property
+    def num_images(self) -> int:
+        return sum(self._counts.values())
+
+    def write(self, batch: dict[str, NDArray[Any]]) -> None:
+        for split, count in self._counts.items():
+            rows = np.flatnonzero(batch["split"] == split)
+            features = batch["features"][rows] if split == "train" else batch["features"][rows, :1]
+            if split not in self._features:
+                self._open(split, (count, *features.shape[1:]))
+            filled = slice(self._filled[split], self._filled[split] + len(rows))
+            self._features[split][filled] = features
+            self._labels[split][filled] = batch["label"][rows]
+            self._digests[split][filled] = batch["digest"][rows]
+            self._filled[split] = filled.stop
+
+    def _open(self, split: str, shape: tuple[int, ...]) -> None:
+        path = self._folder / f"{split}_features.npy"
+        self._features[split] = open_memmap(path, "w+", np.float16, shape)
+        # Room for all of it now: a disk that is full later would kill the process.
+        with path.open("r+b") as file:
+            os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
+        self._labels[split] = np.empty(shape[0], np.int64)
+        # Half of the hex digits tell as many files apart as there are.
+        self._digests[split] = np.empty(shape[0], "S32")
+
+    def finish(self) -> None:
+        assert self._filled == self._counts, f"{self._filled} rows came of {self._counts}"
+        for split, labels in self._labels.items():
+            self._features[split].flush()
+            np.save(self._folder / f"{split}_labels.npy", labels)
+            order = np.lexsort((labels, self._digests[split]))
+            np.save(self._folder / f"{split}_order.npy", order)

@@ -1,0 +1,124 @@
+"""The Horovod workers of a run, ready to start: with their settings, images and checkpoints.
+
+Imports no more than that takes, since each trial of a search starts its workers from a process
+of its own.
+"""
+
+import os
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import ray.train
+from ray.data import DataIterator, Dataset
+from ray.train import DataConfig
+
+from mask_ray.config import SplitName, TrainSettings
+from mask_ray.horovod import HorovodTrainer
+from mask_ray.training.batches import augmented, start_epoch_actor
+from mask_ray.training.resources import Plan
+from mask_ray.training.schedule import phases_of
+
+
+def needs_features(settings: TrainSettings) -> bool:
+    """Whether the head is trained by itself, on features."""
+    return "head" in _phase_names(settings)
+
+
+def _phase_names(settings: TrainSettings) -> set[str]:
+    return {phase.name for phase in phases_of(settings)}
+
+
+def trainer(
+    settings: TrainSettings,
+    plan: Plan,
+    config: Mapping[str, Any],
+    splits: Mapping[SplitName, Dataset],
+    callbacks: Sequence[Any] = (),
+    loop: Callable[[dict[str, Any]], None] | None = None,
+) -> HorovodTrainer:
+    """The trainer whose `fit` runs the workers.
+
+    Args:
+        settings: Of the run.
+        plan: The workers, and what is left for the tasks that feed them.
+        config: See `worker.train`; its `epoch` is filled in here.
+        splits: Decoded images.
+        callbacks: Of Ray Train.
+        loop: What each worker runs (default: `worker.train`).
+    """
+    # Ray Train looks after its workers every 2 s by default, and ends no sooner.
+    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
+
+    # Defined here, it travels by value: the workers then import what training needs, not what
+    # this module needs.
+    def train_worker(config: dict[str, Any]) -> None:
+        from mask_ray.progress import quiet_libraries
+
+        # Keras imports scikit-learn for wrappers that nothing here uses: a quarter of the start.
+        hidden = sys.modules.setdefault("sklearn", None)  # type: ignore[arg-type]
+        with quiet_libraries():
+            from mask_ray.training.loop import train
+        if hidden is None:
+            del sys.modules["sklearn"]
+
+        train(config)
+
+    epoch, datasets = _image_datasets(settings, splits, plan.task_cpus)
+    return HorovodTrainer(
+        loop or train_worker,
+        train_loop_config={**config, "epoch": epoch},
+        scaling_config=plan.scaling,
+        run_config=ray.train.RunConfig(
+            name=config["run_id"],
+            storage_path=config["storage"],
+            failure_config=ray.train.FailureConfig(max_failures=settings.max_failures),
+            checkpoint_config=ray.train.CheckpointConfig(num_to_keep=1),
+            callbacks=[*callbacks],
+        ),
+        datasets=datasets,
+        dataset_config=ShardConfig(),
+    )
+
+
+def _image_datasets(
+    settings: TrainSettings, splits: Mapping[SplitName, Dataset], task_cpus: float
+) -> tuple[Any, dict[str, Dataset]]:
+    """What streams to the workers, and the Epoch that it is augmented for; none for the head."""
+    if _phase_names(settings) == {"head"}:
+        return None, {}
+    epoch = start_epoch_actor()
+    train = augmented(splits["train"], settings.augmentation, settings.seed, epoch, task_cpus)
+    return epoch, {"train": train, "val": splits["val"]}
+
+
+class ShardConfig(DataConfig):
+    """Splits for the workers: `train` equally, all else so that no image is lost.
+
+    Workers must take the same number of training steps, for which Ray drops up to one image
+    per worker; a validation figure should count every image once.
+    """
+
+    def configure(
+        self,
+        datasets: dict[str, Dataset],
+        world_size: int,
+        worker_handles: Any,
+        worker_node_ids: list[str] | None,
+        **kwargs: Any,
+    ) -> list[dict[str, DataIterator]]:
+        """One iterator a dataset and worker; the interface of `ray.train.DataConfig`."""
+        shards: list[dict[str, DataIterator]] = [{} for _ in range(world_size)]
+        for name, dataset in datasets.items():
+            own = dataset.copy(dataset)
+            own.context.execution_options = self.default_ingest_options()
+            own.context.enable_progress_bars = False  # each epoch prints a line of its own
+            # By it, files that are read anew come in another order in each epoch. It counts from
+            # here, or the order would depend on whether features had to be computed before.
+            own.context._execution_idx = 0
+            splits = own.streaming_split(
+                world_size, equal=name == "train", locality_hints=worker_node_ids
+            )
+            for shard, split in zip(shards, splits, strict=True):
+                shard[name] = split
+        return shards
