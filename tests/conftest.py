@@ -21,8 +21,7 @@ os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
 import ray
 
 from mask_ray.config import tracking_uri
-
-ROOT = Path(__file__).parent.parent
+from tests.support.project import ROOT
 
 
 @pytest.fixture

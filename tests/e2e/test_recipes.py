@@ -1,0 +1,122 @@
+"""The curl recipes of the README's section on serving, run as they stand but for the port."""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mask_ray.serving.http.app import http_app
+from mask_ray.serving.http.auth import TOKENS_VARIABLE
+from tests.support import image_files
+from tests.support.local_backend import LocalBackend
+from tests.support.onnx_files import write_classifier
+from tests.support.prediction_server import running
+from tests.support.project import ROOT
+
+URL = "http://127.0.0.1:8000"
+TOKEN = "s3cret"
+
+
+def section(title: str) -> str:
+    text = (ROOT / "README.md").read_text()
+    return text.split(f"\n{title}\n", 1)[1].split("\n## ", 1)[0]
+
+
+def commands(text: str) -> list[str]:
+    """Indented lines that run curl, each with those it goes on from or into."""
+    blocks = re.findall(r"(?:^    .*\n)+", text, re.MULTILINE)
+    lines = re.sub(r"(\||\\)\n", r"\1 ", "".join(blocks)).splitlines()
+    joined = [re.sub(r"\\ +", "", line.strip()) for line in lines]
+    return [command for command in joined if re.search(r"(^|\| *)curl ", command)]
+
+
+RECIPES = commands(section("## Serve"))
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    if shutil.which("curl") is None or shutil.which("bash") is None:
+        pytest.skip("needs curl and bash")
+    folder = tmp_path_factory.mktemp("recipes")
+    (folder / "face.jpg").write_bytes(image_files.jpeg())
+    (folder / "other.png").write_bytes(image_files.png(image_files.picture(seed=1)))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def url(folder: Path) -> Iterator[str]:
+    backend = LocalBackend(write_classifier(folder / "mask-detector.onnx"))
+    with running(http_app(backend)) as url:
+        yield url
+
+
+@pytest.fixture(scope="module")
+def guarded_url(folder: Path) -> Iterator[str]:
+    backend = LocalBackend(write_classifier(folder / "mask-detector.onnx"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(TOKENS_VARIABLE, TOKEN)
+        app = http_app(backend)
+    with running(app) as url:
+        yield url
+
+
+def run(recipe: str, folder: Path, url: str) -> Any:
+    """What a recipe prints, which has to be JSON. curl fails where the answer is an error."""
+    command = recipe.replace(URL, url).replace("curl ", "curl --fail-with-body -sS ", 1)
+    done = subprocess.run(
+        ["bash", "-o", "pipefail", "-c", command],
+        cwd=folder,
+        env=os.environ | {"TOKEN": TOKEN},
+        capture_output=True,
+        text=True,
+        timeout=20,
+    )
+    assert done.returncode == 0, f"{command}\n{done.stdout}{done.stderr}"
+    return json.loads(done.stdout)
+
+
+def test_the_readme_has_a_recipe_for_each_way_in() -> None:
+    kinds = ["Content-Type: image/jpeg", "-F image=", '"image":', "-F images=", '"images":']
+    kinds += ["top_k", "/v2/models/mask-detector", '"datatype"', "Authorization: Bearer"]
+
+    for kind in kinds:
+        assert any(kind in recipe for recipe in RECIPES), kind
+    assert all(URL in recipe for recipe in RECIPES)
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_a_recipe_works(recipe: str, folder: Path, url: str, guarded_url: str) -> None:
+    answer = run(recipe, folder, guarded_url if "Bearer" in recipe else url)
+
+    if "/v2" in recipe:
+        assert {tensor["name"] for tensor in answer["outputs"]} == {"label", "probabilities"}
+        return
+    predictions = answer if "images" in recipe else [answer]
+    assert len(predictions) == max(1, recipe.count("-F "))
+    for prediction in predictions:
+        assert set(prediction) == {"label", "probability", "probabilities", "model"}
+        assert len(prediction["probabilities"]) == (1 if "top_k=1" in recipe else 2)
+        assert prediction["model"]["name"] == "mask-detector"
+
+
+def test_the_answer_shown_is_of_the_form_that_comes(folder: Path, url: str) -> None:
+    shown = re.search(r'^    (\{"label".*?\n)\n', section("## Serve"), re.MULTILINE | re.DOTALL)
+    assert shown is not None
+    documented = json.loads(shown[1])
+
+    answer = run(RECIPES[0], folder, url)
+
+    assert documented.keys() == answer.keys()
+    for key in ("probabilities", "model"):
+        assert documented[key].keys() == answer[key].keys()
+
+
+def test_without_its_token_the_guarded_recipe_fails(folder: Path, guarded_url: str) -> None:
+    with pytest.raises(AssertionError, match="A bearer token is needed"):
+        run(RECIPES[0], folder, guarded_url)

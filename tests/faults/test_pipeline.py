@@ -1,0 +1,144 @@
+"""The whole line as a user runs it: killed in every stage, it goes on, and does nothing twice."""
+
+import json
+import subprocess
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import mlflow
+import pytest
+import yaml
+from mlflow import MlflowClient
+from ray import serve
+
+from mask_ray import tracking
+from mask_ray.config import DEFAULT_MODEL_NAME as NAME
+from mask_ray.config import tracking_uri
+from mask_ray.demo import free_port
+from mask_ray.evaluation import promotion
+from tests.support.project import ROOT
+from tests.support.ray_jobs import SMALL, run_job
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+
+STAGES = ["fetch", "inspect", "train", "evaluate", "promote", "deploy", "smoke-test"]
+# What it says when it is killed, one time after the other.
+KILLED_AT = [
+    "stage fetch: begins",
+    "stage inspect: begins",
+    "scratch 1/1  loss",
+    "registered as version 1 of",
+    "stage evaluate: begins",
+    "stage promote: begins",
+    "serving at http://127.0.0.1",
+    "stage smoke-test: begins",
+]
+
+
+@pytest.fixture
+def home(module_home: Path) -> Path:
+    return module_home
+
+
+@pytest.fixture(scope="module")
+def url() -> str:
+    return f"http://127.0.0.1:{free_port()}"
+
+
+@pytest.fixture(scope="module")
+def flags(
+    cluster: dict[str, str], url: str, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[list[str]]:
+    """Of a small pipeline that serves at a port of its own."""
+    config = yaml.safe_load((ROOT / "serve_config.yaml").read_text())
+    config["http_options"]["port"] = int(url.rpartition(":")[2])
+    file = tmp_path_factory.mktemp("serve") / "serve_config.yaml"
+    file.write_text(yaml.safe_dump(config))
+    own = ["--data", "synthetic:120", "--finetune-epochs", "1", "--smoke-images", "5"]
+    yield [*own, *SMALL, "--serve-config", str(file)]
+    serve.shutdown()
+
+
+def kill(process: subprocess.Popen[str]) -> None:
+    process.kill()
+
+
+@pytest.fixture(scope="module")
+def finished(cluster: dict[str, str], flags: list[str]) -> dict[str, Any]:
+    """What the pipeline tells at its end, after it was killed once in each stage."""
+    for line in KILLED_AT:
+        killed = run_job("jobs.pipeline", *flags, "--serve", env=cluster, events={line: kill})
+        assert killed.returncode == -9
+    return run_job("jobs.pipeline", *flags, "--serve", env=cluster).result
+
+
+def runs() -> Any:
+    mlflow.set_tracking_uri(tracking_uri())
+    return mlflow.search_runs(search_all_experiments=True, order_by=["start_time"])
+
+
+def test_killed_in_every_stage_it_does_nothing_twice_and_loses_nothing(
+    finished: dict[str, Any], url: str
+) -> None:
+    found = runs()
+    below = found[found["tags.mlflow.parentRunId"] == finished["run_id"]]
+    assert list(below["tags.pipeline.stage"]) == STAGES
+    assert len(found) == 1 + len(STAGES) and set(found["status"]) == {"FINISHED"}
+    points = MlflowClient().get_metric_history(
+        below[below["tags.pipeline.stage"] == "train"]["run_id"].iloc[0], "val_loss"
+    )
+    assert {point.step for point in points} == {0}
+
+    versions = MlflowClient().search_model_versions(f"name='{NAME}'")
+    assert [version.version for version in versions] == [1]
+    assert versions[0].tags["promotion.decision"] == "promoted"
+    assert json.loads(versions[0].tags["promotion.challenger"])["version"] == "1"
+    assert tracking.aliases(NAME) == {"champion": "1"}
+    assert json.loads(tracking.RegisteredModel(NAME).tags()["champions"]) == ["1"]
+
+    assert (finished["promoted"], finished["served_version"]) == (True, "1")
+    assert httpx.get(f"{url}/healthz").json()["model"] == {"name": NAME, "version": "1"}
+    (smoke,) = (s for s in below.to_dict("records") if s["tags.pipeline.stage"] == "smoke-test")
+    assert smoke["metrics.num_images"] == 5
+    assert smoke["metrics.largest_difference"] < 1e-3
+
+
+def test_done_before_it_only_says_so(
+    finished: dict[str, Any], cluster: dict[str, str], flags: list[str]
+) -> None:
+    before = Counter(runs()["tags.pipeline.stage"].dropna())
+    again = run_job("jobs.pipeline", *flags, env=cluster)
+    assert again.result["model_version"] == "1" and again.result["seconds"] == {}
+    assert again.log.count(": done before, in run ") == len(STAGES)
+    assert Counter(runs()["tags.pipeline.stage"].dropna()) == before
+
+
+def test_a_failure_is_one_line_with_the_stage(
+    finished: dict[str, Any], cluster: dict[str, str], flags: list[str]
+) -> None:
+    nobody = f"http://127.0.0.1:{free_port()}"
+    failed = run_job("jobs.pipeline", *flags, "--url", nobody, env=cluster)
+    assert failed.returncode == 1
+    assert len(failed.errors) == 1 and "Traceback" not in failed.log
+    assert failed.errors[0].startswith(
+        f"error: stage deploy failed: nothing answers at {nobody}; start it by `serve run "
+    )
+
+
+def test_a_version_is_promoted_by_hand_and_taken_back(
+    finished: dict[str, Any], cluster: dict[str, str], flags: list[str], url: str
+) -> None:
+    more = run_job("jobs.pipeline", *flags, "--seed", "1", "--no-promote", env=cluster).result
+    assert (more["model_version"], more["promoted"]) == ("2", False)
+    assert tracking.aliases(NAME) == {"champion": "1", "challenger": "2"}
+
+    compared = run_job("jobs.promote", "2", "--promotion-margin", "1", env=cluster).result
+    assert not compared["promoted"]
+    assert compared["champion"]["num_images"] == compared["challenger"]["num_images"] > 0
+    promotion.force(NAME, "2")
+    assert tracking.aliases(NAME) == {"champion": "2", "previous": "1"}
+    assert run_job("jobs.promote", "--rollback", env=cluster).result["version"] == "1"
+    assert tracking.aliases(NAME) == {"champion": "1"}

@@ -1,0 +1,235 @@
+"""A whole training run: real Ray job, two Horovod workers, MLflow store, HTTP answers."""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import httpx
+import mlflow
+import onnx
+import pytest
+from mlflow.entities import Run
+from ray import serve
+
+from mask_ray import tracking
+from mask_ray.config import ImageLimits, tracking_uri
+from mask_ray.demo import free_port
+from mask_ray.images import synthetic
+from mask_ray.images.decode import decode_resized
+from mask_ray.models.predictor import Predictor
+from mask_ray.models.quantize import Figures, reason_against
+from mask_ray.serving.deployment import build_app
+from tests.support.ray_jobs import SMALL, run_job
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture
+def home(module_home: Path) -> Path:
+    """One store for all tests of this module."""
+    return module_home
+
+
+@pytest.fixture(scope="module")
+def trained(cluster: dict[str, str]) -> dict[str, Any]:
+    """The result of a short run with two workers."""
+    flags = ["--data", "synthetic:160", "--num-workers", "2", "--finetune-epochs", "2", *SMALL]
+    done = run_job("jobs.train", *flags, env=cluster)
+    assert done.lines[-1].startswith('{"run_id"')
+    return done.result | {"log": done.log}
+
+
+@pytest.fixture
+def run(trained: dict[str, Any], home: Path) -> Run:
+    mlflow.set_tracking_uri(tracking_uri())
+    return mlflow.get_run(trained["run_id"])
+
+
+def test_the_result_holds_what_the_contract_names(trained: dict[str, Any]) -> None:
+    assert trained["model_uri"] == "models:/mask-detector/1"
+    assert trained["image_size"] == 96
+    assert trained["test"]["num_images"] > 10
+    assert 0 <= trained["test"]["accuracy"] <= 1
+    assert set(trained["test"]["recall"]) == set(synthetic.CLASS_NAMES)
+    assert set(trained["seconds"]) == {
+        "data",
+        "train",
+        "evaluate",
+        "total",
+    }
+    assert "scratch 2/2  loss" in trained["log"]
+
+
+def test_the_run_is_finished_and_complete(run: Run, trained: dict[str, Any]) -> None:
+    assert run.info.status == "FINISHED"
+    assert run.data.params["num_workers"] == "2"
+    assert run.data.params["seed"] == "0"
+    assert len(run.data.tags["data_digest"]) == 64
+    assert run.data.tags["git_commit"] and run.data.tags["ray_job_id"]
+    assert run.data.metrics["test_accuracy"] == trained["test"]["accuracy"]
+    assert run.data.metrics["seconds_train"] == trained["seconds"]["train"]
+    counts = [v for k, v in run.data.metrics.items() if k.startswith("num_images_")]
+    assert sum(counts) == 160
+    artifacts = {file.path for file in mlflow.MlflowClient().list_artifacts(run.info.run_id)}
+    assert artifacts >= {"confusion_matrix.png", "roc.png", "bad_files.json"}
+    assert artifacts >= {"evaluation.html", "evaluation.json"}
+
+
+def test_every_epoch_is_a_point_of_each_curve(run: Run) -> None:
+    for name in ("loss", "accuracy", "val_loss", "val_accuracy", "images_per_second"):
+        points = mlflow.MlflowClient().get_metric_history(run.info.run_id, name)
+        assert [point.step for point in points] == [0, 1]
+
+
+def test_the_model_of_the_best_epoch_is_the_champion(run: Run, trained: dict[str, Any]) -> None:
+    champion = tracking.resolve_model("models:/mask-detector@champion")
+    assert champion.version == trained["model_version"]
+    info = mlflow.models.get_model_info("models:/mask-detector@champion")
+    assert info.run_id == run.info.run_id
+    assert info.metadata["class_names"] == list(synthetic.CLASS_NAMES)
+    assert info.metadata["data_digest"] == run.data.tags["data_digest"]
+    assert info.metadata["temperature"] == Predictor(champion.path).temperature
+    assert info.metadata["temperature"] == trained["test"]["temperature"] != 1
+    assert (champion.path.parent / "extra_files" / "model.keras").is_file()
+
+
+def test_evaluating_the_champion_again_gives_the_same_figures(
+    trained: dict[str, Any], cluster: dict[str, str], tmp_path: Path
+) -> None:
+    arguments = ("--data", "synthetic:160", "--output", str(tmp_path / "report"))
+    again = run_job("jobs.evaluate", *arguments, env=cluster).result
+    figures = json.loads((tmp_path / "report" / "evaluation.json").read_text())
+    assert figures["accuracy"] == again["accuracy"]
+    assert (tmp_path / "report" / "evaluation.html").stat().st_size > 10_000
+    assert again["model"] == {"name": "mask-detector", "version": trained["model_version"]}
+    for name in ("num_images", "accuracy", "recall"):
+        assert again[name] == trained["test"][name]
+    assert again["log_loss"] == pytest.approx(trained["test"]["log_loss"], abs=1e-5)
+
+
+def test_the_champion_answers_over_http_as_it_does_offline(
+    trained: dict[str, Any], cluster: dict[str, str]
+) -> None:
+    port = free_port()
+    encoded, _ = synthetic.encode(999)
+    serve.start(http_options={"host": "127.0.0.1", "port": port})
+    try:
+        serve.run(build_app({"max_replicas": 1}), name="champion")
+        answer = httpx.post(f"http://127.0.0.1:{port}/predict", content=encoded, timeout=60).json()
+    finally:
+        serve.shutdown()
+    predictor = Predictor(tracking.resolve_model("models:/mask-detector@champion").path)
+    (expected,) = predictor.predict(decode_resized(encoded, 96, ImageLimits())[None])
+    assert answer["model"] == {"name": "mask-detector", "version": trained["model_version"]}
+    assert list(answer["probabilities"].values()) == pytest.approx(expected.tolist(), abs=1e-5)
+
+
+def test_the_same_loop_runs_on_ray_s_own_trainer(home: Path) -> None:
+    own = os.environ | {"RAY_ADDRESS": "local", "RAY_TRAIN_V2_ENABLED": "0"}
+    flags = "--data synthetic:120 --num-workers 2 --finetune-epochs 1 --register-as v1"
+    done = run_job("jobs.train", *flags.split(), *SMALL, env=own)
+    assert done.result["model_uri"] == "models:/v1/1"
+
+
+@pytest.fixture(scope="module")
+def pretrained(shared: Path) -> list[str]:
+    """Flags of a short run through both phases, from ImageNet weights."""
+    (weights,) = (shared / "weights").glob("*.h5")
+    flags = "--data synthetic:120 --image-size 96 --head-epochs 3 --finetune-epochs 1"
+    flags += " --no-quantize --no-data-report"
+    return [*flags.split(), "--backbone-weights", str(weights), "--register-as", "pretrained"]
+
+
+def test_the_same_seed_gives_the_same_figures(
+    pretrained: list[str], cluster: dict[str, str]
+) -> None:
+    runs = [run_job("jobs.train", *pretrained, env=cluster) for _ in range(2)]
+    assert runs[0].result["test"] == runs[1].result["test"]
+    mlflow.set_tracking_uri(tracking_uri())
+    for name in ("loss", "val_loss", "accuracy"):
+        first, second = (
+            [p.value for p in mlflow.MlflowClient().get_metric_history(run.run_id, name)]
+            for run in runs
+        )
+        assert first == second and len(first) == 4
+    assert "features: found in" in runs[1].log
+
+
+def test_every_flag_of_horovod_at_once(
+    pretrained: list[str], cluster: dict[str, str], home: Path
+) -> None:
+    before = sorted((home / "features").glob("*"))
+    flags = (
+        "--num-workers 2 --gradient-compression fp16 --fusion-threshold-mb 1 --cycle-time-ms 2 "
+        "--accumulate-steps 2 --scale-learning-rate --warmup-epochs 1 --precision bfloat16 "
+        "--timeline --augmented-views 0 --no-feature-cache"
+    )
+    job = run_job("jobs.train", *pretrained, *flags.split(), env=cluster)
+    mlflow.set_tracking_uri(tracking_uri())
+    timeline = mlflow.artifacts.load_text(f"runs:/{job.result['run_id']}/timeline.json")
+    assert "ALLREDUCE" in timeline
+    assert sorted((home / "features").glob("*")) == before
+    assert not (home / "train" / f"{job.run_id}.features").exists()
+
+
+def test_the_served_file_is_int8_where_that_is_as_good_and_faster(
+    pretrained: list[str], cluster: dict[str, str]
+) -> None:
+    flags = ["--finetune-epochs", "0", "--quantize", "--register-as", "int8"]
+    done = run_job("jobs.train", *pretrained, *flags, env=cluster)
+
+    mlflow.set_tracking_uri(tracking_uri())
+    told = mlflow.models.get_model_info(done.result["model_uri"]).metadata["quantization"]
+    against = reason_against(Figures(**told["float32"]), Figures(**told["int8"]))
+    assert told["served"] == ("int8" if against is None else "float32")
+    assert f"int8 is {'not ' if against else ''}served" in done.log
+    assert done.result["test"]["accuracy"] == told[told["served"]]["accuracy"]
+    metrics = mlflow.get_run(done.run_id).data.metrics
+    for name in ("float32", "int8"):
+        assert metrics[f"{name}_accuracy"] == told[name]["accuracy"]
+        assert metrics[f"{name}_images_per_second"] == told[name]["images_per_second"]
+    weights = onnx.load(tracking.resolve_model(done.result["model_uri"]).path).graph.initializer
+    has_bytes = any(tensor.data_type == onnx.TensorProto.INT8 for tensor in weights)
+    assert has_bytes == (against is None)
+
+
+def folder_of(tmp_path: Path, contents: dict[str, bytes]) -> str:
+    for name, content in contents.items():
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content)
+    return str(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("flags", "contents", "message"),
+    [
+        (["--data", "/nowhere"], {}, "a source must be synthetic[:N], a folder, a .zip"),
+        ([], {"only/1.jpg": b"x"}, "at least 2 folders of images"),
+        ([], {f"{c}/{n}.jpg": b"x" for c in "ab" for n in range(9)}, "no readable images; 18"),
+        (["--data", "synthetic", "--num-workers", "9"], {}, "at most the cluster's CPUs (2)"),
+        (["--data", "synthetic", "--use-gpu"], {}, "at most the cluster's GPUs (0)"),
+        (["--data", "synthetic", "--cpus-per-worker", "2"], {}, "must leave 0.5"),
+        (["--data", "synthetic", "--resume", "0" * 32], {}, "the tracking store"),
+        (["--data", "synthetic", "--image-size", "100"], {}, "must be one of 96, 128"),
+    ],
+    ids=["no folder", "one class", "unreadable", "workers", "gpu", "cpus", "resume", "setting"],
+)
+def test_a_mistake_ends_in_one_line_and_no_running_run(
+    flags: list[str],
+    contents: dict[str, bytes],
+    message: str,
+    cluster: dict[str, str],
+    tmp_path: Path,
+) -> None:
+    data = ["--data", folder_of(tmp_path, contents)] if contents else []
+    done = run_job("jobs.train", "--backbone-weights", "none", *data, *flags, env=cluster)
+    assert done.returncode in (1, 2)
+    assert len(done.errors) == 1 and message in done.errors[0]
+    assert "Traceback" not in done.log
+    mlflow.set_tracking_uri(tracking_uri())
+    running = mlflow.search_runs(
+        search_all_experiments=True, filter_string="attributes.status = 'RUNNING'"
+    )
+    assert len(running) == 0

@@ -1,0 +1,401 @@
+"""How a job is asked, and how it ends. Ray and the jobs themselves are stood in for."""
+
+import json
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NoReturn
+
+import pytest
+
+from mask_ray import cli
+from mask_ray.config import DataSettings, MaskRayError, TrainSettings
+from tests.support.project import ROOT
+
+JOBS = sorted(path.stem for path in (ROOT / "jobs").glob("*.py") if path.stem != "__init__")
+
+TRAIN_FLAGS = {
+    "--accumulate-steps",
+    "--augmentation",
+    "--augmented-views",
+    "--cycle-time-ms",
+    "--feature-cache",
+    "--finetune-from",
+    "--finetune-learning-rate",
+    "--fusion-threshold-mb",
+    "--gradient-compression",
+    "--patience",
+    "--precision",
+    "--quantize",
+    "--resume",
+    "--scale-learning-rate",
+    "--timeline",
+    "--warmup-epochs",
+    "--data",
+    "--num-workers",
+    "--min-workers",
+    "--use-gpu",
+    "--image-size",
+    "--alpha",
+    "--backbone-weights",
+    "--batch-size",
+    "--learning-rate",
+    "--head-epochs",
+    "--finetune-epochs",
+    "--seed",
+    "--max-failures",
+    "--experiment",
+    "--register-as",
+    "--promote",
+    "--promotion-metric",
+    "--promotion-margin",
+    "--min-recall",
+    "--config",
+}
+
+connect = cli._connect
+
+
+def parse(*arguments: str) -> TrainSettings:
+    return cli.parse(TrainSettings, list(arguments))
+
+
+@pytest.fixture
+def refusal(capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
+    """The one line that a user is shown for these arguments."""
+
+    def refuse(*arguments: str) -> str:
+        with pytest.raises(SystemExit) as caught:
+            parse(*arguments)
+        shown = capsys.readouterr()
+        assert caught.value.code == 2
+        assert shown.out == ""
+        assert shown.err.startswith("error: ")
+        assert shown.err.count("\n") == 1
+        return shown.err.removeprefix("error: ").rstrip()
+
+    return refuse
+
+
+def config_file(folder: Path, text: str) -> str:
+    path = folder / "config.yaml"
+    path.write_text(text)
+    return str(path)
+
+
+def test_flags_become_settings() -> None:
+    settings = parse(
+        *("--data", "photos", "--num-workers=2", "--min-workers", "1", "--use-gpu"),
+        *("--learning-rate", "5e-4", "--max-failures", "-1", "--backbone-weights", "none"),
+    )
+
+    assert settings == TrainSettings(
+        data="photos",
+        num_workers=2,
+        min_workers=1,
+        use_gpu=True,
+        learning_rate=5e-4,
+        max_failures=-1,
+        backbone_weights="none",
+    )
+
+
+@pytest.mark.parametrize("data", ["", "a b,c", "[1, 2]", '"quoted"', "{x}", "-", "3"])
+def test_a_value_is_taken_as_it_is_written(data: str) -> None:
+    assert parse("--data=photos", f"--backbone-weights=x{data}").backbone_weights == f"x{data}"
+
+
+def test_data_may_be_given_several_times() -> None:
+    settings = parse("--data", "a,b", "--data=s3://c/d?e=f", "--test-data=x", "--test-data=[y]")
+    assert settings == TrainSettings(data="a,b\ns3://c/d?e=f", test_data="x\n[y]")
+
+
+def test_of_other_flags_the_last_counts() -> None:
+    assert parse("--data=x", "--seed=1", "--seed=2").seed == 2
+
+
+def test_environment_variables_set_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NUM_WORKERS", "7")
+    monkeypatch.setenv("ALPHA", "0.5")
+    assert parse("--data", "photos") == TrainSettings(data="photos")
+
+
+@pytest.mark.parametrize("key", ["num-workers", "num_workers"])
+def test_a_file_may_hold_any_flag(tmp_path: Path, key: str) -> None:
+    path = config_file(
+        tmp_path,
+        f"data: photos\n{key}: 2\nuse-gpu: true\nbackbone-weights: none\nmin-workers: null\n"
+        "learning-rate: 5e-4\n",
+    )
+
+    assert parse("--config", path) == TrainSettings(
+        data="photos", num_workers=2, use_gpu=True, backbone_weights="none", learning_rate=5e-4
+    )
+
+
+def test_flags_beat_the_file(tmp_path: Path) -> None:
+    path = config_file(tmp_path, "data: file\nnum-workers: 2\nuse-gpu: true\nseed: 5\n")
+
+    settings = parse("--data", "flag", "--no-use-gpu", f"--config={path}", "--num-workers", "1")
+
+    assert settings == TrainSettings(data="flag", num_workers=1, use_gpu=False, seed=5)
+
+
+RUN_ID = "0123456789abcdef" * 2
+
+
+class TestResume:
+    """Settings of the run that is resumed lie below what is given."""
+
+    @staticmethod
+    def stored(run_id: str) -> dict[str, Any]:
+        """Those that the run began with, as they come out of its JSON."""
+        assert run_id == RUN_ID
+        began = TrainSettings(data="stored", num_workers=4, seed=5, image_size=96)
+        return json.loads(began.model_dump_json())
+
+    def test_takes_all_settings_from_the_run(self) -> None:
+        resumed = cli.parse(TrainSettings, ["--resume", RUN_ID], self.stored)
+        assert resumed == TrainSettings(
+            data="stored", num_workers=4, seed=5, image_size=96, resume=RUN_ID
+        )
+
+    def test_lets_flags_and_the_file_change_them(self, tmp_path: Path) -> None:
+        path = config_file(tmp_path, f"resume: {RUN_ID}\nnum-workers: 2\nmax-failures: 0\n")
+        resumed = cli.parse(TrainSettings, ["--config", path, "--num-workers", "1"], self.stored)
+        assert resumed == TrainSettings(
+            data="stored", num_workers=1, max_failures=0, seed=5, image_size=96, resume=RUN_ID
+        )
+
+    def test_a_run_made_again_takes_them_likewise(self) -> None:
+        again = cli.parse(TrainSettings, ["--from-run", RUN_ID, "--seed", "6"], self.stored)
+        assert again == TrainSettings(
+            data="stored", num_workers=4, seed=6, image_size=96, from_run=RUN_ID
+        )
+
+    def test_a_run_is_either_gone_on_with_or_made_again(
+        self, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        with pytest.raises(SystemExit):
+            cli.parse(TrainSettings, ["--from-run", RUN_ID, "--resume", RUN_ID], self.stored)
+        assert "resume and from_run exclude each other" in capsys.readouterr().err
+
+    def test_is_not_asked_for_by_other_runs(self) -> None:
+        def stored(run_id: str) -> NoReturn:
+            raise AssertionError("not reached")
+
+        settings = cli.parse(TrainSettings, ["--data", "photos"], stored)
+        assert settings == TrainSettings(data="photos")
+
+    def test_of_a_run_that_is_not_there_is_one_line(
+        self, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        def stored(run_id: str) -> NoReturn:
+            raise MaskRayError(f"no run\n{run_id}")
+
+        with pytest.raises(SystemExit) as caught:
+            cli.parse(TrainSettings, ["--resume", RUN_ID], stored)
+        assert caught.value.code == 2
+        assert capsys.readouterr().err == f"error: no run {RUN_ID}\n"
+
+
+def test_missing_data_is_named(refusal: Callable[..., str]) -> None:
+    assert refusal() == "data is required"
+
+
+def test_a_bad_value_is_told_what_is_allowed(refusal: Callable[..., str]) -> None:
+    assert refusal("--data", "photos", "--image-size", "100") == (
+        "image_size must be one of 96, 128, 160, 192, 224; got 100"
+    )
+
+
+@pytest.mark.parametrize("flag", ["--num-wokers", "--num-work", "--num_workers"])
+def test_an_unknown_flag_is_named(refusal: Callable[..., str], flag: str) -> None:
+    assert refusal("--data", "photos", flag, "2") == f"unrecognized arguments: {flag} 2"
+
+
+@pytest.mark.parametrize("flag", ["--data", "--config"])
+def test_a_flag_without_its_value_is_named(refusal: Callable[..., str], flag: str) -> None:
+    assert refusal(flag) == f"argument {flag}: expected one argument"
+
+
+def test_a_missing_file_is_named(refusal: Callable[..., str], tmp_path: Path) -> None:
+    told = refusal("--config", str(tmp_path / "nope.yaml"))
+    assert told.startswith(f"config must be a readable YAML file; got {tmp_path}/nope.yaml: ")
+    assert "No such file" in told
+
+
+@pytest.mark.parametrize("text", ["data: [1,\n", "data: x\n\tseed: 1\n", "a: b: c"])
+def test_a_file_that_is_no_yaml_is_named(
+    refusal: Callable[..., str], tmp_path: Path, text: str
+) -> None:
+    told = refusal("--config", config_file(tmp_path, text))
+    assert told.startswith(f"config must be a readable YAML file; got {tmp_path}/config.yaml: ")
+    assert "line " in told
+
+
+def test_a_binary_file_is_named(refusal: Callable[..., str], tmp_path: Path) -> None:
+    path = tmp_path / "model.onnx"
+    path.write_bytes(b"\xff\xd8\xff")
+    assert f"got {path}: " in refusal("--config", str(path))
+
+
+@pytest.mark.parametrize(("text", "held"), [("- data", "['data']"), ("", "None"), ("x", "'x'")])
+def test_a_file_must_hold_a_mapping(
+    refusal: Callable[..., str], tmp_path: Path, text: str, held: str
+) -> None:
+    assert refusal("--config", config_file(tmp_path, text)) == (
+        f"config must hold a mapping of settings; {tmp_path}/config.yaml holds {held}"
+    )
+
+
+@pytest.mark.parametrize("key", ["num_wokers", "config"])
+def test_an_unknown_key_of_the_file_is_named(
+    refusal: Callable[..., str], tmp_path: Path, key: str
+) -> None:
+    path = config_file(tmp_path, f"data: photos\n{key}: 1\n")
+    assert refusal("--config", path) == f"{key} is not a setting"
+
+
+def test_a_bad_value_in_the_file_is_told_what_is_allowed(
+    refusal: Callable[..., str], tmp_path: Path
+) -> None:
+    path = config_file(tmp_path, "data: photos\nnum-workers: 0\n")
+    assert refusal("--config", path) == ("num_workers must be greater than or equal to 1; got 0")
+
+
+@pytest.fixture(scope="module", params=JOBS)
+def help_text(request: pytest.FixtureRequest) -> str:
+    """What `--help` of a job prints, as wide as it likes."""
+    return subprocess.run(
+        [sys.executable, "-m", f"jobs.{request.param}", "--help"],
+        cwd=ROOT,
+        env={"COLUMNS": "400", "PATH": ""},
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
+
+
+def test_help_starts_with_how_to_call_the_job(help_text: str) -> None:
+    usage, _, description = help_text.splitlines()[:3]
+    assert usage.startswith("usage: python -m jobs.")
+    assert usage.endswith(" [flags]")
+    assert description.endswith(".")
+
+
+def test_help_describes_every_flag(help_text: str) -> None:
+    on_one_line = re.sub(r"\n {3,}", "  ", help_text)
+    lines = re.findall(r"^  (-.*)$", on_one_line, re.MULTILINE)
+    assert len(lines) > 2
+    assert [line for line in lines if not re.fullmatch(r"\S.*?  +\S.* .*", line)] == []
+
+
+def test_help_speaks_no_python(help_text: str) -> None:
+    assert not [word for word in ("None", "null", "{int", "Annotated") if word in help_text]
+
+
+def test_help_of_train_names_every_flag_required_first() -> None:
+    printed = subprocess.run(
+        [sys.executable, "-m", "jobs.train", "--help"], cwd=ROOT, capture_output=True, text=True
+    ).stdout
+    flags = [line.split()[0].rstrip(",") for line in printed.splitlines() if line[:3] == "  -"]
+
+    assert printed.startswith("usage: python -m jobs.train --data ... [flags]\n")
+    assert flags[0] == "--data"
+    assert set(flags) >= TRAIN_FLAGS
+
+
+@pytest.fixture
+def run_job(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Callable[..., tuple[Any, str, str]]:
+    """Run a job as its module does; its exit code, standard output and standard error."""
+    monkeypatch.setattr(cli, "_connect", lambda: print("connecting"))
+    monkeypatch.setattr(sys, "argv", ["job", "--data", "photos"])
+
+    def run(job: Callable[[DataSettings], dict[str, Any]]) -> tuple[Any, str, str]:
+        code: Any = 0
+        try:
+            cli.main(DataSettings, job)
+        except SystemExit as end:
+            code = end.code
+        return code, *capsys.readouterr()
+
+    return run
+
+
+def raising(error: BaseException) -> Callable[[DataSettings], NoReturn]:
+    def job(settings: DataSettings) -> NoReturn:
+        print("working")
+        raise error
+
+    return job
+
+
+def test_the_last_line_is_the_result(run_job: Callable[..., tuple[Any, str, str]]) -> None:
+    def job(settings: DataSettings) -> dict[str, Any]:
+        print("working")
+        return {"data": settings.data, "test": {"accuracy": 0.5, "recall": {"ä": 1.0}}}
+
+    code, out, err = run_job(job)
+
+    assert code == 0
+    assert err == ""
+    connecting, working, result = out.splitlines()
+    assert (connecting, working) == ("connecting", "working")
+    assert json.loads(result) == {"data": "photos", "test": {"accuracy": 0.5, "recall": {"ä": 1.0}}}
+
+
+def test_an_error_that_the_user_can_mend_is_one_line(
+    run_job: Callable[..., tuple[Any, str, str]],
+) -> None:
+    error = MaskRayError("data has no images;\n  got\n\nphotos")
+    assert run_job(raising(error)) == (
+        1,
+        "connecting\nworking\n",
+        "error: data has no images; got photos\n",
+    )
+
+
+def test_ctrl_c_ends_with_130(run_job: Callable[..., tuple[Any, str, str]]) -> None:
+    assert run_job(raising(KeyboardInterrupt())) == (
+        130,
+        "connecting\nworking\n",
+        "error: stopped\n",
+    )
+
+
+def test_a_bug_keeps_its_traceback(run_job: Callable[..., tuple[Any, str, str]]) -> None:
+    with pytest.raises(ZeroDivisionError):
+        run_job(raising(ZeroDivisionError()))
+
+
+def test_a_mistake_is_found_before_ray_is_started(
+    run_job: Callable[..., tuple[Any, str, str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["job", "--seed", "-1"])
+    code, out, err = run_job(raising(AssertionError("not reached")))
+    assert (code, out) == (2, "")
+    assert err == "error: data is required; seed must be greater than or equal to 0; got '-1'\n"
+
+
+def test_a_cluster_that_does_not_answer_is_one_line(
+    monkeypatch: pytest.MonkeyPatch, run_job: Callable[..., tuple[Any, str, str]]
+) -> None:
+    import ray
+
+    def refuse(**options: Any) -> NoReturn:
+        raise ConnectionError("no Ray at\n127.0.0.1:1")
+
+    monkeypatch.setattr(cli, "_connect", connect)
+    monkeypatch.setattr(ray, "init", refuse)
+    monkeypatch.setattr(sys, "argv", ["job", "--data", "photos"])
+
+    assert run_job(raising(AssertionError("not reached"))) == (
+        1,
+        "",
+        "error: no Ray cluster answers: no Ray at 127.0.0.1:1\n",
+    )

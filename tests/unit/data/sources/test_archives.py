@@ -1,0 +1,291 @@
+"""Archives, from here and over HTTP, become folders; harmful ones become an error."""
+
+import hashlib
+import tarfile
+import tracemalloc
+import zipfile
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import IO
+
+import pytest
+
+from mask_ray.data import sources
+from mask_ray.data.sources import DataError, archives, downloads
+from tests.support import photo_archives, range_server
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {
+        path.relative_to(folder).as_posix(): path.read_bytes()
+        for path in folder.rglob("*")
+        if path.is_file()
+    }
+
+
+def written(tmp_path: Path, content: bytes, name: str = "photos.zip") -> Path:
+    path = tmp_path / name
+    path.write_bytes(content)
+    return path
+
+
+class TestExtraction:
+    @pytest.mark.parametrize(
+        ("name", "content"),
+        [
+            ("photos.zip", photo_archives.zip_bytes()),
+            ("in-a-folder.zip", photo_archives.zip_bytes(top="photos/of/")),
+            ("photos.tar", photo_archives.tar_bytes(mode="w")),
+            ("photos.tar.gz", photo_archives.tar_bytes(top="./photos/")),
+            ("photos.tar.bz2", photo_archives.tar_bytes(mode="w:bz2")),
+            ("photos.tar.xz", photo_archives.tar_bytes(mode="w:xz")),
+        ],
+    )
+    def test_every_kind_gives_its_files(self, tmp_path: Path, name: str, content: bytes) -> None:
+        fetched = Path(sources.fetch(str(written(tmp_path, content, name))))
+        assert contents(fetched) == photo_archives.FILES
+
+    @pytest.mark.parametrize(
+        "content",
+        [
+            photo_archives.zip_bytes({"../out.jpg": b"x"}),
+            photo_archives.zip_bytes({"/out.jpg": b"x"}),
+            photo_archives.zip_bytes({"a/../../out.jpg": b"x"}),
+            photo_archives.zip_bytes({"a\\..\\..\\out.jpg": b"x"}),
+            photo_archives.zip_bytes({"C:/out.jpg": b"x"}),
+            photo_archives.tar_bytes({"../out.jpg": b"x"}),
+            photo_archives.tar_bytes({"/out.jpg": b"x"}),
+        ],
+    )
+    def test_names_that_lead_elsewhere_are_refused(self, tmp_path: Path, content: bytes) -> None:
+        target = tmp_path / "deep" / "target"
+        with pytest.raises(DataError, match=r"must hold relative names without \.\."):
+            archives.extract(written(tmp_path, content), target)
+        assert not list(tmp_path.rglob("out.jpg"))
+        assert not list(target.parent.iterdir())
+
+    @pytest.mark.parametrize(
+        "content",
+        [
+            photo_archives.zip_with_link(),
+            photo_archives.tar_of(tarfile.SYMTYPE, link="1.jpg"),
+            photo_archives.tar_of(tarfile.SYMTYPE, link="/etc/passwd"),
+            photo_archives.tar_of(tarfile.LNKTYPE, link="../../secret"),
+            photo_archives.tar_of(tarfile.CHRTYPE),
+            photo_archives.tar_of(tarfile.FIFOTYPE),
+        ],
+    )
+    def test_links_and_devices_are_refused(self, tmp_path: Path, content: bytes) -> None:
+        with pytest.raises(DataError, match="'a/odd' is a link, device or other"):
+            archives.extract(written(tmp_path, content), tmp_path / "deep" / "target")
+        assert not (tmp_path / "deep" / "target").exists()
+
+    @pytest.mark.parametrize("pack", [photo_archives.zip_bytes, photo_archives.tar_bytes])
+    def test_a_bomb_is_given_up_at_the_limit(self, tmp_path: Path, pack: object) -> None:
+        bomb = pack({"a/1.bmp": bytes(4_000_000)})  # type: ignore[operator]
+        limits = archives.Limits(always_bytes=1_000_000)
+        with pytest.raises(DataError, match="must unpack to at most 1000000 bytes, 100 times"):
+            archives.extract(written(tmp_path, bomb), tmp_path / "deep" / "target", limits)
+        assert not list((tmp_path / "deep").iterdir())
+
+    @pytest.mark.parametrize("kind", [tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.GNUTYPE_LONGNAME])
+    def test_a_header_that_would_fill_the_memory_is_refused(
+        self, tmp_path: Path, kind: bytes
+    ) -> None:
+        archive = written(tmp_path, photo_archives.tar_with_header(kind, 2**26))
+        tracemalloc.start()
+        try:
+            with pytest.raises(DataError, match="must have headers of at most 1048576 bytes; it"):
+                archives.extract(archive, tmp_path / "deep" / "target")
+            assert tracemalloc.get_traced_memory()[1] < 2**23
+        finally:
+            tracemalloc.stop()
+        assert not list((tmp_path / "deep").iterdir())
+
+    def test_a_header_may_be_long(self, tmp_path: Path) -> None:
+        archive = written(tmp_path, photo_archives.tar_with_header(tarfile.XHDTYPE, 2**19))
+        archives.extract(archive, tmp_path / "target")
+        assert contents(tmp_path / "target") == {"a/1.jpg": b""}
+
+    def test_what_is_hidden_counts_where_it_has_to_be_read(self, tmp_path: Path) -> None:
+        limits = archives.Limits(always_bytes=1_000_000)
+        hidden = {".hidden": bytes(4_000_000), "a/1.jpg": b"one"}
+        archive = written(tmp_path, photo_archives.tar_bytes(hidden))
+        with pytest.raises(DataError, match="must unpack to at most 1000000 bytes, 100 times"):
+            archives.extract(archive, tmp_path / "of-tar", limits)
+        archives.extract(written(tmp_path, photo_archives.zip_bytes(hidden)), tmp_path / "of-zip")
+        assert contents(tmp_path / "of-zip") == {"a/1.jpg": b"one"}
+
+    def test_what_is_hidden_in_a_zip_is_not_opened(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        opened, open_member = [], zipfile.ZipFile.open
+
+        def noted(zipped: zipfile.ZipFile, entry: zipfile.ZipInfo) -> IO[bytes]:
+            opened.append(entry.filename)
+            return open_member(zipped, entry)
+
+        archive = written(tmp_path, photo_archives.zip_bytes({".x": b"", "a/1.jpg": b"one"}))
+        monkeypatch.setattr(zipfile.ZipFile, "open", noted)
+        archives.extract(archive, tmp_path / "target")
+        assert opened == ["a/1.jpg"]
+
+    def test_too_many_members_are_refused(self, tmp_path: Path) -> None:
+        archive = written(tmp_path, photo_archives.zip_bytes())
+        with pytest.raises(DataError, match="at most 2 files; it holds more"):
+            archives.extract(archive, tmp_path / "target", archives.Limits(max_members=2))
+
+    @pytest.mark.parametrize(
+        "content",
+        [
+            b"no archive at all" * 100,
+            photo_archives.tar_bytes()[:-40],
+            photo_archives.zip_bytes()[:200],
+            photo_archives.zip_bytes({"a": b"file", "a/b": b"in a file"}),
+        ],
+    )
+    def test_a_broken_archive_is_named_and_leaves_nothing(
+        self, tmp_path: Path, content: bytes
+    ) -> None:
+        with pytest.raises(DataError, match=r"photos\.zip cannot be unpacked: "):
+            archives.extract(written(tmp_path, content), tmp_path / "deep" / "target")
+        assert not list((tmp_path / "deep").iterdir())
+
+    def test_what_a_killed_run_left_is_no_hindrance(self, tmp_path: Path) -> None:
+        photo_archives.folder(tmp_path / ".target.partial", {"stale.jpg": b"old"})
+        archives.extract(written(tmp_path, photo_archives.zip_bytes()), tmp_path / "target")
+        assert contents(tmp_path / "target") == photo_archives.FILES
+
+    def test_the_folder_of_a_lone_class_is_not_entered(self, tmp_path: Path) -> None:
+        lone = {"a/1.jpg": b"one", "a/2.jpg": b"two"}
+        archive = written(tmp_path, photo_archives.zip_bytes(lone, top="photos/"))
+        assert contents(Path(sources.fetch(str(archive)))) == lone
+
+    def test_hidden_files_and_those_of_macos_are_left_out(self, tmp_path: Path) -> None:
+        odd = {"__MACOSX/a/._1.jpg": b"", ".DS_Store": b"", "a/.hidden": b""}
+        archive = written(tmp_path, photo_archives.zip_bytes(photo_archives.FILES | odd))
+        assert contents(Path(sources.fetch(str(archive)))) == photo_archives.FILES
+
+    def test_several_at_once_unpack_once(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        archive = written(tmp_path, photo_archives.zip_bytes())
+        unpacked, extract = [], archives.extract
+
+        def counted(path: Path, folder: Path, name: str) -> None:
+            unpacked.append(folder)
+            extract(path, folder, name=name)
+
+        monkeypatch.setattr(archives, "extract", counted)
+        with ThreadPoolExecutor(4) as pool:
+            fetched = set(pool.map(sources.fetch, [str(archive)] * 4))
+        assert len(fetched) == len(unpacked) == 1
+
+
+class TestDownload:
+    def test_a_cut_download_goes_on_where_it_ended(self) -> None:
+        content = photo_archives.zip_bytes()
+        with range_server.serve(content, cuts=[100, 50]) as served:
+            assert contents(Path(sources.fetch(served.url))) == photo_archives.FILES
+        assert served.statuses == [200, 206, 206]
+        asked = [(r.get("Range"), r.get("If-Range")) for r in served.requests]
+        assert asked == [(None, None), ("bytes=100-", '"v1"'), ("bytes=150-", '"v1"')]
+
+    def test_a_later_run_goes_on_from_what_an_earlier_one_got(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(downloads, "_FIRST_WAIT_S", 0)
+        with range_server.serve(photo_archives.zip_bytes(), cuts=[100] + [0] * 5) as served:
+            with pytest.raises(DataError, match="100 bytes are kept, and the next run goes on"):
+                sources.fetch(served.url)
+            served.cuts.clear()
+            assert contents(Path(sources.fetch(served.url))) == photo_archives.FILES
+        assert served.requests[-1]["Range"] == "bytes=100-"
+
+    def test_an_archive_that_changed_meanwhile_is_fetched_anew(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(downloads, "_FIRST_WAIT_S", 0)
+        changed = {"c/9.jpg": b"nine", "d/8.jpg": b"eight"}
+        with range_server.serve(photo_archives.zip_bytes(), cuts=[100] + [0] * 5) as served:
+            with pytest.raises(DataError):
+                sources.fetch(served.url)
+            served.cuts.clear()
+            served.content, served.etag = photo_archives.zip_bytes(changed), '"v2"'
+            assert contents(Path(sources.fetch(served.url))) == changed
+
+    def test_a_server_that_fails_for_a_while_is_asked_again(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(downloads, "_FIRST_WAIT_S", 0)
+        with range_server.serve(photo_archives.zip_bytes(), failures=[503, 500]) as served:
+            assert contents(Path(sources.fetch(served.url))) == photo_archives.FILES
+            served.failures = [502] * 5 + [404]
+            with pytest.raises(DataError, match="cannot be fetched: got status 502 Bad Gateway;"):
+                sources.fetch(served.url.replace("photos", "others"))
+            with pytest.raises(DataError, match="must answer with status 200; got 404 Not Found"):
+                sources.fetch(served.url.replace("photos", "others"))
+        assert served.statuses == [503, 500, 200] + [502] * 5 + [404]
+
+    def test_a_part_that_was_not_asked_for_is_not_taken(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(downloads, "_FIRST_WAIT_S", 0)
+        with range_server.serve(photo_archives.zip_bytes(), cuts=[100], shift=5) as served:
+            assert contents(Path(sources.fetch(served.url))) == photo_archives.FILES
+        assert served.statuses == [200, 206, 200]
+
+    def test_a_server_that_never_gives_what_is_asked_is_given_up(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(downloads, "_FIRST_WAIT_S", 0)
+        with range_server.serve(photo_archives.zip_bytes(), cuts=[100] * 9, shift=5) as served:  # noqa: SIM117
+            with pytest.raises(DataError, match="cannot be fetched: "):
+                sources.fetch(served.url)
+        assert len(served.statuses) == 5
+
+    def test_one_that_is_known_is_asked_for_but_not_sent_again(self) -> None:
+        with range_server.serve(photo_archives.zip_bytes()) as served:
+            assert sources.fetch(served.url) == sources.fetch(served.url)
+        assert served.statuses == [200, 304]
+
+    def test_without_a_validator_it_is_fetched_again(self) -> None:
+        with range_server.serve(photo_archives.zip_bytes(), etag="", cuts=[100]) as served:
+            assert sources.fetch(served.url) == sources.fetch(served.url)
+        assert served.statuses == [200, 200, 200]
+
+    def test_with_its_digest_the_server_is_not_asked_again(self) -> None:
+        digest = hashlib.sha256(photo_archives.zip_bytes()).hexdigest()
+        with range_server.serve(photo_archives.zip_bytes()) as served:
+            first = sources.fetch(f"{served.url}#sha256={digest}")
+        assert sources.fetch(f"{served.url}#sha256={digest}") == first
+        assert len(served.requests) == 1
+
+    def test_an_archive_here_may_be_checked_too(self, tmp_path: Path) -> None:
+        archive = written(tmp_path, photo_archives.zip_bytes())
+        digest = hashlib.sha256(archive.read_bytes()).hexdigest()
+        assert sources.fetch(f"{archive}#sha256={digest}") == sources.fetch(str(archive))
+        with pytest.raises(DataError, match=r"must have the SHA-256 1+; what is there"):
+            sources.fetch(f"{archive}#sha256={'1' * 64}")
+
+    def test_another_digest_is_refused_now_and_later(self, home: Path) -> None:
+        with range_server.serve(photo_archives.zip_bytes()) as served:
+            sources.fetch(served.url)
+            for _ in range(2):
+                with pytest.raises(DataError, match=r"must have the SHA-256 0+; what is there"):
+                    sources.fetch(f"{served.url}#sha256={'0' * 64}")
+        assert not list(home.rglob("*.part"))
+
+    def test_a_digest_is_of_64_digits(self) -> None:
+        with pytest.raises(DataError, match="64 hexadecimal digits"):
+            sources.fetch("http://127.0.0.1:1/photos.zip#sha256=abc")
+
+    def test_an_answer_that_is_no_archive_is_named(self) -> None:
+        with range_server.serve(b"<html>not here</html>") as served:  # noqa: SIM117
+            with pytest.raises(DataError, match=r"http://\S+/photos\.zip cannot be unpacked"):
+                sources.fetch(served.url)
+
+    def test_a_server_that_does_not_answer_is_named(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(downloads, "_FIRST_WAIT_S", 0)
+        with pytest.raises(DataError, match=r"http://127\.0\.0\.1:1/a\.zip cannot be fetched: "):
+            sources.fetch("http://127.0.0.1:1/a.zip")

@@ -1,0 +1,80 @@
+"""Models that must not be served, and what is said of them."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from mask_ray.models.predictor import Predictor
+from mask_ray.models.smoke_test import ModelRefusedError, admit, check_answers, smoke_images
+from tests.support.onnx_files import CLASS_NAMES, IMAGE_SIZE, write_classifier
+
+
+def test_a_good_model_is_admitted(tmp_path: Path) -> None:
+    path = write_classifier(tmp_path / "tiny.onnx")
+
+    assert admit(path, class_names=CLASS_NAMES).class_names == CLASS_NAMES
+
+
+def test_a_file_that_is_no_model_is_refused_without_its_path(tmp_path: Path) -> None:
+    path = tmp_path / "model.onnx"
+    path.write_bytes(b"not a model")
+
+    with pytest.raises(ModelRefusedError) as refused:
+        admit(path)
+    assert str(refused.value).startswith("model.onnx cannot be loaded by ONNX Runtime")
+    assert str(tmp_path) not in str(refused.value)
+
+
+@pytest.mark.parametrize("names", [("cat", "dog"), CLASS_NAMES[::-1], (*CLASS_NAMES, "beard")])
+def test_other_classes_are_refused_unless_allowed(tmp_path: Path, names: tuple[str, ...]) -> None:
+    path = write_classifier(tmp_path / "other.onnx", class_names=names)
+
+    with pytest.raises(
+        ModelRefusedError, match=f"must be {', '.join(CLASS_NAMES)},.*got {names[0]}"
+    ):
+        admit(path, class_names=CLASS_NAMES)
+    assert admit(path).class_names == names
+
+
+def test_answers_that_are_not_numbers_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ModelRefusedError, match="must be finite"):
+        admit(write_classifier(tmp_path / "nan.onnx", scale=float("nan")))
+
+
+@pytest.mark.parametrize(
+    ("answers", "reason"),
+    [
+        (np.full((4, 2), 0.6), r"must sum to 1; got sums of 1\.2"),
+        (np.array([[1.5, -0.5]] * 4), r"must be in 0\.\.1; got -0\.5 to 1\.5"),
+        (np.full((4, 3), 1 / 3), r"must have the shape \(4, 2\); got \(4, 3\)"),
+        (np.array([[np.inf, 0.0]] * 4), "must be finite"),
+    ],
+)
+def test_answers_that_are_no_probabilities_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, answers: np.ndarray, reason: str
+) -> None:
+    predictor = Predictor(write_classifier(tmp_path / "tiny.onnx"))
+    monkeypatch.setattr(predictor, "predict", lambda images: answers)
+
+    with pytest.raises(ModelRefusedError, match=reason):
+        check_answers(predictor)
+
+
+def test_a_model_that_raises_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(images: np.ndarray) -> np.ndarray:
+        raise RuntimeError("bad node")
+
+    predictor = Predictor(write_classifier(tmp_path / "tiny.onnx"))
+    monkeypatch.setattr(predictor, "predict", fail)
+
+    with pytest.raises(ModelRefusedError, match="fails on a smoke prediction: bad node"):
+        check_answers(predictor)
+
+
+def test_smoke_images_are_the_same_every_time_and_differ_from_each_other() -> None:
+    images = smoke_images(IMAGE_SIZE)
+
+    assert images.shape == (4, IMAGE_SIZE, IMAGE_SIZE, 3)
+    assert np.array_equal(images, smoke_images(IMAGE_SIZE))
+    assert len({image.tobytes() for image in images}) == 4

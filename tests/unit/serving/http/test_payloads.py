@@ -1,0 +1,388 @@
+"""Every way to send images, and every way to send too much. No Ray and no model here."""
+
+import asyncio
+import base64
+import json
+from collections.abc import AsyncIterator, Iterable
+from typing import Any
+
+import httpx
+import pytest
+from pydantic import ValidationError
+from starlette.requests import Request
+from starlette.types import Message
+
+from mask_ray.config import PayloadLimits
+from mask_ray.serving.http.payloads import FetchImage, Payload, PayloadError, read_images
+from tests.support import image_files
+
+SMALL = {"max_image_bytes": 10, "max_total_bytes": 25, "max_images": 3}
+
+
+class Sent:
+    """A request as a server hands it on, in chunks that are counted as they are taken."""
+
+    def __init__(self, headers: Iterable[tuple[str, str]], chunks: Iterable[bytes]) -> None:
+        self.num_taken = 0
+        self._chunks = iter(chunks)
+        raw = [(name.lower().encode(), value.encode()) for name, value in headers]
+        self.request = Request({"type": "http", "headers": raw}, self._receive)
+
+    async def _receive(self) -> Message:
+        chunk = next(self._chunks, None)
+        self.num_taken += chunk is not None
+        return {"type": "http.request", "body": chunk or b"", "more_body": chunk is not None}
+
+
+def in_chunks(body: bytes, num_bytes: int) -> list[bytes]:
+    return [body[at : at + num_bytes] for at in range(0, len(body), num_bytes)]
+
+
+def sent(chunk_bytes: int = 7, **options: Any) -> Sent:
+    """A request as httpx would send it."""
+    made = httpx.Request("POST", "http://test", **options)
+    return Sent(made.headers.items(), in_chunks(made.read(), chunk_bytes))
+
+
+def sent_json(document: Any, chunk_bytes: int = 7) -> Sent:
+    headers = {"content-type": "application/json"}
+    return sent(chunk_bytes, content=json.dumps(document).encode(), headers=headers)
+
+
+def read(
+    what: Sent | Any, fetch: FetchImage | None = None, limits: dict[str, int] | None = None
+) -> Payload:
+    """Read what was sent; anything but a request is sent as JSON."""
+    received = what if isinstance(what, Sent) else sent_json(what)
+    return asyncio.run(
+        read_images(received.request, PayloadLimits.model_validate(limits or {}), fetch)
+    )
+
+
+def refusal(
+    what: Sent | Any, fetch: FetchImage | None = None, limits: dict[str, int] | None = None
+) -> tuple[int, str]:
+    with pytest.raises(PayloadError) as caught:
+        read(what, fetch, limits)
+    return caught.value.status, str(caught.value)
+
+
+def form(*files: tuple[str, bytes], **options: Any) -> Sent:
+    """A form of files: name of the field and content of each."""
+    named = [(field, (f"{index}.jpg", data)) for index, (field, data) in enumerate(files)]
+    return sent(files=named, **options)
+
+
+def form_of(*parts: bytes, end: bytes = b"--x--\r\n") -> Sent:
+    """A form written by hand, of parts from their first header on."""
+    body = b"".join(b"--x\r\n" + part + b"\r\n" for part in parts) + end
+    return Sent([("content-type", "multipart/form-data; boundary=x")], in_chunks(body, 7))
+
+
+def field_part(name: str = "note", value: bytes = b"hello") -> bytes:
+    return f'Content-Disposition: form-data; name="{name}"\r\n\r\n'.encode() + value
+
+
+def text_of(data: bytes) -> str:
+    return base64.b64encode(data).decode()
+
+
+# Raw bodies
+
+
+@pytest.mark.parametrize(
+    "content_type",
+    [
+        None,
+        "image/jpeg",
+        "IMAGE/PNG; q=1",
+        "application/octet-stream",
+        "application/x-www-form-urlencoded",
+    ],
+)
+def test_the_body_is_one_image(content_type: str | None) -> None:
+    headers = {"content-type": content_type} if content_type else {}
+    image = image_files.jpeg()
+
+    assert read(sent(content=image, headers=headers)) == Payload((image,), is_list=False)
+
+
+def test_an_empty_body_is_left_to_the_decoder() -> None:
+    assert read(sent(content=b"")) == Payload((b"",), is_list=False)
+
+
+@pytest.mark.parametrize("content_type", ["text/plain", "x", "multipart/mixed; boundary=x"])
+def test_other_types_are_refused(content_type: str) -> None:
+    status, message = refusal(sent(content=b"1", headers={"content-type": content_type}))
+
+    assert status == 415
+    assert f"got {content_type.partition(';')[0]!r}" in message
+
+
+def test_compressed_bodies_are_refused() -> None:
+    status, message = refusal(sent(content=b"1", headers={"content-encoding": "gzip"}))
+
+    assert (status, "got 'gzip'" in message) == (415, True)
+
+
+def test_the_byte_limit_is_inclusive() -> None:
+    assert read(sent(content=b"1" * 10), limits=SMALL).images == (b"1" * 10,)
+    assert refusal(sent(content=b"1" * 11), limits=SMALL) == (
+        413,
+        "image has over 10 bytes; at most that are allowed",
+    )
+
+
+@pytest.mark.parametrize("declared", ["999999", "9" * 5000])
+@pytest.mark.parametrize("content_type", ["image/png", "multipart/form-data; boundary=x"])
+def test_a_body_declared_too_long_is_not_read(declared: str, content_type: str) -> None:
+    unread = Sent([("content-type", content_type), ("content-length", declared)], [b"1"])
+
+    assert refusal(unread, limits=SMALL)[0] == 413
+    assert unread.num_taken == 0
+
+
+@pytest.mark.parametrize("content_type", ["image/png", "application/json"])
+def test_a_body_of_unknown_length_is_read_only_up_to_the_limit(content_type: str) -> None:
+    endless = Sent([("content-type", content_type)], iter(lambda: b" " * 50_000, b""))
+
+    assert refusal(endless, limits=SMALL)[0] == 413
+    assert endless.num_taken <= 2
+
+
+# Forms
+
+
+def test_one_file_is_one_image() -> None:
+    image = image_files.jpeg()
+
+    assert read(form(("anything", image))) == Payload((image,), is_list=False)
+
+
+@pytest.mark.parametrize("chunk_bytes", [1, 2, 13, 100_000])
+def test_several_files_are_a_list_in_their_order(chunk_bytes: int) -> None:
+    first, second = image_files.png(), image_files.jpeg()
+
+    payload = read(form(("a", first), ("a", second), ("b", first), chunk_bytes=chunk_bytes))
+
+    assert payload == Payload((first, second, first), is_list=True)
+
+
+@pytest.mark.parametrize("name", ["images", "images[]"])
+def test_a_single_file_named_images_is_a_list(name: str) -> None:
+    assert read(form((name, b"1"))) == Payload((b"1",), is_list=True)
+
+
+def test_an_image_needs_no_file_name_where_its_type_is_given() -> None:
+    part = b'Content-Disposition: form-data; name="a"\r\nContent-Type: image/png\r\n\r\npixels'
+
+    assert read(form_of(part)).images == (b"pixels",)
+
+
+def test_other_fields_are_left_out() -> None:
+    files = {"image": ("a.jpg", b"1")}
+
+    assert read(sent(files=files, data={"token": "abc"})) == Payload((b"1",), is_list=False)
+
+
+@pytest.mark.parametrize(
+    "parts",
+    [
+        [],
+        [field_part()],
+        # A browser whose user chose no file.
+        [b'Content-Disposition: form-data; name="a"; filename=""\r\n\r\n'],
+    ],
+)
+def test_a_form_without_a_file_says_so(parts: list[bytes]) -> None:
+    status, message = refusal(
+        form_of(*parts, end=b"--x--\r\n" if parts else b"--x\r\n\r\n\r\n--x--")
+    )
+
+    assert (status, "at least one file" in message) == (422, True)
+
+
+def test_too_many_files_are_refused_before_their_bytes() -> None:
+    received = form(*[("a", b"1")] * 4, ("a", b"1" * 1000))
+
+    assert refusal(received, limits=SMALL) == (
+        413,
+        "multipart/form-data must hold at most 3 images; got 4",
+    )
+    assert received.num_taken < 120
+
+
+def test_a_file_over_the_limit_is_refused_as_it_arrives() -> None:
+    received = form(("a", b"1"), ("a", b"1" * 10_000))
+
+    assert refusal(received, limits=SMALL) == (
+        413,
+        "file 2 has over 10 bytes; at most that are allowed",
+    )
+    assert received.num_taken < 60
+
+
+def test_files_that_are_too_large_together_are_refused() -> None:
+    assert len(read(form(*[("a", b"1" * 8)] * 3), limits=SMALL).images) == 3
+    status, message = refusal(form(*[("a", b"1" * 9)] * 3), limits=SMALL)
+    assert (status, "over 25 bytes together" in message) == (413, True)
+
+
+def test_fields_are_limited_too() -> None:
+    status, message = refusal(form_of(*[field_part()] * 17))
+    assert (status, "at most 16 fields" in message) == (413, True)
+
+    long_field = form_of(field_part(value=b"1" * 1_000_000))
+    assert refusal(long_field, limits=SMALL)[0] == 413
+
+
+@pytest.mark.parametrize(
+    ("body", "reason"),
+    [
+        (b"", "cut off"),
+        (b'--x\r\nContent-Disposition: form-data; filename="a"\r\n\r\nhalf an im', "cut off"),
+        (b"no boundary", "is not multipart/form-data"),
+        (b"--x\r\nno colon\r\n\r\n", "is not multipart/form-data"),
+        (b"--x\r\n" + b"A: b\r\n" * 100, "is not multipart/form-data"),
+        (b"--x\r\nA: " + b"b" * 10_000, "is not multipart/form-data"),
+    ],
+)
+def test_a_malformed_form_is_refused(body: bytes, reason: str) -> None:
+    received = Sent([("content-type", "multipart/form-data; boundary=x")], in_chunks(body, 7))
+
+    status, message = refusal(received)
+
+    assert (status, reason in message) == (400, True), message
+    assert len(message) < 200
+
+
+@pytest.mark.parametrize("boundary", ["", "; boundary=", f"; boundary={'x' * 5000}"])
+def test_a_form_needs_a_sensible_boundary(boundary: str) -> None:
+    assert refusal(Sent([("content-type", f"multipart/form-data{boundary}")], []))[0] == 400
+
+
+# JSON
+
+
+def test_json_with_one_image() -> None:
+    image = image_files.jpeg()
+
+    assert read({"image": text_of(image)}) == Payload((image,), is_list=False)
+    data_url = f"data:image/jpeg;base64,{text_of(image)}"
+    assert read({"image": data_url}) == Payload((image,), is_list=False)
+
+
+@pytest.mark.parametrize("images", [(b"1",), (b"1", b"22", b"333")])
+def test_json_with_a_list_of_images(images: tuple[bytes, ...]) -> None:
+    assert read({"images": [text_of(image) for image in images]}) == Payload(images, is_list=True)
+
+
+@pytest.mark.parametrize("text", ["QQ", "Q Q=", "QQ==\n", "QQ-_", "QQ==QQ==", "é", "{}"])
+def test_base64_is_strict(text: str) -> None:
+    status, message = refusal({"images": ["QQ==", text]})
+
+    assert status == 422
+    assert message.startswith("images[1] must be base64")
+
+
+@pytest.mark.parametrize("text", ["data:,hello", "data:image/png;base64", f"data:{'a' * 9999},"])
+def test_other_data_urls_are_refused(text: str) -> None:
+    status, message = refusal({"image": text})
+
+    assert (status, "data:image/png;base64,..." in message) == (422, True)
+    assert len(message) < 200
+
+
+@pytest.mark.parametrize(
+    ("document", "reason"),
+    [
+        ({}, "exactly one key of image, images; got an empty object"),
+        ([], "got a list"),
+        ("text", "got a string"),
+        (None, "got null"),
+        ({"image": "QQ==", "images": ["QQ=="]}, "got 'image', 'images'"),
+        ({"picture": "QQ=="}, "got 'picture'"),
+        ({"image": 1}, "image must be a string; got a number"),
+        ({"image": ["QQ=="]}, "image must be a string; got a list"),
+        ({"images": "QQ=="}, "one or more base64 strings; got a string"),
+        ({"images": []}, "got an empty list"),
+        ({"images": ["QQ==", None]}, "images[1] must be a string; got null"),
+        ({"url": "http://example.org"}, "not fetched from URLs here"),
+        ({"x" * 9999: 1}, "got 'xxx"),
+        ({str(number): 1 for number in range(99)}, "and 94 more"),
+    ],
+)
+def test_json_of_another_shape_is_refused(document: Any, reason: str) -> None:
+    status, message = refusal(document)
+
+    assert (status, reason in message) == (422, True), message
+    assert len(message) < 300
+
+
+@pytest.mark.parametrize("body", [b"", b"{", b"[" * 9999, b'{"image": "\xff"}', b"\0" * 9999])
+def test_what_is_not_json_is_refused(body: bytes) -> None:
+    headers = {"content-type": "application/json; charset=utf-8"}
+
+    status, message = refusal(sent(content=body, headers=headers))
+
+    assert (status, "body is not JSON" in message) == (400, True)
+    assert len(message) < 200
+
+
+def test_the_limits_hold_for_json() -> None:
+    assert read({"image": text_of(b"1" * 10)}, limits=SMALL).images == (b"1" * 10,)
+    for num_bytes in (11, 12, 13, 1000):
+        assert refusal({"image": text_of(b"1" * num_bytes)}, limits=SMALL) == (
+            413,
+            "image has over 10 bytes; at most that are allowed",
+        )
+    assert refusal({"images": ["QQ=="] * 4}, limits=SMALL) == (
+        413,
+        "images must hold at most 3 images; got 4",
+    )
+    assert refusal({"images": [text_of(b"1" * 9)] * 3}, limits=SMALL)[0] == 413
+
+
+def test_the_most_that_is_allowed_passes_in_json() -> None:
+    limits = {"max_image_bytes": 1_000_000, "max_total_bytes": 1_000_000, "max_images": 1}
+    received = sent_json({"image": text_of(b"1" * 1_000_000)}, chunk_bytes=65_536)
+
+    assert len(read(received, limits=limits).images[0]) == 1_000_000
+
+
+def test_a_url_is_fetched_where_that_is_configured() -> None:
+    async def fetch(url: str) -> bytes:
+        return f"behind {url}".encode()
+
+    assert read({"url": "http://a/b"}, fetch) == Payload((b"behind http://a/b",), is_list=False)
+    assert read({"image": "QQ=="}, fetch).images == (b"A",)
+    assert refusal({"url": 1}, fetch) == (422, "url must be a string; got a number")
+
+
+def test_limits_that_contradict_each_other_are_refused() -> None:
+    with pytest.raises(ValidationError, match=r"at least max_image_bytes \(10\); got 9"):
+        PayloadLimits(max_image_bytes=10, max_total_bytes=9)
+
+
+def test_reading_can_be_given_up() -> None:
+    """A caller's time limit ends a request whose body does not arrive."""
+
+    async def stuck() -> AsyncIterator[bytes]:
+        await asyncio.Event().wait()
+        yield b""
+
+    async def receive() -> Message:
+        return {"type": "http.request", "body": await anext(stuck()), "more_body": True}
+
+    async def read_for_a_while() -> None:
+        async with asyncio.timeout(0.01):
+            await read_images(Request({"type": "http", "headers": []}, receive), PayloadLimits())
+
+    with pytest.raises(TimeoutError):
+        asyncio.run(read_for_a_while())
+
+
+def test_json_of_very_many_values_is_refused_before_it_is_parsed() -> None:
+    status, message = refusal([{}] * 200)
+
+    assert (status, "got over 128 values" in message) == (413, True)

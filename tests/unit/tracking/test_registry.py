@@ -1,0 +1,154 @@
+"""Models in a real MLflow registry: what is kept with them, and how they are found."""
+
+import shutil
+from pathlib import Path
+from typing import NamedTuple
+
+import mlflow
+import numpy as np
+import pytest
+from mlflow import MlflowClient
+
+from mask_ray import tracking
+from mask_ray.config import tracking_uri
+from mask_ray.models.predictor import Predictor
+from mask_ray.tracking import ModelNotFoundError, resolve_model, start_run
+from tests.support.mlflow_models import EXAMPLE, METADATA, NAME, register
+from tests.support.onnx_files import CLASS_NAMES, IMAGE_SIZE, write_classifier
+
+
+class Registry(NamedTuple):
+    """A store with two versions of one model, of the same run."""
+
+    home: Path
+    run_id: str
+
+
+@pytest.fixture(scope="module")
+def registry(new_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Registry:
+    home = tmp_path_factory.mktemp("registry")
+    shutil.copy(new_store, home)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MASK_RAY_HOME", str(home))
+        patch.setenv("MLFLOW_TRACKING_URI", "")
+        patch.setenv("MLFLOW_EXPERIMENT_ID", "")
+        with start_run("faces", {}) as run:
+            files = tmp_path_factory.mktemp("files")
+            versions = [register(run, files), register(run, files)]
+    assert versions == ["1", "2"]
+    return Registry(home, run.run_id)
+
+
+@pytest.fixture
+def in_registry(registry: Registry, monkeypatch: pytest.MonkeyPatch) -> Registry:
+    monkeypatch.setenv("MASK_RAY_HOME", str(registry.home))
+    mlflow.set_tracking_uri(tracking_uri())
+    return registry
+
+
+def test_versions_are_those_of_their_run(in_registry: Registry) -> None:
+    client = MlflowClient()
+    assert [v.version for v in client.search_model_versions(f"name='{NAME}'")] == [2, 1]
+    assert client.get_model_version(NAME, "2").run_id == in_registry.run_id
+
+
+def test_a_run_knows_the_newest_version_that_it_made(in_registry: Registry) -> None:
+    assert tracking.Run(in_registry.run_id).registered_version(NAME) == "2"
+    assert tracking.Run(in_registry.run_id).registered_version("cats") is None
+
+
+def test_aliases_name_versions(in_registry: Registry) -> None:
+    assert tracking.aliases(NAME) == {"champion": "2"}
+    assert tracking.aliases("cats") == {}
+
+
+def test_a_registered_model_explains_itself(in_registry: Registry) -> None:
+    info = mlflow.models.get_model_info(f"models:/{NAME}@champion")
+
+    (image,) = info.signature.inputs.inputs
+    assert (image.name, image.type, image.shape) == (
+        "image",
+        np.dtype("uint8"),
+        (-1, IMAGE_SIZE, IMAGE_SIZE, 3),
+    )
+    (probabilities,) = info.signature.outputs.inputs
+    assert (probabilities.name, probabilities.type, probabilities.shape) == (
+        "probabilities",
+        np.dtype("float32"),
+        (-1, len(CLASS_NAMES)),
+    )
+    assert info.metadata == METADATA
+    assert info.run_id == in_registry.run_id
+
+
+def test_a_registered_model_has_its_input_example(in_registry: Registry) -> None:
+    folder = resolve_model(f"models:/{NAME}@champion").path.parent
+    example = mlflow.models.Model.load(folder).load_input_example(str(folder))
+    np.testing.assert_array_equal(example["image"], EXAMPLE)
+
+
+def test_a_registered_model_has_the_keras_file_beside_it(in_registry: Registry) -> None:
+    folder = resolve_model(f"models:/{NAME}@champion").path.parent
+    (keras_file,) = folder.rglob("*.keras")
+    assert keras_file.read_bytes() == b"the same model for Keras"
+
+
+@pytest.mark.parametrize(
+    ("uri", "version"), [("@champion", "2"), ("/1", "1"), ("/2", "2"), ("/latest", "2")]
+)
+def test_a_model_is_found_by_alias_and_by_version(
+    in_registry: Registry, uri: str, version: str
+) -> None:
+    model = resolve_model(f"models:/{NAME}{uri}")
+
+    assert (model.name, model.version) == (NAME, version)
+    assert Predictor(model.path).class_names == CLASS_NAMES
+
+
+def test_a_model_is_found_by_its_run(in_registry: Registry) -> None:
+    uri = f"runs:/{in_registry.run_id}/model"
+
+    model = resolve_model(uri)
+
+    assert (model.name, model.version) == (uri, None)
+    assert Predictor(model.path).class_names == CLASS_NAMES
+
+
+def test_a_model_is_found_by_the_path_of_its_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "my models"
+    folder.mkdir()
+    path = write_classifier(folder / "tiny.onnx")
+    monkeypatch.chdir(folder)
+
+    for uri in (str(path), "tiny.onnx", path.as_uri()):
+        assert resolve_model(uri) == tracking.ResolvedModel(path, name="tiny", version=None)
+
+
+@pytest.mark.parametrize(
+    "uri",
+    [
+        f"models:/{NAME}@challenger",
+        f"models:/{NAME}/99",
+        "models:/cats@champion",
+        "models:/cats",
+        "runs:/nothing/model",
+        "nonsense://models/1",
+    ],
+)
+def test_a_missing_model_is_told_how_to_make_one(in_registry: Registry, uri: str) -> None:
+    with pytest.raises(ModelNotFoundError) as told:
+        resolve_model(uri)
+    assert str(told.value).startswith(f"no model {uri} in sqlite:///{in_registry.home}/mlflow.db (")
+    assert "`ray job submit --working-dir . -- python -m jobs.train --data DIR`" in str(told.value)
+
+
+@pytest.mark.parametrize("uri", ["missing.onnx", "mask-detector@champion", "."])
+def test_a_missing_file_is_told_what_is_allowed(uri: str, working_directory: Path) -> None:
+    with pytest.raises(ModelNotFoundError) as told:
+        resolve_model(uri)
+    assert str(told.value) == (
+        "model_uri must be an MLflow model URI (models:/name@alias) or an .onnx file; "
+        f"there is no file {working_directory / uri}"
+    )
