@@ -90,7 +90,7 @@ class TestAugment:
 
         steps = ("_posed", "_occluded", "_lit", "_blurred", "_noisy", "_recompressed")
         for name in steps:
-            monkeypatch.setattr(augment, name, counting(name))
+            monkeypatch.setattr(augmentation, name, counting(name))
         rng, image = draw(0), photo()
         for _ in range(2000):
             augment(image, rng)

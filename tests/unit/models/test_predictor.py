@@ -121,7 +121,7 @@ def test_names_a_missing_file(tmp_path: Path) -> None:
 
 def test_loads_neither_ray_nor_training_code() -> None:
     code = (
-        "import json, sys, mask_ray.predictor; "
+        "import json, sys, mask_ray.models.predictor; "
         "print(json.dumps(sorted({m.partition('.')[0] for m in sys.modules})))"
     )
     printed = subprocess.run(
