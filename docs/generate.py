@@ -119,7 +119,7 @@ These are the keys below `args` in `serve_config.yaml`. A wrong value stops the 
 line that names the field. [Serve](../guides/serve.md) and [Operate](../guides/operate.md) explain
 how they work together.
 
-{_table(settings.model_fields, "Setting", _setting)}
+{_table(_fields(settings), "Setting", _setting)}
 
 ## The file
 
@@ -143,9 +143,16 @@ def load(path: str) -> type[BaseModel]:
 
 def own_fields(command: Command) -> dict[str, FieldInfo]:
     """The fields that the command's section lists: all, but those listed with `shares`."""
-    fields = load(command.settings).model_fields
     shared = _shared_fields(command)
+    fields = _fields(load(command.settings))
     return {name: field for name, field in fields.items() if not _same(field, shared.get(name))}
+
+
+def _fields(settings: type[BaseModel]) -> dict[str, FieldInfo]:
+    """All fields: those of the class itself first, then those of its bases."""
+    names = (name for base in settings.__mro__ for name in inspect.get_annotations(base))
+    fields = settings.model_fields
+    return {name: fields[name] for name in dict.fromkeys(names) if name in fields}
 
 
 def _shared_fields(command: Command) -> dict[str, FieldInfo]:
