@@ -193,6 +193,28 @@ def test_every_page_is_in_the_navigation() -> None:
     assert listed == sorted(str(page.relative_to(DOCS)) for page in DOCS.rglob("*.md"))
 
 
+@pytest.mark.parametrize("page", PAGES, ids=NAMES)
+def test_files_that_are_named_exist(page: Path) -> None:
+    for path in re.findall(
+        r"`((?:mask_ray|jobs|benchmarks|tests|docs)/[\w./-]*)`", page.read_text()
+    ):
+        assert (ROOT / path).exists(), path
+
+
+def test_the_tour_leads_to_files_that_exist() -> None:
+    names = re.findall(
+        r"`([\w/]+(?:/|\.(?:py|json|html\.j2)))`", (DOCS / "development/tour.md").read_text()
+    )
+    package = [path.relative_to(ROOT / "mask_ray") for path in (ROOT / "mask_ray").rglob("*")]
+
+    def exists(name: str) -> bool:
+        found = (path for path in package if f"/{path}".endswith(f"/{name.rstrip('/')}"))
+        return any(found) or (ROOT / name).exists()
+
+    assert names
+    assert [name for name in names if not exists(name)] == []
+
+
 def test_variables_of_the_project_are_documented() -> None:
     code = "".join(path.read_text() for path in (ROOT / "mask_ray").rglob("*.py"))
     page = (DOCS / "reference/state-and-environment.md").read_text()
