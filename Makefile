@@ -23,7 +23,7 @@ TESTS ?= tests
 
 NO_HAPROXY = $(if $(filter 0,$(HAPROXY)),--no-haproxy)
 
-.PHONY: help setup demo serve test check format horovod-gpu clean
+.PHONY: help setup demo serve test check format docs horovod-gpu clean
 
 help: ## List these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -55,6 +55,11 @@ check: setup ## Format, lint, types, import rules and fast tests, in two minutes
 format: setup ## Format the code and mend what the linter can
 	@ruff format .
 	@ruff check --fix .
+
+docs: setup ## Build the documentation into site/; a broken link fails
+	@python docs/generate.py
+	@NO_MKDOCS_2_WARNING=1 $(UV) run --locked --only-group docs mkdocs build --strict
+	@echo "site/index.html"
 
 horovod-gpu: | cuda compiler $(UV) ## Build Horovod with NCCL, for GPUs, as a wheel in dist/
 	@UV="$(UV)" bash mask_ray/horovod/build_gpu.sh

@@ -1,4 +1,4 @@
-"""The curl recipes of the README's section on serving, run as they stand but for the port."""
+"""The curl recipes of the README and the guides, run as they stand but for the port."""
 
 import json
 import os
@@ -23,20 +23,35 @@ URL = "http://127.0.0.1:8000"
 TOKEN = "s3cret"
 
 
-def section(title: str) -> str:
-    text = (ROOT / "README.md").read_text()
-    return text.split(f"\n{title}\n", 1)[1].split("\n## ", 1)[0]
+PAGES = [
+    ROOT / "README.md",
+    ROOT / "docs/quickstart.md",
+    *sorted((ROOT / "docs/guides").glob("*.md")),
+]
 
 
-def commands(text: str) -> list[str]:
-    """Indented lines that run curl, each with those it goes on from or into."""
-    blocks = re.findall(r"(?:^    .*\n)+", text, re.MULTILINE)
-    lines = re.sub(r"(\||\\)\n", r"\1 ", "".join(blocks)).splitlines()
+def blocks(page: Path, language: str) -> list[str]:
+    """The code in fences of a language."""
+    fence = re.compile(rf"^```{language}\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+    return fence.findall(page.read_text())
+
+
+def commands(page: Path) -> list[str]:
+    """Commands that run curl, each with the lines that it continues from or into."""
+    lines = re.sub(r"(\||\\)\n", r"\1 ", "\n".join(blocks(page, "bash"))).splitlines()
     joined = [re.sub(r"\\ +", "", line.strip()) for line in lines]
     return [command for command in joined if re.search(r"(^|\| *)curl ", command)]
 
 
-RECIPES = commands(section("## Serve"))
+def answers_shown() -> Iterator[tuple[str, dict[str, Any]]]:
+    """The predictions that pages show, by page."""
+    for page in PAGES:
+        for block in blocks(page, "json"):
+            yield page.name, json.loads(block)
+
+
+RECIPES = list(dict.fromkeys(command for page in PAGES for command in commands(page)))
+ANSWERS = list(answers_shown())
 
 
 @pytest.fixture(scope="module")
@@ -81,13 +96,18 @@ def run(recipe: str, folder: Path, url: str) -> Any:
     return json.loads(done.stdout)
 
 
-def test_the_readme_has_a_recipe_for_each_way_in() -> None:
+def test_there_is_a_recipe_for_each_way_in() -> None:
     kinds = ["Content-Type: image/jpeg", "-F image=", '"image":', "-F images=", '"images":']
     kinds += ["top_k", "/v2/models/mask-detector", '"datatype"', "Authorization: Bearer"]
 
     for kind in kinds:
         assert any(kind in recipe for recipe in RECIPES), kind
     assert all(URL in recipe for recipe in RECIPES)
+
+
+def test_the_readme_shows_how_to_ask_and_what_is_answered() -> None:
+    assert commands(ROOT / "README.md")
+    assert "README.md" in [page for page, _ in ANSWERS]
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
@@ -105,16 +125,15 @@ def test_a_recipe_works(recipe: str, folder: Path, url: str, guarded_url: str) -
         assert prediction["model"]["name"] == "mask-detector"
 
 
-def test_the_answer_shown_is_of_the_form_that_comes(folder: Path, url: str) -> None:
-    shown = re.search(r'^    (\{"label".*?\n)\n', section("## Serve"), re.MULTILINE | re.DOTALL)
-    assert shown is not None
-    documented = json.loads(shown[1])
-
+@pytest.mark.parametrize(("page", "documented"), ANSWERS)
+def test_the_answer_shown_is_of_the_form_that_comes(
+    page: str, documented: dict[str, Any], folder: Path, url: str
+) -> None:
     answer = run(RECIPES[0], folder, url)
 
-    assert documented.keys() == answer.keys()
+    assert documented.keys() == answer.keys(), page
     for key in ("probabilities", "model"):
-        assert documented[key].keys() == answer[key].keys()
+        assert documented[key].keys() == answer[key].keys(), page
 
 
 def test_without_its_token_the_guarded_recipe_fails(folder: Path, guarded_url: str) -> None:
