@@ -22,7 +22,6 @@ from tests.support.project import ROOT
 URL = "http://127.0.0.1:8000"
 TOKEN = "s3cret"
 
-
 PAGES = [
     ROOT / "README.md",
     ROOT / "docs/quickstart.md",

@@ -403,7 +403,7 @@ def test_a_replica_stays_small_and_free_of_training_code(client: httpx.Client) -
 
 def test_importing_the_application_imports_no_training_code() -> None:
     code = (
-        "import json, sys, mask_ray.serving; "
+        "import json, sys, mask_ray.serving.deployment; "
         "print(json.dumps(sorted({m.partition('.')[0] for m in sys.modules})))"
     )
     printed = subprocess.run(

@@ -12,9 +12,9 @@ from urllib.parse import unquote
 
 import pytest
 import yaml
-from conftest import ROOT
 
 from mask_ray import cli
+from tests.support.project import ROOT
 
 DOCS = ROOT / "docs"
 README = ROOT / "README.md"
