@@ -15,7 +15,7 @@ import yaml
 from conftest import ROOT
 from onnx_files import write_classifier
 
-from benchmarks import cluster
+from benchmarks.support import cluster
 from mask_ray import ingress, processes
 from mask_ray.demo import free_port
 

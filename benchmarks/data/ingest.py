@@ -21,7 +21,8 @@ import psutil
 import ray
 from pydantic import Field
 
-from benchmarks import machine, memory, script, table
+from benchmarks.data import streaming
+from benchmarks.support import machine, script, table
 from mask_ray import data
 from mask_ray.config import DataSettings, Settings
 
@@ -100,7 +101,7 @@ def _run(settings: IngestSettings) -> None:
             folders = [
                 _repeated(photos, count, Path(name, str(count))) for count in settings.memory_images
             ]
-            memory.compare(folders, settings.object_store_mb)
+            streaming.compare(folders, settings.object_store_mb)
 
 
 def _photos(folders: list[Path]) -> dict[str, list[Path]]:
@@ -218,5 +219,6 @@ def _print_rates(image_size: int, pipelines: list[Pipeline]) -> None:
     print(f"\n{table.render(header, rows)}", flush=True)
 
 
-if __name__ == "__main__":
+def main() -> None:
+    """Run the benchmark with the flags of the command line."""
     script.main(IngestSettings, _run)

@@ -13,8 +13,8 @@ from typing import Any
 import ray
 from pydantic import Field
 
-from benchmarks import machine, script, table
-from benchmarks.memory import run_and_watch
+from benchmarks.support import machine, script, table
+from benchmarks.support.memory import run_and_watch
 from mask_ray.cli import parse
 from mask_ray.config import ImageLimits, InspectSettings, Settings
 from mask_ray.images import decode_resized
@@ -83,7 +83,7 @@ def _inspect(
         own.symlink_to(photo.resolve())
     flags = ["--data", str(source), "--output", str(folder / f"report_{num}")]
     limits = [str(settings.num_cores), str(settings.object_store_mb)]
-    command = [sys.executable, "-m", __spec__.name, "inspect", *limits, *flags]
+    command = [sys.executable, "-m", "benchmarks.inspection", "inspect", *limits, *flags]
     return run_and_watch(command, f"inspecting {num} images")
 
 
@@ -105,7 +105,8 @@ def _inspect_in_own_ray(num_cores: str, object_store_mb: str, *flags: str) -> No
     print(json.dumps({"num_images": found["num_images"], "seconds": seconds}))
 
 
-if __name__ == "__main__":
+def main() -> None:
+    """Run the benchmark, or with `inspect` one inspection of it, in a process of its own."""
     if sys.argv[1:2] == ["inspect"]:
         _inspect_in_own_ray(*sys.argv[2:])
     else:

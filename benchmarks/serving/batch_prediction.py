@@ -19,8 +19,9 @@ import numpy as np
 import ray
 from pydantic import Field
 
-from benchmarks import machine, script, served_models, table
-from benchmarks.memory import run_and_watch
+from benchmarks.serving import served_models
+from benchmarks.support import machine, script, table
+from benchmarks.support.memory import run_and_watch
 from mask_ray import batch_prediction
 from mask_ray.cli import parse
 from mask_ray.config import ImageLimits, Settings
@@ -97,7 +98,7 @@ def _predict(
         (source / f"{number:07}{photo.suffix}").symlink_to(photo.resolve())
     own = [str(settings.num_cores), str(settings.object_store_mb)]
     flags = [str(source), "--model-uri", str(model), "--output", str(folder / f"{num}.parquet")]
-    command = [sys.executable, "-m", __spec__.name, "predict", *own, *flags]
+    command = [sys.executable, "-m", "benchmarks.batch_prediction", "predict", *own, *flags]
     return run_and_watch(command, f"predicting {num} images")
 
 
@@ -139,7 +140,8 @@ def _predict_in_own_ray(num_cores: str, object_store_mb: str, *flags: str) -> No
     print(json.dumps(batch_prediction.run(parse(PredictSettings, list(flags)))))
 
 
-if __name__ == "__main__":
+def main() -> None:
+    """Run the benchmark, or with `predict` one prediction of it, in a process of its own."""
     if sys.argv[1:2] == ["predict"]:
         _predict_in_own_ray(*sys.argv[2:])
     else:

@@ -11,9 +11,10 @@ from pathlib import Path
 import psutil
 from pydantic import Field
 
-from benchmarks import load, machine, script, serving, table
-from benchmarks.load import Load
-from benchmarks.servers import all_servers
+from benchmarks.serving import comparison, load
+from benchmarks.serving.load import Load
+from benchmarks.serving.servers import all_servers
+from benchmarks.support import machine, script, table
 from mask_ray.config import MaskRayError, TrainSettings
 
 _SAMPLE_EVERY_S = 2.0
@@ -25,7 +26,7 @@ _MEAN_OVER_S = 20
 _PSS = re.compile(r"^Pss: +(\d+) kB$", re.MULTILINE)
 
 
-class SoakSettings(serving.ServingSettings):
+class SoakSettings(comparison.ServingSettings):
     """Find the highest rate, then ask at a share of it for long, and watch the replicas."""
 
     minutes: float = Field(15, gt=1.5, description="How long.")
@@ -72,7 +73,7 @@ def _run(settings: SoakSettings) -> None:
     server = all_servers("")["mask_ray"]
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as name:
         folder = Path(name)
-        models = serving.write_models(settings, settings.image_size, folder)
+        models = comparison.write_models(settings, settings.image_size, folder)
         bodies = load.write_bodies(photos, server.form, folder / "bodies")
         with server.run(models) as url:
             highest, soak, samples = _soak(settings, url, bodies)
@@ -150,5 +151,6 @@ def _replica_counts(samples: list[Sample]) -> str:
     return f"{samples[0].num_replicas}, {samples[-1].num_replicas}"
 
 
-if __name__ == "__main__":
+def main() -> None:
+    """Run the benchmark with the flags of the command line."""
     script.main(SoakSettings, _run)

@@ -1,26 +1,20 @@
-"""The highest memory that all processes of a Ray take together while images stream through it."""
+"""The peak memory of a process and all its children."""
 
 import json
 import re
 import subprocess
-import sys
 import time
 from collections import Counter
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import psutil
-import ray
 
-from benchmarks import table
-from mask_ray import data
-from mask_ray.config import DataSettings, MaskRayError
+from mask_ray.config import MaskRayError
 
-IMAGE_SIZE = 128
-_SAMPLE_EVERY_S = 1
+SAMPLE_EVERY_S = 1
 
 # The kernel's own account of a process, in which a page that n processes share counts 1/n. Shmem
 # is Ray's object store.
@@ -28,57 +22,15 @@ _FIELDS = {"Pss": "all", "Pss_Shmem": "object store"}
 _PSS = re.compile(rf"^({'|'.join(_FIELDS)}): +(\d+) kB$", re.MULTILINE)
 
 
-@dataclass(frozen=True)
-class Streamed:
-    """What streaming some images took.
-
-    Args:
-        num_images: That came.
-        seconds: Of reading and decoding all of them twice: to check them, and to use them.
-        peak_mb: The highest memory of all processes at one moment, in MiB.
-        store_mb: What of it was Ray's object store.
-    """
-
-    num_images: int
-    seconds: float
-    peak_mb: float
-    store_mb: float
-
-
-def compare(folders: Sequence[Path], object_store_mb: int) -> None:
-    """Stream each folder, in a Ray of its own, and print the table."""
-    runs = [_stream_and_watch(folder, object_store_mb) for folder in folders]
-    header = ["images", "decoded, MiB", "peak, MiB", "in the object store", "others"]
-    header += ["seconds", "of the first"]
-    rows = [
-        [
-            str(run.num_images),
-            f"{run.num_images * IMAGE_SIZE**2 * 3 / 2**20:.0f}",
-            f"{run.peak_mb:.0f}",
-            f"{run.store_mb:.0f}",
-            f"{run.peak_mb - run.store_mb:.0f}",
-            f"{run.seconds:.0f}",
-            f"{run.peak_mb / runs[0].peak_mb:.2f}",
-        ]
-        for run in runs
-    ]
-    print(
-        f"\nMemory of the driver and all of Ray's processes at {IMAGE_SIZE} px, every "
-        f"{_SAMPLE_EVERY_S} s (PSS: a shared page counts once); object store of "
-        f"{object_store_mb} MiB\n\n{table.render(header, rows)}"
-    )
-
-
-def _stream_and_watch(folder: Path, object_store_mb: int) -> Streamed:
-    command = [sys.executable, "-m", __spec__.name, str(folder), str(object_store_mb)]
-    return Streamed(**run_and_watch(command, f"streaming {folder}"))
-
-
 def run_and_watch(command: Sequence[str], what: str) -> dict[str, Any]:
-    """The JSON of a command's last line, with `peak_mb` and `store_mb` as in `Streamed`.
+    """Run a command that prints JSON on its last line, and sample its memory.
+
+    Returns:
+        That JSON with two entries more, in MiB at the moment of the highest total: `peak_mb`, the
+        memory of all processes, and `store_mb`, the share of Ray's object store.
 
     Raises:
-        MaskRayError: it fails; the message begins with `what`.
+        MaskRayError: the command failed; the message begins with `what`.
     """
     peak: Counter[str] = Counter()
     with subprocess.Popen(
@@ -86,7 +38,7 @@ def run_and_watch(command: Sequence[str], what: str) -> dict[str, Any]:
     ) as process:
         while process.poll() is None:
             peak = max(peak, _memory_kb(process.pid), key=lambda sample: sample["Pss"])
-            time.sleep(_SAMPLE_EVERY_S)
+            time.sleep(SAMPLE_EVERY_S)
         output = process.stdout.read() if process.stdout else ""
     if process.returncode:
         raise MaskRayError(f"{what} ended with exit code {process.returncode}")
@@ -95,7 +47,7 @@ def run_and_watch(command: Sequence[str], what: str) -> dict[str, Any]:
 
 
 def _memory_kb(pid: int) -> Counter[str]:
-    """Summed over the process and all below it."""
+    """Sum over the process and all its descendants."""
     total: Counter[str] = Counter()
     with suppress(psutil.NoSuchProcess):
         for process in (root := psutil.Process(pid), *root.children(recursive=True)):
@@ -103,26 +55,3 @@ def _memory_kb(pid: int) -> Counter[str]:
                 rollup = Path("/proc", str(process.pid), "smaps_rollup").read_text()
                 total.update({name: int(size) for name, size in _PSS.findall(rollup)})
     return total
-
-
-def main() -> None:
-    """Stream the folder of the command line; the last line printed is what it took, as JSON."""
-    folder, object_store_mb = sys.argv[1:]
-    ray.init(
-        address="local",
-        include_dashboard=False,
-        log_to_driver=False,
-        logging_level="ERROR",
-        object_store_memory=int(object_store_mb) * 2**20,
-    )
-    began = time.perf_counter()
-    # Also the few images must stream, or the two would not compare.
-    data.KEPT_SHARE_OF_OBJECT_STORE = 0
-    images = data.load(DataSettings(data=folder), IMAGE_SIZE, task_cpus=1).split(*data.SPLITS)
-    num_images = sum(len(batch["image"]) for batch in images.iter_batches(batch_size=64))
-    seconds = time.perf_counter() - began
-    print(json.dumps({"num_images": num_images, "seconds": seconds}))
-
-
-if __name__ == "__main__":
-    main()

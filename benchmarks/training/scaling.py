@@ -36,8 +36,8 @@ import numpy as np
 from mlflow import MlflowClient
 from pydantic import Field
 
-from benchmarks import cluster, machine, script, table
-from benchmarks.job import ROOT
+from benchmarks import ROOT
+from benchmarks.support import cluster, machine, script, table
 from mask_ray.config import MaskRayError, Settings, TrainSettings
 
 _PACKAGES = ("ray", "tensorflow", "keras", "horovod")
@@ -210,7 +210,7 @@ def _plain_loops(
     settings: ScalingSettings, arrays: Path, num_loops: int
 ) -> Iterator[list["subprocess.Popen[str]"]]:
     flags = {"arrays": arrays, "weights": settings.backbone_weights.resolve()}
-    command = [sys.executable, "-m", "benchmarks.plain_loop"]
+    command = [sys.executable, "-m", "benchmarks.training.plain_loop"]
     command += [text for name, value in flags.items() for text in (f"--{name}", str(value))]
     command += ["--finetune-from", _DEFAULTS.finetune_from, "--batch-size", f"{_IMAGES_PER_WORKER}"]
     cores = sorted(os.sched_getaffinity(0))
@@ -311,5 +311,6 @@ def _num_trained() -> int:
     return sum(weight.numpy().size for weight in model.trainable_variables)
 
 
-if __name__ == "__main__":
+def main() -> None:
+    """Run the benchmark with the flags of the command line."""
     script.main(ScalingSettings, _run)

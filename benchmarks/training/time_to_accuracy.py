@@ -13,7 +13,9 @@ from typing import Any
 
 from pydantic import Field
 
-from benchmarks import cluster, job, machine, script, splits, table
+from benchmarks import ROOT
+from benchmarks.support import cluster, machine, script, table
+from benchmarks.training import job, splits
 from mask_ray import data, weights
 from mask_ray.config import DataSettings, MaskRayError, Settings, TrainSettings
 
@@ -88,7 +90,7 @@ def _peer(
     print(f"\n{label}", flush=True)
     flags = {"photos": scratch / "photos.json", "weights": weights_file, "target": settings.target}
     flags |= {"max-epochs": settings.max_epochs, "seed": settings.seed}
-    command = [sys.executable, "-m", "benchmarks.peers", which]
+    command = [sys.executable, "-m", "benchmarks.training.peers", which]
     command += [text for flag, value in flags.items() for text in (f"--{flag}", str(value))]
     began = time.perf_counter()
     last_line = ""
@@ -97,7 +99,7 @@ def _peer(
     with (
         log.open("w") as errors,
         subprocess.Popen(
-            command, cwd=job.ROOT, stdout=subprocess.PIPE, stderr=errors, text=True
+            command, cwd=ROOT, stdout=subprocess.PIPE, stderr=errors, text=True
         ) as process,
     ):
         assert process.stdout is not None
@@ -192,5 +194,6 @@ def _print_stages(jobs: dict[str, job.Job]) -> None:
     print(table.render(["", *(name.removeprefix("mask_ray, ") for name in jobs)], rows))
 
 
-if __name__ == "__main__":
+def main() -> None:
+    """Run the benchmark with the flags of the command line."""
     script.main(TimeToAccuracySettings, _run)

@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING
 
 from pydantic import Field
 
-from benchmarks import machine, script, table
+from benchmarks.support import machine, script, table
 from mask_ray.config import Settings, Source, TrainSettings
 
 if TYPE_CHECKING:
-    from benchmarks.alternating import Pairs
+    from benchmarks.training.alternating import Pairs
 
 _PACKAGES = ("ray", "tensorflow", "keras", "horovod")
 _BATCH_SIZE = 32
@@ -39,7 +39,7 @@ class TrainerOverheadSettings(Settings):
 def _run(settings: TrainerOverheadSettings) -> None:
     print(machine.describe(*_PACKAGES), flush=True)
     core = _leave_one_core()
-    from benchmarks import alternating  # Ray reads the environment as it is imported
+    from benchmarks.training import alternating  # Ray reads the environment as it is imported
 
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as home:
         os.environ["MASK_RAY_HOME"] = home
@@ -110,5 +110,6 @@ worker CPU, others' CPU: seconds that the worker, and all other processes of thi
   spend on 1,000 images."""
 
 
-if __name__ == "__main__":
+def main() -> None:
+    """Run the benchmark with the flags of the command line."""
     script.main(TrainerOverheadSettings, _run)
