@@ -8,12 +8,14 @@ does.
 """
 
 import itertools
+import logging
 import statistics
 import tempfile
 import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -126,7 +128,12 @@ def _repeated(photos: dict[str, list[Path]], num_files: int, folder: Path) -> Pa
 
 def _compare_rates(settings: IngestSettings, folder: Path) -> None:
     began = time.perf_counter()
-    ray.init(address="local", include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+    ray.init(
+        address="local",
+        include_dashboard=False,
+        log_to_driver=False,
+        logging_level=logging.ERROR,
+    )
     ray_start_s = time.perf_counter() - began
     began = time.perf_counter()
     import tensorflow  # noqa: F401 - its import is what is timed
@@ -138,9 +145,9 @@ def _compare_rates(settings: IngestSettings, folder: Path) -> None:
     )
     for image_size in settings.image_sizes:
         pipelines = [
-            Pipeline("mask_ray (Ray Data)", lambda size=image_size: _ray_data(folder, size)),
-            Pipeline("tf.data", lambda size=image_size: _tf_data(folder, size, False)),
-            Pipeline("tf.data, antialias", lambda size=image_size: _tf_data(folder, size, True)),
+            Pipeline("mask_ray (Ray Data)", partial(_ray_data, folder, image_size)),
+            Pipeline("tf.data", partial(_tf_data, folder, image_size, False)),
+            Pipeline("tf.data, antialias", partial(_tf_data, folder, image_size, True)),
         ]
         for pipeline in pipelines:
             pipeline.warm_up()

@@ -1,6 +1,7 @@
 """The peak memory of Ray while images stream through Ray Data."""
 
 import json
+import logging
 import sys
 import time
 from collections.abc import Sequence
@@ -70,7 +71,7 @@ def main() -> None:
         address="local",
         include_dashboard=False,
         log_to_driver=False,
-        logging_level="ERROR",
+        logging_level=logging.ERROR,
         object_store_memory=int(object_store_mb) * 2**20,
     )
     began = time.perf_counter()
