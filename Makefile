@@ -23,7 +23,7 @@ TESTS ?= tests
 
 NO_HAPROXY = $(if $(filter 0,$(HAPROXY)),--no-haproxy)
 
-.PHONY: help setup demo serve test check format docs horovod-gpu clean
+.PHONY: help setup demo serve test coverage check format docs horovod-gpu clean
 
 help: ## List these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -44,6 +44,9 @@ serve: setup ## Serve the champion at http://127.0.0.1:8000 until Ctrl-C
 
 test: setup ## Run all tests (TESTS=tests/test_x.py for some)
 	@python -m pytest $(TESTS)
+
+coverage: setup ## Run all tests and print how much of mask_ray they reach
+	@python -m pytest --cov $(TESTS)
 
 check: setup ## Format, lint, types, import rules and fast tests, in two minutes
 	@ruff format --check .

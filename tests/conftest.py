@@ -147,6 +147,6 @@ def cluster(module_home: Path) -> Iterator[dict[str, str]]:
             object_store_memory=300 * 2**20,
             include_dashboard=False,
             log_to_driver=False,
-        ).address_info["address"]
+        ).address_info["address"]  # type: ignore[attr-defined]
         yield os.environ | {"RAY_ADDRESS": address}
         ray.shutdown()

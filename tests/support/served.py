@@ -13,7 +13,7 @@ import psutil
 import pytest
 import yaml
 
-from benchmarks import cluster
+from benchmarks.support import cluster
 from mask_ray import processes
 from mask_ray.demo import free_port
 from mask_ray.serving import ingress
@@ -79,9 +79,8 @@ class Service:
 @contextmanager
 def served(folder: Path, haproxy: bool, **settings: Any) -> Iterator[Service]:
     """Serve with these settings, on free ports."""
-    names = ("RAY_SERVE_HAPROXY_STATS_PORT", "RAY_SERVE_HAPROXY_METRICS_PORT")
-    names += ("RAY_SERVE_FALLBACK_PROXY_HTTP_PORT",)
-    ports = {name: free_port() for name in names}
+    names = ("HAPROXY_STATS", "HAPROXY_METRICS", "FALLBACK_PROXY_HTTP")
+    ports = {f"RAY_SERVE_{name}_PORT": free_port() for name in names}
     with pytest.MonkeyPatch.context() as patch:
         for name, value in ingress.environment(haproxy).items():
             patch.setenv(name, value)

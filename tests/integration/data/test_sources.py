@@ -36,7 +36,7 @@ def _store(files: dict[str, bytes]) -> Iterator[None]:
 
 
 def summary(*given: object) -> Summary:
-    settings = DataSettings(data=[str(source) for source in given])  # type: ignore[arg-type]
+    settings = DataSettings(data=[str(source) for source in given])
     return data.load(settings, 32).summary
 
 

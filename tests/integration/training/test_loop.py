@@ -55,7 +55,10 @@ def test_horovod_is_told_what_is_given_and_nothing_else(
 def data_set(num_train: int) -> data.ImageData:
     """A data set of which nothing but its size is looked at."""
     counts: dict[Any, Counter[str]] = {"train": Counter(a=num_train)}
-    return data.ImageData(lambda splits: None, ["a", "b"], data.Summary(counts, "", {}), kept=True)
+    nothing: Any = None
+    return data.ImageData(
+        lambda splits: nothing, ["a", "b"], data.Summary(counts, "", {}), kept=True
+    )
 
 
 def test_fewer_images_than_workers_are_refused() -> None:
@@ -78,7 +81,7 @@ def test_workers_that_differ_in_steps_end_in_one_error(home: Path) -> None:
 
         if ray.train.get_context().get_world_rank() == 1:
             whole = loop.ImageBatches.train
-            loop.ImageBatches.train = lambda *given: islice(whole(*given), 1)
+            loop.ImageBatches.train = lambda *given: islice(whole(*given), 1)  # type: ignore[method-assign]
         loop.train(config)
 
     settings = TrainSettings(

@@ -432,8 +432,8 @@ def test_serve_config_explains_every_setting_and_has_the_defaults() -> None:
 
 
 def test_several_sources_are_one_a_line() -> None:
-    assert DataSettings(data=["a,b", "s3://c"]).data == "a,b\ns3://c"  # type: ignore[arg-type]
-    assert DataSettings(data="x", test_data=["y"]).test_data == "y"  # type: ignore[arg-type]
+    assert DataSettings(data=["a,b", "s3://c"]).data == "a,b\ns3://c"
+    assert DataSettings(data="x", test_data=["y"]).test_data == "y"
 
 
 def test_drawn_faces_are_a_source_alone() -> None:

@@ -220,7 +220,7 @@ def test_a_promotion_that_was_cut_off_is_completed_by_the_next(
 def test_a_champion_that_changes_meanwhile_is_compared_with_too(files: dict[str, Path]) -> None:
     promotion.run(NAME, "1", labelled_as(files["1"]), RULE)
     images = labelled_as(files["3"])
-    moved = []
+    moved: list[Any] = []
 
     def at(size: int) -> Any:
         if not moved:

@@ -95,7 +95,8 @@ def test_workers_that_leave_room_are_placed(
     nodes: Callable[..., None], given: dict[str, Any]
 ) -> None:
     nodes(2, 2)
-    assert plan(num_workers=2, **given).scaling.resources_per_worker["CPU"] >= 1
+    scaling: Any = plan(num_workers=2, **given).scaling
+    assert scaling.resources_per_worker["CPU"] >= 1
 
 
 def test_workers_that_would_leave_nothing_are_refused(nodes: Callable[..., None]) -> None:

@@ -91,7 +91,7 @@ def test_pixels_as_binary_data() -> None:
     images = parse_binary(tensor, PIXELS.tobytes()).images
 
     assert len(images) == 2
-    np.testing.assert_array_equal(np.stack(images), PIXELS)  # type: ignore[arg-type]
+    np.testing.assert_array_equal(np.stack(images), PIXELS)
 
 
 @pytest.mark.parametrize("data", [PIXELS.tolist(), PIXELS.ravel().tolist()])
@@ -101,7 +101,7 @@ def test_pixels_as_json_nested_or_flat(data: list[Any]) -> None:
     images = parse_json({"inputs": [tensor]}).images
 
     assert {image.dtype for image in images} == {np.dtype(np.uint8)}  # type: ignore[union-attr]
-    np.testing.assert_array_equal(np.stack(images), PIXELS)  # type: ignore[arg-type]
+    np.testing.assert_array_equal(np.stack(images), PIXELS)
 
 
 def test_what_other_servers_understand_is_passed_over() -> None:
@@ -456,7 +456,7 @@ def test_tritons_client_sends_pixels() -> None:
 
     request = parse_infer_request(body, str(length), PayloadLimits())
 
-    np.testing.assert_array_equal(np.stack(request.images), PIXELS)  # type: ignore[arg-type]
+    np.testing.assert_array_equal(np.stack(request.images), PIXELS)
     assert all(output.is_binary for output in request.outputs)
 
 

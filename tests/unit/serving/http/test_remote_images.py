@@ -409,7 +409,8 @@ def test_a_slow_host_is_given_up(attribute: str) -> None:
 
 def test_a_slow_resolver_is_given_up() -> None:
     async def stuck(host: str, port: int) -> list[str]:
-        return await asyncio.Event().wait() or []
+        await asyncio.Event().wait()
+        return []
 
     assert refusal(Host(), resolve=stuck, fetch_timeout_s=0.05)[0] == 422
 

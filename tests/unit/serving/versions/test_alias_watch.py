@@ -1,6 +1,6 @@
 """Which versions are served as aliases move. No Ray, registry or model files here."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -175,7 +175,7 @@ class Asked:
         self.loaded.append(version)
         if version in self.bad:
             raise self.bad[version]
-        return LoadedModel("faces", version, predictor=None)  # type: ignore[arg-type]
+        return LoadedModel("faces", version, predictor=None)
 
     def follower(self, ask: Callable[[str | None], Wanted] | None = None) -> VersionFollower:
         return VersionFollower(
@@ -281,7 +281,7 @@ class Times:
 
 def test_following_goes_on_after_any_error() -> None:
     asked = Asked()
-    wanted = iter([RuntimeError("the actor died"), Wanted("2")])
+    wanted: Iterator[Wanted | Exception] = iter([RuntimeError("the actor died"), Wanted("2")])
     follower = asked.follower()
 
     def ask(_: str | None) -> Wanted:
@@ -291,6 +291,6 @@ def test_following_goes_on_after_any_error() -> None:
         return outcome
 
     follower._ask = ask
-    follower.follow_every(0.1, Times(2))  # type: ignore[arg-type]
+    follower.follow_every(0.1, Times(2))
 
     assert follower.serving.champion.version == "2"

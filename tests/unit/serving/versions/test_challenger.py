@@ -1,6 +1,7 @@
 """Which images a challenger gets, and what is made of its answers."""
 
 import threading
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -78,7 +79,7 @@ def test_comparisons_are_counted() -> None:
     events = ModelEventCounts()
     comparer = Comparer(events)
     for agrees, difference in ((True, 0.1), (False, 0.5)):
-        comparer.offer(lambda a=agrees, d=difference: Comparison("1", "2", a, d))
+        comparer.offer(partial(Comparison, "1", "2", agrees, difference))
     comparer.close()
 
     assert events.counts() == {"compared": 2, "agreed": 1}

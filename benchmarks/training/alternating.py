@@ -96,7 +96,7 @@ def _plain_command(
     np.savez(arrays, **columns)
     flags = {"arrays": arrays, "weights": weights_file, "finetune-from": training.finetune_from}
     flags |= {"batch-size": training.batch_size}
-    plain = [sys.executable, "-m", "benchmarks.plain_loop"]
+    plain = [sys.executable, "-m", "benchmarks.training.plain_loop"]
     return plain + [text for name, value in flags.items() for text in (f"--{name}", str(value))]
 
 
@@ -109,7 +109,7 @@ def _fit(job: Job, training: TrainSettings, turns: dict[str, Any]) -> None:
 def _train_worker(config: dict[str, Any]) -> None:
     """Imports in the worker, not in the driver, what brings TensorFlow."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    from benchmarks import turns
+    from benchmarks.training import turns
 
     turns.train(config)
 
