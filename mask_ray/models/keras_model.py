@@ -11,7 +11,7 @@ import numpy as np
 from keras import layers
 from numpy.typing import NDArray
 
-from mask_ray.models import mobilenet
+from mask_ray.models import onnx_export
 from mask_ray.models.mobilenet import FEATURES_NAME, INPUT_NAME, OUTPUT_NAME
 
 
@@ -110,8 +110,8 @@ def export_onnx(model: keras.Model, path: Path, class_names: list[str], alpha: f
         class_names: For the file's metadata, which also holds the image size.
         alpha: The model's width multiplier.
     """
-    backbone = mobilenet.backbone_onnx(
+    backbone = onnx_export.backbone_onnx(
         model.get_layer("backbone").get_weights(), image_size=model.input_shape[1], alpha=alpha
     )
     kernel, bias = model.get_layer(OUTPUT_NAME).get_weights()
-    path.write_bytes(mobilenet.classifier_onnx(backbone, kernel, bias, class_names))
+    path.write_bytes(onnx_export.classifier_onnx(backbone, kernel, bias, class_names))

@@ -1,6 +1,6 @@
 """The head of an exported classifier: its temperature, and the feature map that it pools.
 
-Works on files, without a framework: the classifier of `mobilenet.classifier_onnx`, in floats or
+Works on files, without a framework: the classifier of `onnx_export.classifier_onnx`, in floats or
 in int8, and the `.keras` file of the same model.
 """
 

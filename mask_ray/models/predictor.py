@@ -123,7 +123,7 @@ def _rows_or_error(
 
 
 class FeatureExtractor:
-    """The backbone alone, loaded from the ONNX file that `mobilenet.backbone_onnx` makes."""
+    """The backbone alone, loaded from the ONNX file that `onnx_export.backbone_onnx` makes."""
 
     def __init__(self, onnx: bytes, num_threads: int = 1) -> None:
         self._session = ort.InferenceSession(

@@ -49,7 +49,7 @@ def quantize(float32: Path, int8: Path, images: Images) -> None:
     """Write an int8 version of a model, with the same inputs, outputs and metadata.
 
     Args:
-        float32: The model, as `mobilenet.classifier_onnx` makes it.
+        float32: The model, as `onnx_export.classifier_onnx` makes it.
         int8: The file to write.
         images: Training images, uint8 of shape (N, image_size, image_size, 3), N >= 1.
     """

@@ -15,6 +15,7 @@ from typing import Any
 from urllib.parse import unquote, urlparse
 
 import ray
+from ray._private.runtime_env.constants import RAY_JOB_CONFIG_JSON_ENV_VAR
 
 import mask_ray
 
@@ -39,6 +40,13 @@ def tags() -> dict[str, str]:
         "python_version": platform.python_version(),
         "platform": platform.platform(),
     }
+
+
+def ray_job_id() -> str:
+    """The submission id that `ray job` commands take, or the driver's own id outside a job."""
+    submitted = json.loads(os.environ.get(RAY_JOB_CONFIG_JSON_ENV_VAR, "{}"))
+    own: str = ray.get_runtime_context().get_job_id()
+    return str(submitted.get("metadata", {}).get("job_submission_id", own))
 
 
 def environment() -> dict[str, Any]:
