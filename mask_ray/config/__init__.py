@@ -4,6 +4,7 @@ Each job and the Serve application has one class here; its fields are the job's 
 keys of its YAML file. Nothing here reads files, talks to Ray or imports more than pydantic.
 """
 
+from mask_ray.config.backbone import ALPHAS, BLOCKS, IMAGE_SIZES
 from mask_ray.config.base import (
     CHALLENGER,
     CHAMPION,
@@ -39,7 +40,7 @@ from mask_ray.config.serving import (
     RemoteImageSettings,
     ServeSettings,
 )
-from mask_ray.config.training import ALPHAS, BLOCKS, IMAGE_SIZES, RunSettings, TrainSettings
+from mask_ray.config.training import RunSettings, TrainSettings
 from mask_ray.config.tuning import SEARCH_CHOICES, SEARCH_RANGES, TuneSettings
 
 __all__ = [
