@@ -31,7 +31,7 @@ from mask_ray.config.demo import DemoSettings
 from mask_ray.config.ingress import IngressSettings
 from mask_ray.config.inspection import InspectSettings
 from mask_ray.config.pipeline import PipelineSettings
-from mask_ray.config.promotion import PromoteSettings, PromotionRule
+from mask_ray.config.promotion import PromotionRule
 from mask_ray.config.serving import (
     DEFAULT_PORTS,
     MAX_FORM_FIELDS,
@@ -66,7 +66,6 @@ __all__ = [
     "MaskRayError",
     "PayloadLimits",
     "PipelineSettings",
-    "PromoteSettings",
     "PromotionRule",
     "RemoteImageSettings",
     "Repeatable",

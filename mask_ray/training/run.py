@@ -401,8 +401,8 @@ def _report(settings: TrainSettings, job: Job, exported: Export) -> dict[str, An
 def _promote(settings: TrainSettings, job: Job, version: str) -> tuple[bool, str]:
     if not settings.promote:
         return False, "promote is off"
-    images = promotion.held_out(settings, settings.image_size, job.images)
-    decision = promotion.run(settings.register_as, version, images, settings)
+    images = promotion.load_held_out(settings, settings.image_size, job.images)
+    decision = promotion.promote_if_better(settings.register_as, version, images, settings)
     return decision.promoted, decision.reason
 
 
