@@ -153,7 +153,7 @@ def promote_or_roll_back(
         return asdict(force_promotion(name, settings.version))
     model = tracking.RegisteredModel(name)
     _check_exists(model, settings.version)
-    source = _data_settings(stored_settings(model.run_of(settings.version)), settings.data)
+    source = _data_settings(stored_settings(model.run_id_of(settings.version)), settings.data)
     path = tracking.resolve_model(f"models:/{name}/{settings.version}").path
     images = load_held_out(source, Predictor(path).image_size)
     return asdict(promote_if_better(name, settings.version, images, settings))
@@ -201,8 +201,8 @@ def roll_back(name: str) -> Decision:
     previous = champions[-2]
     # The history first: if this process dies here, the champion is unchanged.
     model.set_tag(_CHAMPIONS_TAG, json.dumps(champions[:-1]))
-    model.move(CHAMPION, previous)
-    model.move(PREVIOUS, champions[-3] if len(champions) > 2 else None)
+    model.set_alias(CHAMPION, previous)
+    model.set_alias(PREVIOUS, champions[-3] if len(champions) > 2 else None)
     decision = Decision(previous, promoted=True, reason=f"rollback of version {current}")
     model.tag_version(current, {f"{_PREFIX}rolled_back": _now()})
     _say(name, decision)
@@ -313,13 +313,13 @@ def _make_champion(model: tracking.RegisteredModel, version: str) -> None:
     champions = _champions(model, aliases.get(CHAMPION))
     if champions[-1:] != [version]:
         # The alias first: if this process dies here, `_champions` still finds the whole history.
-        model.move(CHAMPION, version)
+        model.set_alias(CHAMPION, version)
         champions.append(version)
     model.set_tag(_CHAMPIONS_TAG, json.dumps(champions))
     if len(champions) > 1:
-        model.move(PREVIOUS, champions[-2])
+        model.set_alias(PREVIOUS, champions[-2])
     if aliases.get(CHALLENGER) == version:
-        model.move(CHALLENGER, None)
+        model.set_alias(CHALLENGER, None)
 
 
 def _champions(model: tracking.RegisteredModel, current: str | None) -> list[str]:

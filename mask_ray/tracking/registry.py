@@ -11,7 +11,7 @@ from mlflow.exceptions import MlflowException
 from mlflow.store.artifact.utils.models import get_model_name_and_version
 
 from mask_ray.config import MaskRayError, tracking_uri
-from mask_ray.tracking.store import clear_errors, connect
+from mask_ray.tracking.store import connect, translate_errors
 
 _ONNX_FILE = "model.onnx"
 
@@ -22,7 +22,7 @@ class ModelNotFoundError(MaskRayError):
 
 @dataclass(frozen=True)
 class ResolvedModel:
-    """A model file on this machine, and what the registry calls it."""
+    """A model file on this machine, with its name and version in the registry."""
 
     path: Path
     name: str
@@ -30,49 +30,49 @@ class ResolvedModel:
 
 
 class RegisteredModel:
-    """A name in the registry: its versions, what is said of them, and its aliases."""
+    """A registered model: its versions, their tags, and its aliases."""
 
     def __init__(self, name: str) -> None:
         self.name = name
-        with clear_errors():
+        with translate_errors():
             connect()
             self._client = MlflowClient()
 
     def tags(self) -> dict[str, str]:
-        """What is said of the model as a whole."""
-        with clear_errors():
+        """Return the tags of the model as a whole."""
+        with translate_errors():
             return dict(self._client.get_registered_model(self.name).tags)
 
     def set_tag(self, key: str, value: str) -> None:
-        """Say it of the model as a whole."""
-        with clear_errors():
+        """Set a tag of the model as a whole."""
+        with translate_errors():
             self._client.set_registered_model_tag(self.name, key, value)
 
     def has_version(self, version: str) -> bool:
-        """Whether there is such a version."""
-        with clear_errors():
+        """Return whether there is such a version."""
+        with translate_errors():
             found = self._client.search_model_versions(f"name = '{self.name}'")
         return version in {str(known.version) for known in found}
 
-    def run_of(self, version: str) -> str:
-        """The id of the run that made a version."""
-        with clear_errors():
+    def run_id_of(self, version: str) -> str:
+        """Return the id of the run that made a version."""
+        with translate_errors():
             return str(self._client.get_model_version(self.name, version).run_id)
 
     def version_tags(self, version: str) -> dict[str, str]:
-        """What is said of a version."""
-        with clear_errors():
+        """Return the tags of a version."""
+        with translate_errors():
             return dict(self._client.get_model_version(self.name, version).tags)
 
     def tag_version(self, version: str, tags: Mapping[str, str]) -> None:
-        """Say it of a version."""
-        with clear_errors():
+        """Set tags of a version."""
+        with translate_errors():
             for key, value in tags.items():
                 self._client.set_model_version_tag(self.name, version, key, value)
 
-    def move(self, alias: str, version: str | None) -> None:
-        """Have the alias name this version, or none."""
-        with clear_errors():
+    def set_alias(self, alias: str, version: str | None) -> None:
+        """Point the alias to this version; None deletes the alias."""
+        with translate_errors():
             if version is None:
                 self._client.delete_registered_model_alias(self.name, alias)
             else:
@@ -80,23 +80,23 @@ class RegisteredModel:
 
 
 def resolve_model(uri: str) -> ResolvedModel:
-    """Find a model's ONNX file, fetching it from the registry if need be.
+    """Find a model's ONNX file; download it from the registry if needed.
 
     Args:
         uri: An MLflow model URI (`models:/name@alias`, `models:/name/3`, `runs:/.../model`) or
             the path of an `.onnx` file.
 
     Raises:
-        ModelNotFoundError: there is none; the message says which command makes one.
+        ModelNotFoundError: there is none; the message names a command that makes one.
     """
     if ":/" not in uri or uri.startswith("file:"):
         return _model_file(Path(unquote(urlparse(uri).path)) if ":/" in uri else Path(uri))
     connect()
     try:
         name, version = _name_and_version(uri)
-        # By version: an alias may move in the meantime.
-        found = uri if version is None else f"models:/{name}/{version}"
-        folder = Path(mlflow.artifacts.download_artifacts(artifact_uri=found))
+        # By version, since the alias may move meanwhile.
+        exact_uri = uri if version is None else f"models:/{name}/{version}"
+        folder = Path(mlflow.artifacts.download_artifacts(artifact_uri=exact_uri))
     except MlflowException as error:
         raise ModelNotFoundError(
             f"no model {uri} in {tracking_uri()} ({error.message}). Make one with "
@@ -106,12 +106,12 @@ def resolve_model(uri: str) -> ResolvedModel:
 
 
 def aliases(name: str) -> dict[str, str]:
-    """The version that each alias of a registered model names; none where there is no model.
+    """Return the version of each alias of a registered model; empty if there is no such model.
 
     Raises:
         TrackingError: the tracking store does not answer.
     """
-    with clear_errors():
+    with translate_errors():
         connect()
         try:
             found = MlflowClient().get_registered_model(name).aliases
@@ -133,7 +133,7 @@ def _model_file(path: Path) -> ResolvedModel:
 
 
 def _name_and_version(uri: str) -> tuple[str, str | None]:
-    """What the registry calls the model; a URI that is not of the registry keeps its own name."""
+    """Return name and version in the registry; of another URI, the URI itself and None."""
     if not uri.startswith("models:/"):
         return uri, None
     name, *version = get_model_name_and_version(MlflowClient(), uri)

@@ -1,4 +1,4 @@
-"""Runs in MLflow: open, close, find them; write and read their metrics, tags and files."""
+"""Open, close and find MLflow runs; read and write their metrics, tags and artifacts."""
 
 import importlib.metadata
 import json
@@ -24,59 +24,64 @@ from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID, MLFLOW_RUN_NAME
 from numpy.typing import NDArray
 
 from mask_ray.config import CHALLENGER
-from mask_ray.tracking.store import TrackingError, clear_errors, connect, find_or_create_experiment
+from mask_ray.tracking.store import (
+    TrackingError,
+    connect,
+    find_or_create_experiment,
+    translate_errors,
+)
 
 _MODEL_NEEDS = ("onnx", "onnxruntime", "numpy")
 
 
 class Run:
-    """One MLflow run, written to by its id from any process that reaches the store."""
+    """An MLflow run, addressed by its id; any process that reaches the store can write to it."""
 
     def __init__(self, run_id: str) -> None:
         self.run_id = run_id
-        with clear_errors():
+        with translate_errors():
             connect()
             self._client = MlflowClient()
 
     def status(self) -> str:
-        """RUNNING, FINISHED, FAILED or KILLED."""
-        with clear_errors():
+        """Return RUNNING, FINISHED, FAILED or KILLED."""
+        with translate_errors():
             return str(self._client.get_run(self.run_id).info.status)
 
     def set_status(self, status: str) -> None:
-        """Open the run again, as RUNNING, or close it as anything else."""
-        with clear_errors():
+        """Reopen the run as RUNNING, or close it with another status."""
+        with translate_errors():
             if status == "RUNNING":
                 self._client.update_run(self.run_id, status)
             else:
                 self._client.set_terminated(self.run_id, status)
 
     def tags(self) -> dict[str, str]:
-        """All tags, also MLflow's own."""
-        with clear_errors():
+        """Return all tags, including MLflow's own."""
+        with translate_errors():
             return dict(self._client.get_run(self.run_id).data.tags)
 
     def history(self, metric: str) -> dict[int, float]:
-        """The curve of a metric, by step; of points at the same step, the last."""
-        with clear_errors():
+        """Return the values of a metric by step; the last one if a step has several."""
+        with translate_errors():
             points = self._client.get_metric_history(self.run_id, metric)
         return {p.step: p.value for p in sorted(points, key=lambda p: (p.step, p.timestamp))}
 
     def nested_tags(self, name: str) -> dict[str, str]:
-        """What makes a run of this name one below this one."""
+        """Return the tags that nest a run of this name in this one."""
         return {MLFLOW_PARENT_RUN_ID: self.run_id} | name_tag(name)
 
     def open_nested(self, name: str, tags: Mapping[str, str]) -> "Run":
-        """A new run below this one, to be closed by `set_status`."""
-        own = self.nested_tags(name)
-        with clear_errors():
+        """Create a nested run, to be closed by `set_status`."""
+        nesting = self.nested_tags(name)
+        with translate_errors():
             experiment_id = self._client.get_run(self.run_id).info.experiment_id
-            created = self._client.create_run(experiment_id, tags={**tags, **own})
+            created = self._client.create_run(experiment_id, tags={**tags, **nesting})
             return Run(created.info.run_id)
 
     def nested(self) -> "list[Run]":
-        """The runs below this one, in the order in which they were opened."""
-        with clear_errors():
+        """Return the nested runs, in the order in which they were created."""
+        with translate_errors():
             found = self._client.search_runs(
                 [self._client.get_run(self.run_id).info.experiment_id],
                 filter_string=f"tags.`{MLFLOW_PARENT_RUN_ID}` = '{self.run_id}'",
@@ -85,21 +90,21 @@ class Run:
         return [Run(run.info.run_id) for run in found]
 
     def log_params(self, params: Mapping[str, Any]) -> None:
-        """Record settings, once each."""
+        """Log settings; each can be logged once."""
         logged = [Param(key, str(value)) for key, value in params.items()]
-        with clear_errors():
+        with translate_errors():
             self._client.log_batch(self.run_id, params=logged)
 
     def log_metrics(self, metrics: Mapping[str, float], step: int = 0) -> None:
-        """Record numbers; with `step` (an epoch), as points of a curve."""
+        """Log numbers at a step (an epoch)."""
         now_ms = int(time.time() * 1000)
         logged = [Metric(_metric_name(key), value, now_ms, step) for key, value in metrics.items()]
-        with clear_errors():
+        with translate_errors():
             self._client.log_batch(self.run_id, metrics=logged)
 
     def set_tags(self, tags: Mapping[str, str]) -> None:
         """Set or overwrite tags."""
-        with clear_errors():
+        with translate_errors():
             for key, value in tags.items():
                 self._client.set_tag(self.run_id, key, value)
 
@@ -109,32 +114,32 @@ class Run:
 
     def log_text(self, content: str, file_name: str) -> None:
         """Store `content` as an artifact."""
-        with clear_errors():
+        with translate_errors():
             self._client.log_text(self.run_id, content, file_name)
 
     def load_json(self, file_name: str) -> Any:
-        """What `log_json` stored."""
-        with clear_errors():
+        """Return what `log_json` stored."""
+        with translate_errors():
             return mlflow.artifacts.load_dict(f"runs:/{self.run_id}/{file_name}")
 
     def has_file(self, file_name: str) -> bool:
-        """Whether there is such an artifact, not in a folder."""
-        with clear_errors():
+        """Return whether there is such an artifact, outside of folders."""
+        with translate_errors():
             return file_name in {f.path for f in self._client.list_artifacts(self.run_id)}
 
     def log_file(self, path: Path) -> None:
         """Store a file as an artifact, under its name."""
-        with clear_errors():
+        with translate_errors():
             self._client.log_artifact(self.run_id, path)
 
     def log_figure(self, figure: matplotlib.figure.Figure, file_name: str) -> None:
         """Store a figure as an artifact; the file name's ending gives the format."""
-        with clear_errors():
+        with translate_errors():
             self._client.log_figure(self.run_id, figure, file_name)
 
     def log_folder(self, path: Path, name: str) -> None:
         """Store all files of a folder as artifacts, in a folder of this name."""
-        with clear_errors():
+        with translate_errors():
             self._client.log_artifacts(self.run_id, str(path), name)
 
     def register_model(
@@ -147,20 +152,20 @@ class Run:
         metadata: Mapping[str, Any],
         keras_path: Path,
     ) -> str:
-        """Log the model, register it as a new version of `name`, and make that the challenger.
+        """Log the model, register it as a new version of `name`, and make it the challenger.
 
         Args:
-            onnx_path: The model file.
-            name: Registered model.
-            example: Input example, uint8 (N, S, S, 3).
-            probabilities: The model's answer to it, float32 (N, classes).
-            metadata: Kept with the model; JSON values.
-            keras_path: The same model for Keras, kept beside it.
+            onnx_path: Model file.
+            name: Name of the registered model.
+            example: Example of the input, uint8 (N, S, S, 3).
+            probabilities: The model's output for it, float32 (N, classes).
+            metadata: JSON values to store with the model.
+            keras_path: The same model for Keras, stored beside it.
 
         Returns:
-            The new version's number.
+            Number of the new version.
         """
-        with clear_errors():
+        with translate_errors():
             info = mlflow.onnx.log_model(
                 onnx.load(onnx_path),
                 name="model",
@@ -172,7 +177,7 @@ class Run:
                 extra_files=[keras_path.as_uri()],
                 save_as_external_data=False,
                 onnx_execution_providers=["CPUExecutionProvider"],
-                # Given, since MLflow otherwise loads the model in a new process to find out.
+                # Otherwise MLflow loads the model in a new process to find them out.
                 pip_requirements=[f"{p}=={importlib.metadata.version(p)}" for p in _MODEL_NEEDS],
             )
             version = str(info.registered_model_version)
@@ -180,31 +185,31 @@ class Run:
         return version
 
     def registered_version(self, name: str) -> str | None:
-        """The newest version of the model `name` that this run made; None where it made none."""
-        with clear_errors():
+        """Return the newest version of the model `name` that this run made, or None."""
+        with translate_errors():
             found = self._client.search_model_versions(f"run_id = '{self.run_id}'")
         versions = [int(version.version) for version in found if version.name == name]
         return str(max(versions)) if versions else None
 
 
 def _metric_name(name: str) -> str:
-    """Names hold class names, which are names of folders; MLflow allows fewer characters."""
+    """Replace what MLflow rejects: names contain class names, which are names of folders."""
     return re.sub(r"[^/\w.\- :]", "_", name)
 
 
 @contextmanager
 def start_run(experiment: str, tags: Mapping[str, str], run_id: str | None = None) -> Iterator[Run]:
-    """Open a run, and close it as FINISHED, FAILED or (on SIGINT or SIGTERM) KILLED.
+    """Open a run, and close it as FINISHED, FAILED or, on SIGINT or SIGTERM, KILLED.
 
     Args:
-        experiment: Where a new run goes; made if need be.
-        tags: Set on the run.
-        run_id: A run to open again, instead of a new one.
+        experiment: Experiment of a new run; created if missing.
+        tags: Tags to set on the run.
+        run_id: Run to reopen; None creates a new one.
 
     Raises:
-        TrackingError: the tracking store does not answer, or refuses the run.
+        TrackingError: the tracking store does not answer, or rejects the run.
     """
-    run = _open_run(experiment, tags) if run_id is None else _open_again(run_id, tags)
+    run = _open_run(experiment, tags) if run_id is None else _reopen_run(run_id, tags)
     status = "FAILED"
     try:
         with _terminate_as_interrupt():
@@ -218,14 +223,14 @@ def start_run(experiment: str, tags: Mapping[str, str], run_id: str | None = Non
 
 
 def name_tag(name: str) -> dict[str, str]:
-    """What gives a run this name."""
+    """Return the tag that gives a run this name."""
     return {MLFLOW_RUN_NAME: name}
 
 
 def find_runs(experiment: str, tags: Mapping[str, str]) -> list[Run]:
-    """The runs of an experiment that have these tags, the newest first."""
+    """Return the runs of an experiment that have these tags, the newest first."""
     wanted = " and ".join(f"tags.`{key}` = '{value}'" for key, value in tags.items())
-    with clear_errors():
+    with translate_errors():
         connect()
         found = MlflowClient().search_runs(
             [find_or_create_experiment(experiment)],
@@ -237,10 +242,10 @@ def find_runs(experiment: str, tags: Mapping[str, str]) -> list[Run]:
 
 @contextmanager
 def system_metrics(run_id: str, node: str) -> Iterator[None]:
-    """Record how busy this machine is, every ten seconds: the run's `system/NODE/...` metrics.
+    """Record this machine's load every ten seconds, as the run's `system/NODE/...` metrics.
 
-    A store that fails ends the record, not the run. `MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL`
-    changes the seconds.
+    If the store fails, recording ends, but not the run. `MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL`
+    changes the interval, in seconds.
     """
     logging.getLogger("mlflow.system_metrics").setLevel(logging.ERROR)
     connect()
@@ -253,32 +258,32 @@ def system_metrics(run_id: str, node: str) -> Iterator[None]:
 
 
 def _open_run(experiment: str, tags: Mapping[str, str]) -> Run:
-    with clear_errors():
+    with translate_errors():
         connect()
         experiment_id = find_or_create_experiment(experiment)
         mlflow.set_experiment(experiment_id=experiment_id)
         return Run(MlflowClient().create_run(experiment_id, tags=dict(tags)).info.run_id)
 
 
-def _open_again(run_id: str, tags: Mapping[str, str]) -> Run:
+def _reopen_run(run_id: str, tags: Mapping[str, str]) -> Run:
     run = Run(run_id)
     run.set_tags(tags)
-    with clear_errors():
-        # Or the model would be logged in the default experiment, below the current folder.
+    with translate_errors():
+        # Otherwise the model would go to the default experiment, in the working directory.
         mlflow.set_experiment(experiment_id=MlflowClient().get_run(run_id).info.experiment_id)
     run.set_status("RUNNING")
     return run
 
 
 def _close(run: Run, status: str) -> None:
-    """Also where the store is gone, which the error on its way out says already."""
-    with nullcontext() if status == "FINISHED" else suppress(TrackingError), clear_errors():
+    """Close a run; after an error, ignore a store that fails too."""
+    with nullcontext() if status == "FINISHED" else suppress(TrackingError), translate_errors():
         MlflowClient().set_terminated(run.run_id, status)
 
 
 @contextmanager
 def _terminate_as_interrupt() -> Iterator[None]:
-    """Let SIGTERM, by which `ray job stop` ends a job, unwind the stack as Ctrl-C does."""
+    """Treat SIGTERM, which `ray job stop` sends, like Ctrl-C: unwind the stack."""
 
     def interrupt(signum: int, frame: FrameType | None) -> NoReturn:
         raise KeyboardInterrupt

@@ -1,4 +1,4 @@
-"""The MLflow store: where it is, how to reach it, and how its errors read."""
+"""Connect to the MLflow store, and turn its errors into one line."""
 
 import logging
 import os
@@ -20,7 +20,7 @@ def _is_server() -> bool:
 
 
 def check_shared(num_nodes: int) -> None:
-    """Refuse a store that only one of several nodes could see.
+    """Reject a store that only one of several nodes can reach.
 
     Raises:
         TrackingError: the cluster has several nodes and the store is a local file.
@@ -33,12 +33,12 @@ def check_shared(num_nodes: int) -> None:
 
 
 def connect() -> None:
-    """Point MLflow at the store. The local one is made when it is missing."""
-    # MLflow's own 7 retries take minutes before a server that is gone becomes an error.
+    """Point MLflow at the store; create the folder of the local one if it is missing."""
+    # MLflow's default of 7 retries takes minutes to report a server that is down.
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "4")
-    for chatty in ("mlflow.store.db.utils", "mlflow.utils.uv_utils", "alembic"):
-        logging.getLogger(chatty).setLevel(logging.WARNING)
-    # It misses `pip` itself, which environments made by uv don't have.
+    for name in ("mlflow.store.db.utils", "mlflow.utils.uv_utils", "alembic"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    # It warns that `pip` is missing, as it is in environments made by uv.
     logging.getLogger("mlflow.utils.environment").setLevel(logging.ERROR)
     if tracking_uri() == local_tracking_uri():
         home().mkdir(parents=True, exist_ok=True)
@@ -46,19 +46,19 @@ def connect() -> None:
 
 
 def find_or_create_experiment(name: str) -> str:
-    """Id of the experiment of this name."""
+    """Return the id of the experiment of this name."""
     experiment = mlflow.get_experiment_by_name(name)
     if experiment is not None:
         return str(experiment.experiment_id)
-    # Without a server, MLflow's default is a folder below the current one, which a submitted job
-    # loses.
+    # Without a server, MLflow's default is a folder in the working directory, which is deleted
+    # after a submitted job.
     location = None if _is_server() else (home() / "mlartifacts").as_uri()
     return str(mlflow.create_experiment(name, artifact_location=location))
 
 
 @contextmanager
-def clear_errors() -> Iterator[None]:
-    """One line for whatever a store, its files or the way to it may raise."""
+def translate_errors() -> Iterator[None]:
+    """Turn errors of the store, its files or the network into a TrackingError of one line."""
     try:
         yield
     except (MlflowException, OSError) as error:  # requests' errors are OSErrors too

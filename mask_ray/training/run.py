@@ -172,7 +172,7 @@ def opened(
             settings.experiment, _tags() | dict(tags or {}), settings.resume
         ) as tracked,
         _lock(tracked),
-        node_metrics.recorded(tracked) if settings.system_metrics else nullcontext(),
+        node_metrics.record(tracked) if settings.system_metrics else nullcontext(),
     ):
         say(f"MLflow run {tracked.run_id} in {tracking_uri()}")
         if settings.resume is None or not tracked.has_file(_SETTINGS_FILE):
