@@ -4,6 +4,7 @@ Each job and the Serve application has one class here; its fields are the job's 
 keys of its YAML file. Nothing here reads files, talks to Ray or imports more than pydantic.
 """
 
+from mask_ray.config.backbone import ALPHAS, BLOCKS, IMAGE_SIZES
 from mask_ray.config.base import (
     CHALLENGER,
     CHAMPION,
@@ -30,7 +31,7 @@ from mask_ray.config.demo import DemoSettings
 from mask_ray.config.ingress import IngressSettings
 from mask_ray.config.inspection import InspectSettings
 from mask_ray.config.pipeline import PipelineSettings
-from mask_ray.config.promotion import PromoteSettings, PromotionRule
+from mask_ray.config.promotion import PromotionRule
 from mask_ray.config.serving import (
     DEFAULT_PORTS,
     MAX_FORM_FIELDS,
@@ -39,7 +40,7 @@ from mask_ray.config.serving import (
     RemoteImageSettings,
     ServeSettings,
 )
-from mask_ray.config.training import ALPHAS, BLOCKS, IMAGE_SIZES, RunSettings, TrainSettings
+from mask_ray.config.training import RunSettings, TrainSettings
 from mask_ray.config.tuning import SEARCH_CHOICES, SEARCH_RANGES, TuneSettings
 
 __all__ = [
@@ -65,7 +66,6 @@ __all__ = [
     "MaskRayError",
     "PayloadLimits",
     "PipelineSettings",
-    "PromoteSettings",
     "PromotionRule",
     "RemoteImageSettings",
     "Repeatable",

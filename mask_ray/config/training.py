@@ -4,14 +4,17 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
+from mask_ray.config.backbone import (
+    ALPHAS,
+    BACKBONE,
+    BLOCKS,
+    BLOCKS_TEXT,
+    DEFAULT_BLOCK,
+    IMAGE_SIZES,
+)
 from mask_ray.config.base import DEFAULT_MODEL_NAME, Settings, none_for_auto, one_of
 from mask_ray.config.data import DataSettings, ReportSettings
 from mask_ray.config.promotion import PromotionRule
-
-# MobileNetV2's published ImageNet checkpoints: Sandler et al. 2018, https://arxiv.org/abs/1801.04381
-IMAGE_SIZES = (96, 128, 160, 192, 224)
-ALPHAS = (0.35, 0.5, 0.75, 1.0, 1.3, 1.4)
-BLOCKS = ("stem", *(f"block_{number}" for number in range(1, 17)), "top")
 
 
 class TrackingSettings(Settings):
@@ -46,7 +49,7 @@ class RunSettings(DataSettings, ReportSettings, TrackingSettings, PromotionRule)
     image_size: int = Field(
         128, description=f"Side of the model's square input in pixels: {IMAGE_SIZES}."
     )
-    alpha: float = Field(1.0, description=f"Width multiplier of MobileNetV2: {ALPHAS}.")
+    alpha: float = Field(1.0, description=f"Width multiplier of {BACKBONE}: {ALPHAS}.")
     backbone_weights: str = Field(
         "imagenet",
         min_length=1,
@@ -105,9 +108,8 @@ class RunSettings(DataSettings, ReportSettings, TrackingSettings, PromotionRule)
         "without backbone weights, where they train everything).",
     )
     finetune_from: str = Field(
-        "block_13",
-        description="First block of MobileNetV2 that fine-tuning trains: stem, block_1 to "
-        "block_16, or top.",
+        DEFAULT_BLOCK,
+        description=f"First block of {BACKBONE} that fine-tuning trains: {BLOCKS_TEXT}.",
     )
     augmentation: float = Field(
         1.0,

@@ -4,6 +4,7 @@ from typing import Annotated, Any, Self
 
 from pydantic import BeforeValidator, Field, model_validator
 
+from mask_ray.config.backbone import SEARCHED_BLOCKS
 from mask_ray.config.base import none_for_auto
 from mask_ray.config.training import TrainSettings
 
@@ -15,7 +16,7 @@ SEARCH_RANGES: dict[str, tuple[float, float]] = {
 # What it chooses from. Factors, for the batch size.
 SEARCH_CHOICES: dict[str, tuple[Any, ...]] = {
     "batch_size": (0.5, 1, 2),
-    "finetune_from": ("block_16", "block_13", "block_10", "block_6"),
+    "finetune_from": SEARCHED_BLOCKS,
     "augmented_views": (0, 1, 3),
     "augmentation": (0.5, 1.0, 1.5),
     "warmup_epochs": (0, 1, 2),

@@ -29,7 +29,7 @@ from starlette.middleware import Middleware
 from mask_ray.config import MaskRayError, ServeSettings, explain
 from mask_ray.images.decode import ImageError, RGBArray, decode_resized, resize
 from mask_ray.models.predictor import Predictor, Probabilities, predict_together
-from mask_ray.models.smoke_test import ModelRefusedError, admit, check_answers
+from mask_ray.models.smoke_test import ModelRefusedError, check_answers, load_checked
 from mask_ray.serving.batcher import Batcher
 from mask_ray.serving.http.app import http_app
 from mask_ray.serving.http.auth import Guard, TokenError
@@ -337,7 +337,7 @@ def _models(settings: ServeSettings, followed: Followed | None, events: ModelEve
 
 def _load(uri: str, settings: ServeSettings, class_names: tuple[str, ...] | None) -> LoadedModel:
     path, name, version = resolve_here(uri)
-    predictor = admit(path, settings.num_lone_threads, class_names)
+    predictor = load_checked(path, settings.num_lone_threads, class_names)
     predictor.warm_up(settings.max_batch_size)
     return LoadedModel(name, version, predictor)
 

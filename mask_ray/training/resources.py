@@ -1,14 +1,11 @@
 """What a run takes of the Ray cluster: workers, and what is left to feed them."""
 
-import json
 import math
-import os
 from dataclasses import dataclass
 from typing import Any
 
 import ray
 import ray.train
-from ray._private.runtime_env.constants import RAY_JOB_CONFIG_JSON_ENV_VAR
 from ray._private.state import state as cluster_state
 from ray.train.v2._internal.constants import is_v2_enabled
 
@@ -135,10 +132,3 @@ def started_here() -> bool:
     """Whether this process started the Ray that it uses, which then ends with it."""
     node = ray._private.worker._global_node
     return node is not None and node.head
-
-
-def ray_job_id() -> str:
-    """The submission id that `ray job` commands take, or the driver's own id outside a job."""
-    submitted = json.loads(os.environ.get(RAY_JOB_CONFIG_JSON_ENV_VAR, "{}"))
-    own: str = ray.get_runtime_context().get_job_id()
-    return str(submitted.get("metadata", {}).get("job_submission_id", own))

@@ -24,13 +24,13 @@ from mask_ray.config import MaskRayError, SplitName, TrainSettings, home, tracki
 from mask_ray.data import sources
 from mask_ray.evaluation import promotion
 from mask_ray.inspection.run import as_json, html, inspect
-from mask_ray.models import mobilenet, pretrained
+from mask_ray.models import onnx_export, pretrained
 from mask_ray.models.predictor import Predictor
 from mask_ray.progress import say
 from mask_ray.tracking import node_metrics, provenance
 from mask_ray.training import checkpoints, export, features, workers
 from mask_ray.training.export import Export
-from mask_ray.training.resources import ClusterError, Plan, plan_workers, ray_job_id
+from mask_ray.training.resources import ClusterError, Plan, plan_workers
 
 _SETTINGS_FILE = "settings.json"
 # What a job printed at its end, kept in its run.
@@ -172,7 +172,7 @@ def opened(
             settings.experiment, _tags() | dict(tags or {}), settings.resume
         ) as tracked,
         _lock(tracked),
-        node_metrics.recorded(tracked) if settings.system_metrics else nullcontext(),
+        node_metrics.record(tracked) if settings.system_metrics else nullcontext(),
     ):
         say(f"MLflow run {tracked.run_id} in {tracking_uri()}")
         if settings.resume is None or not tracked.has_file(_SETTINGS_FILE):
@@ -291,12 +291,12 @@ def _open_pretrained(settings: TrainSettings) -> Pretrained | None:
     if settings.backbone_weights == "none":
         return None
     backbone = pretrained.read(settings.backbone_weights, settings.alpha)
-    onnx = mobilenet.backbone_onnx(backbone, image_size=settings.image_size, alpha=settings.alpha)
+    onnx = onnx_export.backbone_onnx(backbone, image_size=settings.image_size, alpha=settings.alpha)
     return Pretrained(ray.put(backbone), onnx)
 
 
 def _tags() -> dict[str, str]:
-    return provenance.tags() | {"ray_job_id": ray_job_id()}
+    return provenance.tags() | {"ray_job_id": provenance.ray_job_id()}
 
 
 def _log_data(tracked: tracking.Run, images: data.ImageData) -> None:
@@ -401,8 +401,8 @@ def _report(settings: TrainSettings, job: Job, exported: Export) -> dict[str, An
 def _promote(settings: TrainSettings, job: Job, version: str) -> tuple[bool, str]:
     if not settings.promote:
         return False, "promote is off"
-    images = promotion.held_out(settings, settings.image_size, job.images)
-    decision = promotion.run(settings.register_as, version, images, settings)
+    images = promotion.load_held_out(settings, settings.image_size, job.images)
+    decision = promotion.promote_if_better(settings.register_as, version, images, settings)
     return decision.promoted, decision.reason
 
 

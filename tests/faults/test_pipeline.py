@@ -27,14 +27,14 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 STAGES = ["fetch", "inspect", "train", "evaluate", "promote", "deploy", "smoke-test"]
 # What it says when it is killed, one time after the other.
 KILLED_AT = [
-    "stage fetch: begins",
-    "stage inspect: begins",
+    "stage fetch: starts",
+    "stage inspect: starts",
     "scratch 1/1  loss",
     "registered as version 1 of",
-    "stage evaluate: begins",
-    "stage promote: begins",
+    "stage evaluate: starts",
+    "stage promote: starts",
     "serving at http://127.0.0.1",
-    "stage smoke-test: begins",
+    "stage smoke-test: starts",
 ]
 
 
@@ -112,7 +112,7 @@ def test_done_before_it_only_says_so(
     before = Counter(runs()["tags.pipeline.stage"].dropna())
     again = run_job("jobs.pipeline", *flags, env=cluster)
     assert again.result["model_version"] == "1" and again.result["seconds"] == {}
-    assert again.log.count(": done before, in run ") == len(STAGES)
+    assert again.log.count(": skipped, done in run ") == len(STAGES)
     assert Counter(runs()["tags.pipeline.stage"].dropna()) == before
 
 
@@ -138,7 +138,7 @@ def test_a_version_is_promoted_by_hand_and_taken_back(
     compared = run_job("jobs.promote", "2", "--promotion-margin", "1", env=cluster).result
     assert not compared["promoted"]
     assert compared["champion"]["num_images"] == compared["challenger"]["num_images"] > 0
-    promotion.force(NAME, "2")
+    promotion.force_promotion(NAME, "2")
     assert tracking.aliases(NAME) == {"champion": "2", "previous": "1"}
     assert run_job("jobs.promote", "--rollback", env=cluster).result["version"] == "1"
     assert tracking.aliases(NAME) == {"champion": "1"}

@@ -17,7 +17,7 @@ from mask_ray.images import synthetic
 from mask_ray.images.augment import augment
 from mask_ray.images.decode import decode_resized
 from mask_ray.models import keras_model as models
-from mask_ray.models import mobilenet
+from mask_ray.models import onnx_export
 from mask_ray.training import features
 from mask_ray.training.features import prepare
 from tests.support import keras_models
@@ -65,7 +65,7 @@ def model() -> keras.Model:
 @pytest.fixture(scope="module")
 def backbone(settings: TrainSettings, model: keras.Model) -> bytes:
     weights = model.get_layer("backbone").get_weights()
-    return mobilenet.backbone_onnx(weights, image_size=SIZE, alpha=settings.alpha)
+    return onnx_export.backbone_onnx(weights, image_size=SIZE, alpha=settings.alpha)
 
 
 @pytest.fixture(scope="module")

@@ -17,7 +17,6 @@ from mask_ray.config import (
     EvaluateSettings,
     ImageLimits,
     PipelineSettings,
-    PromoteSettings,
     PromotionRule,
     ServeSettings,
     Settings,
@@ -25,6 +24,7 @@ from mask_ray.config import (
     explain,
     home,
 )
+from mask_ray.config.promote import PromoteSettings
 from tests.support.project import ROOT
 
 DATA = {"data": "photos"}

@@ -11,7 +11,7 @@ from sklearn.linear_model import LogisticRegression
 
 from mask_ray.config import ImageLimits
 from mask_ray.images.decode import decode_resized
-from mask_ray.models import mobilenet
+from mask_ray.models import mobilenet, onnx_export
 from mask_ray.models.predictor import FeatureExtractor, Predictor
 from mask_ray.models.quantize import Figures, images_per_second, quantize, reason_against
 
@@ -35,11 +35,11 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, np.ndar
     """The narrowest network, its int8 version, and images of noise."""
     folder = tmp_path_factory.mktemp("small")
     weights = random_weights(0.35)
-    backbone = mobilenet.backbone_onnx(weights, image_size=96, alpha=0.35)
+    backbone = onnx_export.backbone_onnx(weights, image_size=96, alpha=0.35)
     rng = np.random.default_rng(1)
     kernel = rng.normal(size=(len(weights[-1]), 2)).astype(np.float32) / 20
     float32, int8 = folder / "float32.onnx", folder / "int8.onnx"
-    float32.write_bytes(mobilenet.classifier_onnx(backbone, kernel, np.zeros(2, "f4"), NAMES))
+    float32.write_bytes(onnx_export.classifier_onnx(backbone, kernel, np.zeros(2, "f4"), NAMES))
     images = rng.integers(0, 256, (20, 96, 96, 3), dtype=np.uint8)
     quantize(float32, int8, images)
     return float32, int8, images
@@ -117,13 +117,13 @@ def test_int8_is_as_good_on_photos_with_real_weights(shared: Path, tmp_path: Pat
         pytest.skip(f"needs the ImageNet weights in {shared / 'weights'}")
     images, labels = photos(shared, num=1000, image_size=128)
     weights = mobilenet.read_h5(found[0].read_bytes(), alpha=1.0)
-    backbone = mobilenet.backbone_onnx(weights, image_size=128, alpha=1.0)
+    backbone = onnx_export.backbone_onnx(weights, image_size=128, alpha=1.0)
     features = FeatureExtractor(backbone, num_threads=2).extract(images)
     head = LogisticRegression(max_iter=300).fit(features[:500], labels[:500])
     kernel = np.stack([np.zeros_like(head.coef_[0]), head.coef_[0]], axis=1).astype(np.float32)
     bias = np.array([0, head.intercept_[0]], np.float32)
     float32, int8 = tmp_path / "float32.onnx", tmp_path / "int8.onnx"
-    float32.write_bytes(mobilenet.classifier_onnx(backbone, kernel, bias, NAMES))
+    float32.write_bytes(onnx_export.classifier_onnx(backbone, kernel, bias, NAMES))
 
     quantize(float32, int8, images[:256])
 
