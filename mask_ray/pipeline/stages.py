@@ -37,7 +37,7 @@ from mask_ray.pipeline.runner import (
     run_stages,
 )
 from mask_ray.progress import say
-from mask_ray.serving import deployment
+from mask_ray.serving import service
 from mask_ray.training import resources
 from mask_ray.training.run import MAY_CHANGE, train_model
 
@@ -77,7 +77,7 @@ def run_pipeline(settings: PipelineSettings) -> dict[str, Any]:
 
 def stay_while_serving() -> None:
     """Wait for Ctrl-C where this process's own Ray holds the service, which would end with it."""
-    if resources.started_here() and deployment.is_running():
+    if resources.started_here() and service.is_running():
         # Not on standard output, whose last line is the result.
         print("serving until Ctrl-C: this command started Ray for itself", file=sys.stderr)
         with suppress(KeyboardInterrupt):
@@ -216,7 +216,7 @@ class _Line:
                     f"{settings.serve_config}`, or have the pipeline do it by --serve"
                 )
             say(f"serving at {self._url}")
-            deployment.start(settings.serve_config, f"models:/{self._name}@{CHAMPION}")
+            service.start(settings.serve_config, f"models:/{self._name}@{CHAMPION}")
         live_service.await_version(
             self._url, self._name, target["version"], settings.deploy_timeout_s
         )

@@ -18,7 +18,8 @@ from mask_ray.config import ServeSettings
 from mask_ray.serving.http import api_docs, predict, web
 from mask_ray.serving.http.auth import build_guard, require_token
 from mask_ray.serving.http.backend import Backend, Health, ReadyBackend
-from mask_ray.serving.http.errors import EXCEPTION_HANDLERS, NoSniffing, problem_responses
+from mask_ray.serving.http.errors import EXCEPTION_HANDLERS, problem_responses
+from mask_ray.serving.http.middleware import NoSniffing
 from mask_ray.serving.http.open_inference import routes
 from mask_ray.serving.http.open_inference.requests import HEADER_LENGTH
 from mask_ray.serving.http.remote_images import RemoteImages

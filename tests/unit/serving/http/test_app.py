@@ -14,7 +14,7 @@ from mask_ray.images.decode import ImageError, ImageFormatError, ImageTooLargeEr
 from mask_ray.serving.deployment import ApplicationError, build_app
 from mask_ray.serving.http.app import http_app
 from mask_ray.serving.http.backend import Health
-from mask_ray.serving.http.errors import ProblemsForServeErrors
+from mask_ray.serving.http.middleware import ProblemsForServeErrors
 from mask_ray.serving.http.responses import Classified, ModelInfo
 from tests.support.local_backend import request
 
