@@ -2,7 +2,11 @@
 
 from typing import NoReturn
 
-from mask_ray.config import PayloadLimits
+from mask_ray.config import IMAGE_FORMATS, PayloadLimits
+
+_NAMES = [image_format.name for image_format in IMAGE_FORMATS]
+# As the page and the API documentation list them.
+ACCEPTED_FORMATS = f"{', '.join(_NAMES[:-1])} or {_NAMES[-1]}"
 
 # What an error repeats of a request, at most.
 _MAX_QUOTED = 60
