@@ -20,9 +20,6 @@ from mask_ray.serving.http.open_inference.responses import InferError
 PROBLEM_TYPE = "application/problem+json"
 RETRY_AFTER_S = 1
 
-# A browser must not take an answer for anything else than its Content-Type says.
-NO_SNIFFING = {"X-Content-Type-Options": "nosniff"}
-
 
 class Problem(BaseModel):
     """What went wrong, as RFC 9457 has it."""
@@ -36,9 +33,8 @@ class Problem(BaseModel):
 def error_response(
     path: str, status: int, detail: str, headers: Mapping[str, str] | None = None
 ) -> JSONResponse:
-    """An error in the form of the path that was asked for."""
-    headers = {**(headers or {}), **NO_SNIFFING}
-    # Whatever prefix the application is served under.
+    """Build an error in the form of its path: `InferError` under `/v2`, `Problem` elsewhere."""
+    # The application may be served under a prefix.
     if "v2" in path.split("/"):
         return JSONResponse(InferError(error=detail).model_dump(), status, headers)
     problem = Problem(title=HTTPStatus(status).phrase, status=status, detail=detail)
@@ -86,11 +82,6 @@ async def _on_disconnect(request: Request, _: Any) -> JSONResponse:
     return _response(request, 400, "The connection closed before the request had arrived.")
 
 
-async def _on_unexpected(request: Request, _: Any) -> JSONResponse:
-    # Starlette raises the error again once this is sent, and Serve logs it.
-    return _response(request, 500, "The server failed on this request.")
-
-
 def _response(
     request: Request, status: int, detail: str, headers: Mapping[str, str] | None = None
 ) -> JSONResponse:
@@ -105,5 +96,4 @@ EXCEPTION_HANDLERS: dict[
     ImageError: _on_image_error,
     RequestValidationError: _on_validation_error,
     ClientDisconnect: _on_disconnect,
-    Exception: _on_unexpected,
 }
