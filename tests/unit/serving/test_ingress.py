@@ -1,7 +1,6 @@
 """How HTTP gets in: the environment for Serve, and what becomes of HAProxy's configuration."""
 
 import json
-import os
 import shlex
 import subprocess
 import sys
@@ -91,36 +90,6 @@ def test_a_shell_takes_the_environment() -> None:
     lines = [shlex.split(line) for line in printed.splitlines()]
     assert {line[0] for line in lines} == {"export"}
     assert dict(line[1].split("=", 1) for line in lines) == ingress.environment()
-
-
-def serve_settings(variables: dict[str, str]) -> dict[str, str]:
-    """What Ray Serve makes of an environment."""
-    program = (
-        "import json; from ray.serve._private import constants; print(json.dumps("
-        "{name: repr(value) for name, value in vars(constants).items() if name[:4] == 'RAY_'}))"
-    )
-    inherited = {n: value for n, value in os.environ.items() if not n.startswith("RAY_SERVE_")}
-    command = [sys.executable, "-c", program]
-    done = subprocess.run(command, env=inherited | variables, capture_output=True, check=True)
-    settings: dict[str, str] = json.loads(done.stdout)
-    return settings
-
-
-@pytest.mark.slow
-@pytest.mark.usefixtures("_unset")
-def test_the_environment_equals_the_throughput_mode_of_serve() -> None:
-    variables = ingress.environment()
-    if variables["RAY_SERVE_ENABLE_HA_PROXY"] == "0":
-        pytest.skip("needs haproxy")
-    others = {n: value for n, value in variables.items() if n not in ingress.THROUGHPUT}
-
-    own = serve_settings(variables)
-    mode = serve_settings(others | {"RAY_SERVE_THROUGHPUT_OPTIMIZED": "1"})
-
-    assert own.pop("RAY_SERVE_THROUGHPUT_OPTIMIZED") == "False"
-    assert mode.pop("RAY_SERVE_THROUGHPUT_OPTIMIZED") == "True"
-    assert own == mode
-    assert own != serve_settings(others)
 
 
 @pytest.mark.usefixtures("_unset")

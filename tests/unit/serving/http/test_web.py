@@ -16,6 +16,7 @@ from mask_ray.serving.http.app import http_app
 from tests.support import image_files, local_backend
 from tests.support.local_backend import LocalBackend
 from tests.support.onnx_files import write_classifier
+from tests.support.project import ROOT
 
 CONTENT_TYPES = {
     "/": "text/html; charset=utf-8",
@@ -134,17 +135,19 @@ def classifier(tmp_path_factory: pytest.TempPathFactory) -> FastAPI:
     return http_app(LocalBackend(path))
 
 
-def test_page_api_text_and_errors_list_the_accepted_formats(classifier: FastAPI) -> None:
+def test_page_api_docs_and_errors_list_the_accepted_formats(classifier: FastAPI) -> None:
     (chosen,) = re.findall(r'id="files"[^>]*accept="([^"]*)"', file_of("/"))
     (shown,) = re.findall(r'id="formats"[^>]*>([^.]*)\.', file_of("/"))
     paths = get("/openapi.json", classifier).json()["paths"]
     described = paths["/predict"]["post"]["requestBody"]["description"].partition(", an ")[0]
     refused = local_backend.request(classifier, "POST", "/predict", content=image_files.tiff())
     listed = refused.json()["detail"].partition("; ")[2].removesuffix(" are accepted")
+    api = (ROOT / "docs/reference/http-api.md").read_text()
+    (documented,) = re.findall(r"^Images are ([^.]*)\.", api, re.MULTILINE)
 
     assert chosen.split(",") == [accepted.media_type for accepted in IMAGE_FORMATS]
     names = [accepted.name for accepted in IMAGE_FORMATS]
-    for text in (shown, described, listed):
+    for text in (shown, described, listed, documented.replace(" (first frame)", "")):
         assert re.split(", | or | and ", text) == names
 
 
