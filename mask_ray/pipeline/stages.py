@@ -37,7 +37,7 @@ from mask_ray.pipeline.runner import (
     run_stages,
 )
 from mask_ray.progress import say
-from mask_ray.serving import deployment
+from mask_ray.serving import service
 from mask_ray.training import resources
 from mask_ray.training.run import MAY_CHANGE, train_model
 
@@ -78,7 +78,7 @@ def run_pipeline(settings: PipelineSettings) -> dict[str, Any]:
 
 def stay_while_serving() -> None:
     """Wait for Ctrl-C if the service runs in this process's own Ray, which ends with it."""
-    if resources.started_here() and deployment.is_running():
+    if resources.started_here() and service.is_running():
         # Not on standard output: its last line is the result.
         print("serving until Ctrl-C: this command started Ray for itself", file=sys.stderr)
         with suppress(KeyboardInterrupt):
@@ -218,7 +218,7 @@ class _Stages:
                     f"{settings.serve_config}`, or pass --serve to have the pipeline do it"
                 )
             say(f"serving at {self._url}")
-            deployment.start(settings.serve_config, f"models:/{self._name}@{CHAMPION}")
+            service.start(settings.serve_config, f"models:/{self._name}@{CHAMPION}")
         live_service.await_version(
             self._url, self._name, target["version"], settings.deploy_timeout_s
         )

@@ -17,8 +17,8 @@ from benchmarks.support import cluster
 from mask_ray import processes
 from mask_ray.demo import free_port
 from mask_ray.serving import ingress
-from tests.support.onnx_files import write_classifier
 from tests.support.project import ROOT
+from tests.support.slow_model import write_slow_for_red
 
 
 @dataclass
@@ -91,9 +91,10 @@ def served(folder: Path, haproxy: bool, **settings: Any) -> Iterator[Service]:
             port = config["http_options"]["port"] = free_port()
             (usual,) = config["applications"]
             usual["args"] |= settings
-            # Its model takes longer than an answer may.
-            slow = write_classifier(folder / "slow.onnx", num_products=150)
+            # Its model takes longer than an answer may, for a red image. It is busy then, not ill.
+            slow = write_slow_for_red(folder / "slow.onnx")
             impatient = {"model_uri": str(slow), "request_timeout_s": 0.1, "max_replicas": 1}
+            impatient |= {"health_check_timeout_s": 60}
             config["applications"].append(
                 usual
                 | {"name": "impatient", "route_prefix": "/impatient"}

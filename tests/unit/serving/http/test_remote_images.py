@@ -17,7 +17,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from pydantic import ValidationError
 
 from mask_ray.config import RemoteImageSettings
-from mask_ray.serving.http.payloads import PayloadError
+from mask_ray.serving.http.limits import PayloadError
 from mask_ray.serving.http.remote_images import RemoteImages, is_public, resolve
 from tests.support import image_files
 

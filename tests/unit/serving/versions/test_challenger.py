@@ -9,9 +9,9 @@ import pytest
 from mask_ray.config import ImageLimits
 from mask_ray.images.decode import decode_resized
 from mask_ray.models.predictor import Predictor
-from mask_ray.serving.versions.alias_watch import LoadedModel, Serving
 from mask_ray.serving.versions.challenger import Comparer, compare, takes_part
 from mask_ray.serving.versions.events import Comparison
+from mask_ray.serving.versions.follower import LoadedModel, Serving
 from tests.support import image_files
 from tests.support.event_counts import ModelEventCounts
 from tests.support.onnx_files import write_classifier
