@@ -16,8 +16,8 @@ from mask_ray import data, tracking
 from mask_ray.config import TrainSettings, home
 from mask_ray.models import pretrained
 from mask_ray.training import workers
+from mask_ray.training.job import Job, Pretrained, worker_config
 from mask_ray.training.resources import plan_workers
-from mask_ray.training.run import Job, Pretrained, worker_config
 
 _OBJECT_STORE_BYTES = 2**30
 

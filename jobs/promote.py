@@ -20,7 +20,7 @@ class Flags(PromoteSettings):
 def promote(settings: Flags) -> dict[str, Any]:
     """Import what is heavy only once the settings are known to be good."""
     from mask_ray.evaluation import promotion
-    from mask_ray.training.run import stored_settings
+    from mask_ray.training.resume import stored_settings
 
     return promotion.by_hand(settings, stored_settings)
 

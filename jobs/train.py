@@ -15,9 +15,9 @@ def train(settings: TrainSettings) -> dict[str, Any]:
 
 def stored_settings(run_id: str) -> dict[str, Any]:
     """Those of the run to resume."""
-    from mask_ray.training import run as training
+    from mask_ray.training import resume
 
-    return training.stored_settings(run_id)
+    return resume.stored_settings(run_id)
 
 
 if __name__ == "__main__":

@@ -39,7 +39,8 @@ from mask_ray.pipeline.runner import (
 from mask_ray.progress import say
 from mask_ray.serving import deployment
 from mask_ray.training import resources
-from mask_ray.training.run import MAY_CHANGE, train_model
+from mask_ray.training.resume import MAY_CHANGE
+from mask_ray.training.run import train_model
 
 _RULE = set(PromotionRule.model_fields)
 # How a run is done, not what it makes: given anew, it is the same training, the same pipeline.

@@ -27,8 +27,8 @@ from mask_ray import data, tracking
 from mask_ray.config import TrainSettings, TuneSettings, home
 from mask_ray.data import sources
 from mask_ray.progress import say
-from mask_ray.training import resources, workers
-from mask_ray.training import run as training
+from mask_ray.training import job as training
+from mask_ray.training import resources, resume, workers
 from mask_ray.tuning import trials
 
 # At each rung of ASHA one trial in so many goes on, for so many times as many epochs.
@@ -81,7 +81,7 @@ def search_settings(settings: TuneSettings) -> dict[str, Any]:
 
     Raises:
         trials.TuningError: no trial came to an end.
-        MaskRayError: whatever `training.opened` raises.
+        MaskRayError: whatever `training.open_job` raises.
     """
     if not is_v2_enabled():
         raise trials.TuningError("a search needs Ray Train V2: unset RAY_TRAIN_V2_ENABLED")
@@ -93,7 +93,7 @@ def search_settings(settings: TuneSettings) -> dict[str, Any]:
     }
     settings = settings.model_copy(update=decided)
     drawn = trials.draw(settings)
-    with training.opened(settings, clock) as job:
+    with training.open_job(settings, clock) as job:
         folder = home() / "tune" / job.tracked.run_id
         search = _Search(settings, drawn, job, decided["max_concurrent"], folder)
         with clock.stage("features"):
@@ -126,11 +126,11 @@ def stored_settings(run_id: str) -> dict[str, Any]:
 
     Raises:
         tracking.TrackingError: there is no such run, or no settings in it.
-        training.ResumeError: it is no search.
+        resume.ResumeError: it is no search.
     """
-    stored = training.stored_settings(run_id)
+    stored = resume.stored_settings(run_id)
     if "num_trials" not in stored:
-        raise training.ResumeError(
+        raise resume.ResumeError(
             f"run {run_id} is no search but a training run: go on with it by "
             f"python -m jobs.train --resume {run_id}"
         )

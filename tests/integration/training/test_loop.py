@@ -9,8 +9,8 @@ import ray.train
 
 from mask_ray import data, tracking
 from mask_ray.config import TrainSettings
+from mask_ray.training import job as training
 from mask_ray.training import loop, workers
-from mask_ray.training import run as training
 from mask_ray.training.resources import plan_workers
 
 pytestmark = pytest.mark.slow
@@ -61,9 +61,9 @@ def data_set(num_train: int) -> data.ImageData:
 def test_fewer_images_than_workers_are_refused() -> None:
     """A worker would have an empty shard."""
     settings = TrainSettings(data="photos", num_workers=9)
-    training._check_enough(settings, data_set(num_train=9))
+    training.check_enough(settings, data_set(num_train=9))
     with pytest.raises(data.DataError, match=r"at most the number of training images \(8\); got 9"):
-        training._check_enough(settings, data_set(num_train=8))
+        training.check_enough(settings, data_set(num_train=8))
 
 
 @pytest.mark.usefixtures("ray_local", "store")
