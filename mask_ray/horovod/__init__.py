@@ -4,9 +4,9 @@
 trainer refuses to run on Ray Train V2. With `RAY_TRAIN_V2_ENABLED=0` they are Ray's own.
 """
 
-from ray.train.v2._internal.constants import is_v2_enabled
+from mask_ray import ray_internals
 
-if is_v2_enabled():
+if ray_internals.is_train_v2():
     from mask_ray.horovod.trainer import HorovodConfig, HorovodTrainer
 else:
     from ray.train.horovod import HorovodConfig, HorovodTrainer  # type: ignore[assignment]

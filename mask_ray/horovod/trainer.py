@@ -24,10 +24,10 @@ from horovod.runner.http.http_server import (
 from horovod.runner.util.threads import in_thread
 from ray.train import Checkpoint, DataConfig, Result, RunConfig, ScalingConfig
 from ray.train.backend import Backend, BackendConfig
-from ray.train.v2._internal.execution.failure_handling import DefaultFailurePolicy, FailureDecision
 from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
-from ray.train.v2.api.exceptions import TrainingFailedError, WorkerGroupError
+from ray.train.v2.api.exceptions import WorkerGroupError
 
+from mask_ray import ray_internals
 from mask_ray.config import MaskRayError
 
 
@@ -106,7 +106,7 @@ class HorovodTrainer(DataParallelTrainer):
 
     def _initialize_and_run_controller(self, **kwargs: Any) -> Result:
         assert self.run_config.failure_config is not None, "RunConfig fills it in"
-        policy = _FailurePolicy(self.run_config.failure_config)  # type: ignore[arg-type]
+        policy = ray_internals.failure_policy(self.run_config.failure_config, _is_for_user)
         return super()._initialize_and_run_controller(**kwargs | {"failure_policy": policy})
 
     def _register_sigint_handler(self, controller: Any) -> None:
@@ -114,17 +114,14 @@ class HorovodTrainer(DataParallelTrainer):
         self._controller = controller
 
 
+def _is_for_user(error: Exception) -> bool:
+    return isinstance(error, WorkerGroupError) and _for_user(error) is not None
+
+
 def _for_user(error: WorkerGroupError) -> MaskRayError | None:
     """What a worker says that the user can mend, if that is why the group failed."""
     failures = error.worker_failures.values()
     return next((failure for failure in failures if isinstance(failure, MaskRayError)), None)
-
-
-class _FailurePolicy(DefaultFailurePolicy):
-    def make_decision(self, training_failed_error: TrainingFailedError) -> FailureDecision:
-        if isinstance(training_failed_error, WorkerGroupError) and _for_user(training_failed_error):
-            return FailureDecision.RAISE
-        return super().make_decision(training_failed_error)
 
 
 class _HorovodBackend(Backend):

@@ -37,8 +37,8 @@ from mask_ray.pipeline.runner import (
     run_stages,
 )
 from mask_ray.progress import say
+from mask_ray.ray_internals import started_ray
 from mask_ray.serving import deployment
-from mask_ray.training import resources
 from mask_ray.training.resume import MAY_CHANGE
 from mask_ray.training.run import train_model
 
@@ -78,7 +78,7 @@ def run_pipeline(settings: PipelineSettings) -> dict[str, Any]:
 
 def stay_while_serving() -> None:
     """Wait for Ctrl-C where this process's own Ray holds the service, which would end with it."""
-    if resources.started_here() and deployment.is_running():
+    if started_ray() and deployment.is_running():
         # Not on standard output, whose last line is the result.
         print("serving until Ctrl-C: this command started Ray for itself", file=sys.stderr)
         with suppress(KeyboardInterrupt):

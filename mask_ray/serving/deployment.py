@@ -22,7 +22,6 @@ import yaml
 from fastapi import FastAPI
 from pydantic import ValidationError
 from ray import serve
-from ray.serve._private.logging_utils import get_serve_logs_dir
 from ray.serve.exceptions import RayServeException
 from starlette.middleware import Middleware
 
@@ -30,6 +29,7 @@ from mask_ray.config import MaskRayError, ServeSettings, explain
 from mask_ray.images.decode import ImageError, RGBArray, decode_resized, resize
 from mask_ray.models.predictor import Predictor, Probabilities, predict_together
 from mask_ray.models.smoke_test import ModelRefusedError, admit, check_answers
+from mask_ray.ray_internals import get_serve_logs_dir
 from mask_ray.serving.batcher import Batcher
 from mask_ray.serving.http.app import http_app
 from mask_ray.serving.http.auth import Guard, TokenError

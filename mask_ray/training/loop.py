@@ -22,8 +22,8 @@ import ray
 import ray.train
 import tensorflow as tf
 from numpy.typing import NDArray
-from ray.train.v2._internal.execution import context
 
+from mask_ray import ray_internals
 from mask_ray.config import MaskRayError, TrainSettings
 from mask_ray.horovod.keras import (
     average_batch_statistics,
@@ -71,7 +71,7 @@ def train(config: dict[str, Any]) -> None:
     timeline = Path(tempfile.mkdtemp(), "timeline.json")
     os.environ.update(_horovod_environment(settings, timeline))
     hvd.init()
-    for chatty in ("ray.train", context.__file__):  # Ray names one by its file
+    for chatty in ray_internals.train_logger_names():
         logging.getLogger(chatty).setLevel(logging.WARNING)
     _use_devices(settings, config["num_threads"])
     # Each worker draws its own dropout; the weights are rank 0's after the broadcast.

@@ -1,22 +1,14 @@
 """What a run takes of the Ray cluster: workers, and what is left to feed them."""
 
-import json
 import math
-import os
 from dataclasses import dataclass
 from typing import Any
 
 import ray
 import ray.train
-from ray._private.runtime_env.constants import RAY_JOB_CONFIG_JSON_ENV_VAR
-from ray._private.state import state as cluster_state
-from ray.train.v2._internal.constants import is_v2_enabled
 
-from mask_ray import data
+from mask_ray import data, ray_internals
 from mask_ray.config import MaskRayError, TrainSettings
-
-# V1 would reserve a CPU for itself; V2 refuses to be told.
-_V1_ONLY: dict[str, Any] = {} if is_v2_enabled() else {"trainer_resources": {"CPU": 0}}
 
 
 class ClusterError(MaskRayError):
@@ -44,7 +36,7 @@ def plan_workers(settings: TrainSettings) -> Plan:
     Raises:
         ClusterError: the cluster cannot hold that many workers.
     """
-    most = cluster_state.get_max_resources_from_cluster_config() or ray.cluster_resources()
+    most = ray_internals.resources_when_grown() or ray.cluster_resources()
     resource = "GPU" if settings.use_gpu else "CPU"
     if settings.num_workers > most.get(resource, 0):
         raise ClusterError(
@@ -62,11 +54,13 @@ def plan_workers(settings: TrainSettings) -> Plan:
     if settings.min_workers not in (None, settings.num_workers):
         _check_room_on_every_node(settings)
         num_workers = (settings.min_workers, settings.num_workers)
+    # V1 would reserve a CPU for itself; V2 rejects the argument.
+    v1_only: Any = {} if ray_internals.is_train_v2() else {"trainer_resources": {"CPU": 0}}
     scaling = ray.train.ScalingConfig(
         num_workers=num_workers,
         use_gpu=settings.use_gpu,
         resources_per_worker={"CPU": cpus} | ({"GPU": 1} if settings.use_gpu else {}),
-        **_V1_ONLY,
+        **v1_only,
     )
     return Plan(scaling, ray.available_resources().get("CPU", 0), _task_cpus(settings))
 
@@ -92,7 +86,7 @@ def _check_room_on_every_node(settings: TrainSettings) -> None:
 
 def _task_cpus(settings: TrainSettings) -> float:
     """A whole core where `largest_share` leaves one on every node."""
-    free = [n.get("CPU", 0) for n in cluster_state.available_resources_per_node().values()]
+    free = [n.get("CPU", 0) for n in ray_internals.free_resources_by_node()]
     return 1 if settings.cpus_per_worker is None and min(free) >= 2 else data.LEAST_TASK_CPUS
 
 
@@ -102,9 +96,9 @@ def _cpus_per_worker(settings: TrainSettings) -> float:
     Raises:
         ClusterError: other work holds nearly every CPU.
     """
-    if cluster_state.get_max_resources_from_cluster_config():
+    if ray_internals.resources_when_grown():
         return 1  # the cluster grows on demand; what is free now says little
-    nodes = cluster_state.available_resources_per_node().values()
+    nodes = ray_internals.free_resources_by_node()
     free = [n.get("CPU", 0) for n in nodes if n.get("GPU", 0) >= 1 or not settings.use_gpu]
     share = largest_share(free, settings.num_workers)
     if share < 0.01:
@@ -131,14 +125,7 @@ def largest_share(free: list[float], num_workers: int) -> float:
     return 0.0
 
 
-def started_here() -> bool:
-    """Whether this process started the Ray that it uses, which then ends with it."""
-    node = ray._private.worker._global_node
-    return node is not None and node.head
-
-
 def ray_job_id() -> str:
     """The submission id that `ray job` commands take, or the driver's own id outside a job."""
-    submitted = json.loads(os.environ.get(RAY_JOB_CONFIG_JSON_ENV_VAR, "{}"))
     own: str = ray.get_runtime_context().get_job_id()
-    return str(submitted.get("metadata", {}).get("job_submission_id", own))
+    return ray_internals.submission_id() or own

@@ -13,6 +13,7 @@ import ray.train
 from ray.data import DataIterator, Dataset
 from ray.train import DataConfig
 
+from mask_ray import ray_internals
 from mask_ray.config import SplitName, TrainSettings
 from mask_ray.horovod import HorovodTrainer
 from mask_ray.training.batches import augmented, start_epoch_actor
@@ -115,7 +116,7 @@ class ShardConfig(DataConfig):
             own.context.enable_progress_bars = False  # each epoch prints a line of its own
             # By it, files that are read anew come in another order in each epoch. It counts from
             # here, or the order would depend on whether features had to be computed before.
-            own.context._execution_idx = 0
+            ray_internals.restart_executions(own)
             splits = own.streaming_split(
                 world_size, equal=name == "train", locality_hints=worker_node_ids
             )

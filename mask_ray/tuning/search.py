@@ -18,12 +18,10 @@ from typing import Any
 
 import ray
 from ray import tune
-from ray._private.state import state as cluster_state
-from ray.train.v2._internal.constants import is_v2_enabled
 from ray.tune.schedulers import ASHAScheduler
 from ray.tune.search import Searcher
 
-from mask_ray import data, tracking
+from mask_ray import data, ray_internals, tracking
 from mask_ray.config import TrainSettings, TuneSettings, home
 from mask_ray.data import sources
 from mask_ray.progress import say
@@ -50,7 +48,7 @@ _TUNE_ENV = {
 
 # A trial's own process only waits for its workers. Tune wants some resource for it; this one puts
 # it on a node that stays, and takes no CPU from the workers.
-_TRIAL_RESOURCES = {"node:__internal_head__": 0.001}
+_TRIAL_RESOURCES = {ray_internals.HEAD_NODE: 0.001}
 
 
 @dataclass(frozen=True)
@@ -83,7 +81,7 @@ def search_settings(settings: TuneSettings) -> dict[str, Any]:
         trials.TuningError: no trial came to an end.
         MaskRayError: whatever `training.open_job` raises.
     """
-    if not is_v2_enabled():
+    if not ray_internals.is_train_v2():
         raise trials.TuningError("a search needs Ray Train V2: unset RAY_TRAIN_V2_ENABLED")
     clock = training.Clock()
     # Decided here and kept in the run, so that a resumed search decides alike.
@@ -138,7 +136,7 @@ def stored_settings(run_id: str) -> dict[str, Any]:
 
 
 def _num_concurrent(settings: TuneSettings) -> int:
-    grows_to = cluster_state.get_max_resources_from_cluster_config()
+    grows_to = ray_internals.resources_when_grown()
     resources = grows_to or ray.available_resources()
     return num_concurrent(settings, resources.get("CPU", 0), resources.get("GPU", 0))
 
