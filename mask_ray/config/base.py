@@ -2,6 +2,7 @@
 
 import os
 import re
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -42,6 +43,20 @@ class Settings(BaseModel):
     """Base of all settings: immutable, and closed to unknown keys."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
+
+
+@dataclass(frozen=True)
+class MayChange:
+    """Marks a setting that a resumed run may change: how it runs, or what follows training."""
+
+
+def changeable_fields(settings_class: type[Settings]) -> set[str]:
+    """Return the names of the settings that are marked with `MayChange`."""
+    return {
+        name
+        for name, field in settings_class.model_fields.items()
+        if any(isinstance(mark, MayChange) for mark in field.metadata)
+    }
 
 
 class ImageLimits(Settings):

@@ -1,25 +1,27 @@
 """When a new version of a model takes the champion's place."""
 
-from typing import Literal, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from mask_ray.config.base import DEFAULT_MODEL_NAME, Settings
+from mask_ray.config.base import DEFAULT_MODEL_NAME, MayChange, Settings
 from mask_ray.config.data import Source
 
 
 class PromotionRule(Settings):
     """What a version must show on the test split to become the champion."""
 
-    promotion_metric: Literal["accuracy", "balanced_accuracy", "log_loss"] = Field(
+    promotion_metric: Annotated[
+        Literal["accuracy", "balanced_accuracy", "log_loss"], MayChange()
+    ] = Field(
         "accuracy",
         description="By what a new version must beat the champion on the test split; of log_loss, "
         "lower is better.",
     )
-    promotion_margin: float = Field(
+    promotion_margin: Annotated[float, MayChange()] = Field(
         0.0, ge=0, description="It must be better by more than this: 0.005 is half a point."
     )
-    min_recall: float = Field(
+    min_recall: Annotated[float, MayChange()] = Field(
         0.0,
         ge=0,
         le=1,

@@ -4,7 +4,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
-from mask_ray.config.base import DEFAULT_MODEL_NAME, Settings, none_for_auto, one_of
+from mask_ray.config.base import DEFAULT_MODEL_NAME, MayChange, Settings, none_for_auto, one_of
 from mask_ray.config.data import DataSettings, ReportSettings
 from mask_ray.config.promotion import PromotionRule
 
@@ -18,7 +18,7 @@ class TrackingSettings(Settings):
     """Where a run is recorded and under which name its model is registered."""
 
     experiment: str = Field("mask_ray", min_length=1, description="MLflow experiment of the run.")
-    register_as: str = Field(
+    register_as: Annotated[str, MayChange()] = Field(
         DEFAULT_MODEL_NAME,
         min_length=1,
         pattern=r"^[^/:@]+$",
@@ -29,15 +29,17 @@ class TrackingSettings(Settings):
 class RunSettings(DataSettings, ReportSettings, TrackingSettings, PromotionRule):
     """What a training run makes, and how."""
 
-    num_workers: int = Field(1, ge=1, le=4096, description="Horovod workers, one process each.")
-    min_workers: int | None = Field(
+    num_workers: Annotated[int, MayChange()] = Field(
+        1, ge=1, le=4096, description="Horovod workers, one process each."
+    )
+    min_workers: Annotated[int | None, MayChange()] = Field(
         None,
         ge=1,
         description="Go on with as few as this many workers when nodes are lost "
         "(default: always num_workers).",
     )
-    use_gpu: bool = Field(False, description="Give each worker one GPU.")
-    cpus_per_worker: Annotated[float | None, BeforeValidator(none_for_auto)] = Field(
+    use_gpu: Annotated[bool, MayChange()] = Field(False, description="Give each worker one GPU.")
+    cpus_per_worker: Annotated[float | None, BeforeValidator(none_for_auto), MayChange()] = Field(
         None,
         gt=0,
         description="CPUs reserved by each worker (default: an equal share of what Ray Data "
@@ -52,7 +54,7 @@ class RunSettings(DataSettings, ReportSettings, TrackingSettings, PromotionRule)
         min_length=1,
         description="imagenet (downloaded once by Keras), none, or the path of a .h5 file.",
     )
-    precision: Literal["auto", "float32", "bfloat16"] = Field(
+    precision: Annotated[Literal["auto", "float32", "bfloat16"], MayChange()] = Field(
         "auto",
         description="Numbers that the layers compute in; weights stay float32. auto: bfloat16 on "
         "GPUs of compute capability 8.0 or more, float32 elsewhere.",
@@ -95,7 +97,7 @@ class RunSettings(DataSettings, ReportSettings, TrackingSettings, PromotionRule)
         description="Augmented views of each training image whose features are computed for the "
         "head, beside those of the image itself.",
     )
-    feature_cache: bool = Field(
+    feature_cache: Annotated[bool, MayChange()] = Field(
         True, description="Keep the features in MASK_RAY_HOME for the next run on the same images."
     )
     finetune_epochs: int = Field(
@@ -121,45 +123,52 @@ class RunSettings(DataSettings, ReportSettings, TrackingSettings, PromotionRule)
         description="Epochs without a lower validation loss before a phase ends early. Each "
         "phase ends with its best epoch.",
     )
-    gradient_compression: Literal["none", "fp16"] = Field(
+    gradient_compression: Annotated[Literal["none", "fp16"], MayChange()] = Field(
         "none", description="How workers send gradients to each other."
     )
-    fusion_threshold_mb: float | None = Field(
+    fusion_threshold_mb: Annotated[float | None, MayChange()] = Field(
         None,
         ge=0,
         description="Largest buffer in MiB into which Horovod gathers gradients (default: "
         "Horovod's, 128).",
     )
-    cycle_time_ms: float | None = Field(
+    cycle_time_ms: Annotated[float | None, MayChange()] = Field(
         None,
         gt=0,
         description="Horovod's pause between looking for gradients, in ms (default: Horovod's, 1).",
     )
-    data_report: bool = Field(
+    data_report: Annotated[bool, MayChange()] = Field(
         True,
         description="Keep the report of jobs.inspect_data with the run. Left out where the decoded "
         "images do not fit into a fifth of Ray's object store, since it reads files anew.",
     )
-    quantize: bool = Field(
+    quantize: Annotated[bool, MayChange()] = Field(
         True,
         description="Register the model in 8-bit integers, if that costs at most 0.2 points of "
         "test accuracy and is faster on this machine.",
     )
-    timeline: bool = Field(
+    timeline: Annotated[bool, MayChange()] = Field(
         False, description="Keep Horovod's timeline as an artifact of the run; it slows steps."
     )
-    system_metrics: bool = Field(
+    system_metrics: Annotated[bool, MayChange()] = Field(
         True, description="Record how busy each node is, every 10 s, as metrics of the run."
     )
-    tensorboard: bool = Field(
+    tensorboard: Annotated[bool, MayChange()] = Field(
         False,
         description="Write each epoch's figures for TensorBoard, in MASK_RAY_HOME/tensorboard and "
         "as artifacts of the run.",
     )
-    max_failures: int = Field(
+    checkpoint_every_s: Annotated[float, MayChange()] = Field(
+        5.0,
+        ge=0,
+        le=3600,
+        description="Seconds between checkpoints, at least: one is written after the first epoch "
+        "that ends later than that, and at the end of each phase.",
+    )
+    max_failures: Annotated[int, MayChange()] = Field(
         3, ge=-1, description="Restarts from the last checkpoint after a worker dies; -1: no limit."
     )
-    promote: bool = Field(
+    promote: Annotated[bool, MayChange()] = Field(
         True,
         description="Compare the new version with the champion, and have it take its place if it "
         "is better by the rule; otherwise it stays the challenger.",
@@ -213,13 +222,13 @@ class RunSettings(DataSettings, ReportSettings, TrackingSettings, PromotionRule)
 class TrainSettings(RunSettings):
     """Train a classifier with Horovod on Ray, evaluate it and register it in MLflow."""
 
-    resume: str | None = Field(
+    resume: Annotated[str | None, MayChange()] = Field(
         None,
         pattern=r"^[0-9a-f]{32}$",
         description="Go on with this MLflow run from its last checkpoint. Its settings are taken "
         "from the run, but for flags that are given.",
     )
-    from_run: str | None = Field(
+    from_run: Annotated[str | None, MayChange()] = Field(
         None,
         pattern=r"^[0-9a-f]{32}$",
         description="Make this MLflow run again, as a new one. Its settings are taken from the "

@@ -4,7 +4,7 @@ from typing import Annotated, Any, Self
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from mask_ray.config.base import none_for_auto
+from mask_ray.config.base import MayChange, none_for_auto
 from mask_ray.config.training import TrainSettings
 
 # What a search draws from, evenly on a logarithmic scale.
@@ -52,7 +52,7 @@ class TuneSettings(TrainSettings):
         description="Epochs that a trial is given before it can be stopped for falling behind the "
         "others (default: a fifth of all epochs).",
     )
-    resume: str | None = Field(
+    resume: Annotated[str | None, MayChange()] = Field(
         None,
         pattern=r"^[0-9a-f]{32}$",
         description="Go on with the search of this MLflow run: with its unfinished trials, and "

@@ -18,6 +18,7 @@ from mask_ray.config import (
     ReportSettings,
     RunSettings,
     TrainSettings,
+    changeable_fields,
 )
 from mask_ray.data import sources
 from mask_ray.data.sources import fingerprint
@@ -39,12 +40,11 @@ from mask_ray.pipeline.runner import (
 from mask_ray.progress import say
 from mask_ray.ray_internals import started_ray
 from mask_ray.serving import deployment
-from mask_ray.training.resume import MAY_CHANGE
 from mask_ray.training.run import train_model
 
 _RULE = set(PromotionRule.model_fields)
 # How a run is done, not what it makes: given anew, it is the same training, the same pipeline.
-_ONLY_HOW = MAY_CHANGE - {"quantize", "register_as", "promote"} - _RULE
+_ONLY_HOW = changeable_fields(TrainSettings) - {"quantize", "register_as", "promote"} - _RULE
 _NOT_OF_TRAINING = _ONLY_HOW | _RULE | {"experiment", "promote"}
 _NOT_OF_PIPELINE = _ONLY_HOW | {"deploy_timeout_s", "serve"}
 
