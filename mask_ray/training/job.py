@@ -22,6 +22,7 @@ from mask_ray.tracking import node_metrics, provenance
 from mask_ray.training import features
 from mask_ray.training.resources import Plan, plan_workers, ray_job_id
 from mask_ray.training.resume import SETTINGS_FILE, check_resumable, locked
+from mask_ray.training.worker_config import WorkerConfig
 
 _FILE_LIST = "files.parquet"
 _DATA_REPORT = "data_report.json"
@@ -190,22 +191,24 @@ def _log_inspection(tracked: tracking.Run, settings: TrainSettings) -> None:
     tracked.log_json(as_json(findings), _DATA_REPORT)
 
 
-def worker_config(settings: TrainSettings, job: Job, storage: Path) -> dict[str, Any]:
-    """What `worker.train` is told, but for the features."""
-    return {
-        "settings": settings.model_dump(),
-        "class_names": job.images.class_names,
-        "num_train": job.images.summary.counts["train"].total(),
-        "weights": job.pretrained and job.pretrained.weights,
-        "features": None,
-        "epoch": None,
-        "run_id": job.tracked.run_id,
-        "tracking_uri": tracking_uri(),
-        "storage": str(storage),
-        "tensorboard": str(home() / "tensorboard") if settings.tensorboard else None,
-        "export": True,
-        "num_threads": None,
-    }
+def worker_config(settings: TrainSettings, job: Job, storage: Path) -> WorkerConfig:
+    """Return what the job's workers need, without features.
+
+    Args:
+        settings: Settings of the run.
+        job: The run, with its images.
+        storage: Folder on shared storage for checkpoints.
+    """
+    return WorkerConfig(
+        settings=settings,
+        class_names=job.images.class_names,
+        num_train=job.images.summary.counts["train"].total(),
+        run_id=job.tracked.run_id,
+        tracking_uri=tracking_uri(),
+        storage=storage,
+        weights=job.pretrained and job.pretrained.weights,
+        tensorboard=home() / "tensorboard" if settings.tensorboard else None,
+    )
 
 
 def prepare_features(settings: TrainSettings, job: Job, own_folder: Path) -> Path:

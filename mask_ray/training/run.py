@@ -6,6 +6,7 @@ it. TensorFlow is imported only once settings and cluster have been found good: 
 
 import shutil
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -90,8 +91,9 @@ def _train(settings: TrainSettings, job: Job, clock: Clock) -> ray.train.Checkpo
     own_features = storage / f"{job.tracked.run_id}.features"
     if workers.needs_features(settings):
         with clock.stage("features"):
-            config["features"] = prepare_features(settings, job, own_features)
-    trainer = workers.trainer(settings, job.plan, config, job.splits)
+            found = prepare_features(settings, job, own_features)
+        config = replace(config, features=found)
+    trainer = workers.trainer(job.plan, config, job.splits)
     try:
         last = trainer.fit().checkpoint
     except ray.train.TrainingFailedError as error:

@@ -7,6 +7,7 @@ of its own.
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import ray.train
@@ -19,6 +20,7 @@ from mask_ray.horovod import HorovodTrainer
 from mask_ray.training.batches import augmented, start_epoch_actor
 from mask_ray.training.resources import Plan
 from mask_ray.training.schedule import phases_of
+from mask_ray.training.worker_config import WorkerConfig
 
 
 def needs_features(settings: TrainSettings) -> bool:
@@ -31,29 +33,30 @@ def _phase_names(settings: TrainSettings) -> set[str]:
 
 
 def trainer(
-    settings: TrainSettings,
     plan: Plan,
-    config: Mapping[str, Any],
+    config: WorkerConfig,
     splits: Mapping[SplitName, Dataset],
     callbacks: Sequence[Any] = (),
-    loop: Callable[[dict[str, Any]], None] | None = None,
+    loop: Callable[[WorkerConfig], None] | None = None,
 ) -> HorovodTrainer:
     """The trainer whose `fit` runs the workers.
 
     Args:
-        settings: Of the run.
-        plan: The workers, and what is left for the tasks that feed them.
-        config: See `worker.train`; its `epoch` is filled in here.
+        plan: Number and resources of the workers, and of the tasks that feed them.
+        config: What each worker gets; its `epoch` is set here.
         splits: Decoded images.
-        callbacks: Of Ray Train.
-        loop: What each worker runs (default: `worker.train`).
+        callbacks: Callbacks of Ray Train.
+        loop: Function that each worker calls (default: `loop.train`).
     """
     # Ray Train looks after its workers every 2 s by default, and ends no sooner.
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
 
-    # Defined here, it travels by value: the workers then import what training needs, not what
-    # this module needs.
-    def train_worker(config: dict[str, Any]) -> None:
+    # A local function travels by value, so workers need not import this module.
+    def train_worker(received: dict[str, WorkerConfig]) -> None:
+        if loop is not None:
+            loop(received["worker"])
+            return
+
         from mask_ray.progress import quiet_libraries
 
         # Keras imports scikit-learn for wrappers that nothing here uses: a quarter of the start.
@@ -63,16 +66,17 @@ def trainer(
         if hidden is None:
             del sys.modules["sklearn"]
 
-        train(config)
+        train(received["worker"])
 
+    settings = config.settings
     epoch, datasets = _image_datasets(settings, splits, plan.task_cpus)
     return HorovodTrainer(
-        loop or train_worker,
-        train_loop_config={**config, "epoch": epoch},
+        train_worker,
+        train_loop_config={"worker": replace(config, epoch=epoch)},
         scaling_config=plan.scaling,
         run_config=ray.train.RunConfig(
-            name=config["run_id"],
-            storage_path=config["storage"],
+            name=config.run_id,
+            storage_path=str(config.storage),
             failure_config=ray.train.FailureConfig(max_failures=settings.max_failures),
             checkpoint_config=ray.train.CheckpointConfig(num_to_keep=1),
             callbacks=[*callbacks],

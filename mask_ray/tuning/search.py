@@ -12,7 +12,7 @@ import pickle
 import shutil
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,7 @@ from mask_ray.data import sources
 from mask_ray.progress import say
 from mask_ray.training import job as training
 from mask_ray.training import resources, resume, workers
+from mask_ray.training.worker_config import WorkerConfig
 from mask_ray.tuning import trials
 
 # At each rung of ASHA one trial in so many goes on, for so many times as many epochs.
@@ -186,19 +187,20 @@ def _parts(search: _Search) -> dict[str, Any]:
     }
 
 
-def _worker_configs(search: _Search) -> list[dict[str, Any]]:
-    """What the workers of each trial are told, but for its MLflow run."""
-    share = {"export": False, "num_threads": _num_threads(search)}
+def _worker_configs(search: _Search) -> list[WorkerConfig]:
+    """Return what the workers of each trial need, with the run of the search as theirs."""
+    num_threads = _num_threads(search)
     folders: dict[tuple[int, float], Path] = {}
     configs = []
     for drawn in search.drawn:
-        config = training.worker_config(drawn, search.job, search.folder / "train") | share
+        config = training.worker_config(drawn, search.job, search.folder / "train")
+        config = replace(config, export=False, num_threads=num_threads)
         if workers.needs_features(drawn):
             views = drawn.augmented_views, drawn.augmentation if drawn.augmented_views else 0.0
             if views not in folders:
                 own_folder = search.folder / f"features-{len(folders)}"
                 folders[views] = training.prepare_features(drawn, search.job, own_folder)
-            config["features"] = folders[views]
+            config = replace(config, features=folders[views])
         configs.append(config)
     return configs
 
@@ -273,16 +275,15 @@ def _trial_function() -> Any:
     # Defined here, it travels by value: a trial then imports what starting workers needs, not
     # what this module needs.
     def trial(config: dict[str, Any], parts: dict[str, Any]) -> None:
+        from dataclasses import replace
+
         from ray.tune.integration.ray_train import TuneReportCallback
 
-        from mask_ray.config import TrainSettings
         from mask_ray.training import workers
 
-        worker_config = parts["configs"][config["number"]] | {"run_id": config["run_id"]}
         workers.trainer(
-            TrainSettings(**worker_config["settings"]),
             parts["plan"],
-            worker_config,
+            replace(parts["configs"][config["number"]], run_id=config["run_id"]),
             parts["splits"],
             callbacks=[TuneReportCallback()],
         ).fit()

@@ -11,7 +11,9 @@ from mask_ray import data, tracking
 from mask_ray.config import TrainSettings
 from mask_ray.training import job as training
 from mask_ray.training import loop, workers
+from mask_ray.training.devices import dtype_policy
 from mask_ray.training.resources import plan_workers
+from mask_ray.training.worker_config import WorkerConfig
 
 pytestmark = pytest.mark.slow
 
@@ -32,7 +34,7 @@ pytestmark = pytest.mark.slow
 def test_the_precision_is_the_gpu_s_unless_given(
     precision: str, capability: tuple[int, int], policy: str
 ) -> None:
-    assert loop.dtype_policy(precision, capability) == policy
+    assert dtype_policy(precision, capability) == policy
 
 
 @pytest.mark.parametrize(
@@ -71,7 +73,7 @@ def test_workers_that_differ_in_steps_end_in_one_error(home: Path) -> None:
     """Rank 0 would wait for the other for ever."""
 
     # Defined here, it travels by value: workers cannot import this module.
-    def train_short_on_rank_1(config: dict[str, Any]) -> None:
+    def train_short_on_rank_1(config: WorkerConfig) -> None:
         from itertools import islice
 
         from mask_ray.training import loop
@@ -96,6 +98,6 @@ def test_workers_that_differ_in_steps_end_in_one_error(home: Path) -> None:
     with tracking.start_run("test", {}) as run:
         job = training.Job(run, plan, images, splits, None)
         config = training.worker_config(settings, job, home / "train")
-        trainer = workers.trainer(settings, plan, config, splits, loop=train_short_on_rank_1)
+        trainer = workers.trainer(plan, config, splits, loop=train_short_on_rank_1)
         with pytest.raises(loop.ShardError, match=r"of worker 1 ended after 1 of \d steps"):
             trainer.fit()
