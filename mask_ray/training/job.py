@@ -1,4 +1,4 @@
-"""A run with all it needs to train: its MLflow run, its images and its share of the cluster."""
+"""Open a run: its MLflow run, its images and its share of the cluster."""
 
 import json
 import time
@@ -30,7 +30,12 @@ _DATA_REPORT = "data_report.json"
 
 @dataclass(frozen=True)
 class Pretrained:
-    """A reference to the backbone's weights, and the backbone as ONNX, which makes features."""
+    """The backbone's pretrained weights.
+
+    Args:
+        weights: Reference to the weights in Ray's object store.
+        backbone: ONNX file of the backbone, which computes features.
+    """
 
     weights: Any
     backbone: bytes
@@ -38,14 +43,14 @@ class Pretrained:
 
 @dataclass(frozen=True)
 class Job:
-    """A run that has all it needs to train.
+    """An open run, ready to train.
 
     Args:
         tracked: The MLflow run.
-        plan: The workers.
-        images: What was read.
+        plan: Number and resources of the workers.
+        images: Images of all splits.
         splits: The same images, decoded, by split.
-        pretrained: The backbone's weights; None where there are none.
+        pretrained: Weights of the backbone; None to train from scratch.
     """
 
     tracked: tracking.Run
@@ -64,29 +69,34 @@ class Clock:
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
-        """Time what is done within."""
+        """Time the body of the `with` statement."""
         started = time.perf_counter()
         yield
         self._stages[name] = time.perf_counter() - started
 
     def seconds(self) -> dict[str, float]:
-        """What was timed, and `total` since the clock was made."""
+        """Return seconds by stage, and `total` since the clock was made."""
         total = time.perf_counter() - self._started
         return {name: round(value, 2) for name, value in (self._stages | {"total": total}).items()}
 
 
 @contextmanager
 def open_job(
-    settings: TrainSettings, clock: "Clock", tags: Mapping[str, str] | None = None
+    settings: TrainSettings, clock: Clock, tags: Mapping[str, str] | None = None
 ) -> Iterator[Job]:
-    """Check all that can be checked, open the run in MLflow, and read the data.
+    """Check settings and cluster, open the run in MLflow, and read the data.
+
+    Args:
+        settings: Settings of the run.
+        clock: Gets the seconds of the stage `data`.
+        tags: Further tags of the MLflow run.
 
     Raises:
         data.DataError: the data set cannot be used.
-        cluster.ClusterError: the cluster is too small.
-        tracking.TrackingError: the tracking store does not answer, or not to all nodes.
-        weights.WeightsError: the backbone weights cannot be had, or do not fit.
-        ResumeError: the run to resume is finished, going on, or of other settings.
+        resources.ClusterError: the cluster is too small.
+        tracking.TrackingError: the tracking store does not answer, or some nodes cannot use it.
+        pretrained.WeightsError: the backbone weights cannot be read, or do not fit.
+        resume.ResumeError: the run to resume is finished, active, or has other settings.
     """
     tracking.check_shared(num_nodes=sum(node["Alive"] for node in ray.nodes()))
     plan = plan_workers(settings)
@@ -108,17 +118,17 @@ def open_job(
         with clock.stage("data"):
             images = _load(tracked, settings, plan)
             check_enough(settings, images)
-            # All now, while the processes that can do it are still warm.
+            # Decode all splits now, while the processes that decode are still warm.
             splits = {name: images.split(name) for name in data.SPLITS}
         _log_data(tracked, images)
-        _tell_differences(tracked, settings)
+        _say_what_differs(tracked, settings)
         if settings.data_report and images.kept and not tracked.has_file(_DATA_REPORT):
             _log_inspection(tracked, settings)
         yield Job(tracked, plan, images, splits, pretrained)
 
 
 def _load(tracked: tracking.Run, settings: TrainSettings, plan: Plan) -> data.ImageData:
-    """The images; the run gets the list of their files."""
+    """Read the images and log the list of their files."""
     with TemporaryDirectory() as folder:
         files = Path(folder, _FILE_LIST)
         images = data.load(settings, settings.image_size, task_cpus=plan.task_cpus, file_list=files)
@@ -126,13 +136,13 @@ def _load(tracked: tracking.Run, settings: TrainSettings, plan: Plan) -> data.Im
     return images
 
 
-def _tell_differences(tracked: tracking.Run, settings: TrainSettings) -> None:
-    """Say, before the workers start, what is not as it was in the run that is made again."""
+def _say_what_differs(tracked: tracking.Run, settings: TrainSettings) -> None:
+    """Print what differs from the run that `from_run` repeats, before the workers start."""
     if settings.from_run is None or settings.resume is not None:
         return
     differing = provenance.differences(tracking.Run(settings.from_run).tags(), tracked.tags())
     for line in differing:
-        say(f"not as in run {settings.from_run}, so figures may differ: {line}")
+        say(f"figures may differ from run {settings.from_run}: {line}")
     if not differing:
         say(f"data, code, libraries and platform are those of run {settings.from_run}")
 
@@ -146,7 +156,11 @@ def _log_settings(tracked: tracking.Run, settings: TrainSettings) -> None:
 
 
 def check_enough(settings: TrainSettings, images: data.ImageData) -> None:
-    """Refuse a run in which a worker would have nothing to do."""
+    """Reject a run with more workers than training images.
+
+    Raises:
+        data.DataError: a worker would have no image.
+    """
     num_train = images.summary.counts["train"].total()
     if settings.num_workers > num_train:
         raise data.DataError(
@@ -156,7 +170,7 @@ def check_enough(settings: TrainSettings, images: data.ImageData) -> None:
 
 
 def _open_pretrained(settings: TrainSettings) -> Pretrained | None:
-    """The weights themselves, read here: the workers may be on other machines."""
+    """Read the weights here, since the workers may be on other machines."""
     if settings.backbone_weights == "none":
         return None
     backbone = pretrained.read(settings.backbone_weights, settings.alpha)
@@ -165,7 +179,7 @@ def _open_pretrained(settings: TrainSettings) -> Pretrained | None:
 
 
 def provenance_tags() -> dict[str, str]:
-    """Tags that say where a run comes from: code, libraries, platform, and its Ray job."""
+    """Return tags of a run's origin: code, libraries, platform, and its Ray job."""
     return provenance.tags() | {"ray_job_id": ray_job_id()}
 
 
@@ -185,7 +199,7 @@ def _log_data(tracked: tracking.Run, images: data.ImageData) -> None:
 
 
 def _log_inspection(tracked: tracking.Run, settings: TrainSettings) -> None:
-    """Only of a set that is small enough to keep: it reads every file again, twice."""
+    """Inspect the data and log the report, which reads every file again, twice."""
     findings = inspect(settings)
     tracked.log_text(html(settings.data, findings), "data_report.html")
     tracked.log_json(as_json(findings), _DATA_REPORT)
@@ -212,14 +226,14 @@ def worker_config(settings: TrainSettings, job: Job, storage: Path) -> WorkerCon
 
 
 def prepare_features(settings: TrainSettings, job: Job, own_folder: Path) -> Path:
-    """The folder with the features for these settings, computed if need be.
+    """Find or compute the features for these settings; return their folder.
 
     Args:
-        settings: Those of `features.prepare`.
-        job: With pretrained weights.
-        own_folder: Where they go when they are not to be kept, or cannot be.
+        settings: Settings of the run, see `features.prepare`.
+        job: A job with pretrained weights.
+        own_folder: Folder of this run, used when the cache is off or cannot be written.
     """
-    assert job.pretrained is not None, "features are of a pretrained backbone"
+    assert job.pretrained is not None, "features need a pretrained backbone"
     return features.prepare(
         settings,
         job.images,

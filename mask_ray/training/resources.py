@@ -1,4 +1,4 @@
-"""What a run takes of the Ray cluster: workers, and what is left to feed them."""
+"""Plan a run's share of the Ray cluster: its workers, and the CPUs that feed them."""
 
 import math
 from dataclasses import dataclass
@@ -12,17 +12,17 @@ from mask_ray.config import MaskRayError, TrainSettings
 
 
 class ClusterError(MaskRayError):
-    """The cluster cannot hold the run; the message says what it has and what was asked."""
+    """The cluster cannot hold the run; the message says what it has and what was requested."""
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What of the cluster a run uses.
+    """The resources that a run uses.
 
     Args:
-        scaling: The Horovod workers.
-        num_cpus: Cores for computing features, before the workers start.
-        task_cpus: What a task of Ray Data reserves, beside the workers.
+        scaling: Number and resources of the Horovod workers.
+        num_cpus: CPUs for computing features, before the workers start.
+        task_cpus: CPUs that each task of Ray Data reserves, beside the workers.
     """
 
     scaling: ray.train.ScalingConfig
@@ -31,7 +31,7 @@ class Plan:
 
 
 def plan_workers(settings: TrainSettings) -> Plan:
-    """The workers' number and resources, leaving Ray Data what it needs to feed them.
+    """Choose the workers' number and resources, and leave Ray Data enough CPUs to feed them.
 
     Raises:
         ClusterError: the cluster cannot hold that many workers.
@@ -66,9 +66,12 @@ def plan_workers(settings: TrainSettings) -> Plan:
 
 
 def _check_room_on_every_node(settings: TrainSettings) -> None:
-    """Refuse workers that would fill a node, which may be the last that is left of an elastic run.
+    """Reject workers that would fill a node, which may become the only one of an elastic run.
 
-    Without a task to feed them they would wait for ever.
+    Without a task to feed them they would wait without end.
+
+    Raises:
+        ClusterError: the workers of some node would leave no CPU for Ray Data.
     """
     share = settings.cpus_per_worker
     if share is None:  # `largest_share` leaves room
@@ -85,19 +88,19 @@ def _check_room_on_every_node(settings: TrainSettings) -> None:
 
 
 def _task_cpus(settings: TrainSettings) -> float:
-    """A whole core where `largest_share` leaves one on every node."""
+    """Return the CPUs of a task: 1 if `largest_share` leaves a core on every node."""
     free = [n.get("CPU", 0) for n in ray_internals.free_resources_by_node()]
     return 1 if settings.cpus_per_worker is None and min(free) >= 2 else data.LEAST_TASK_CPUS
 
 
 def _cpus_per_worker(settings: TrainSettings) -> float:
-    """An equal share of the free CPUs, less one for Ray Data: whole ones where there are enough.
+    """Return an equal share of the free CPUs, without one for Ray Data; whole CPUs if possible.
 
     Raises:
         ClusterError: other work holds nearly every CPU.
     """
     if ray_internals.resources_when_grown():
-        return 1  # the cluster grows on demand; what is free now says little
+        return 1  # the cluster grows on demand, so what is free now says little
     nodes = ray_internals.free_resources_by_node()
     free = [n.get("CPU", 0) for n in nodes if n.get("GPU", 0) >= 1 or not settings.use_gpu]
     share = largest_share(free, settings.num_workers)
@@ -110,12 +113,12 @@ def _cpus_per_worker(settings: TrainSettings) -> float:
 
 
 def largest_share(free: list[float], num_workers: int) -> float:
-    """The most CPUs that each of `num_workers` can have, none spread over two nodes.
+    """Return the most CPUs that each worker can have, with no worker spread over two nodes.
 
     Args:
-        free: CPUs free on each node. One of them, or half where there is less, is left to
-            Ray Data: on every node, since any of them may be the last that is left.
-        num_workers: Workers to place.
+        free: Free CPUs of each node. Ray Data keeps one of them, or half if there are fewer
+            than two, on every node, since any node may become the last one.
+        num_workers: Number of workers to place.
     """
     free = [cpus - min(1, cpus / 2) for cpus in free]
     shares = {cpus / count for cpus in free for count in range(1, num_workers + 1) if cpus > 0}
@@ -126,6 +129,6 @@ def largest_share(free: list[float], num_workers: int) -> float:
 
 
 def ray_job_id() -> str:
-    """The submission id that `ray job` commands take, or the driver's own id outside a job."""
+    """Return the id that `ray job` commands take, or the driver's own id outside a job."""
     own: str = ray.get_runtime_context().get_job_id()
     return ray_internals.submission_id() or own

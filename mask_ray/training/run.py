@@ -1,7 +1,7 @@
-"""From settings to a registered model: the driver's side of a training run.
+"""Run a training from settings to a registered model: the driver's side.
 
-Reads the data, runs the workers, exports the best epoch, evaluates the exported file, registers
-it. TensorFlow is imported only once settings and cluster have been found good: it takes seconds.
+Reads the data, runs the workers, exports the best epoch, evaluates the exported file and registers
+it. The driver never imports TensorFlow, which takes seconds; the workers do.
 """
 
 import shutil
@@ -13,7 +13,7 @@ from typing import Any
 
 import ray.train
 
-from mask_ray import evaluation, tracking
+from mask_ray import evaluation
 from mask_ray.config import TrainSettings, home
 from mask_ray.data import sources
 from mask_ray.evaluation import promotion
@@ -31,7 +31,7 @@ from mask_ray.training.job import (
 )
 from mask_ray.training.resources import ClusterError
 
-# What a job printed at its end, kept in its run.
+# Artifact of the run: the result that the job prints.
 RESULT_FILE = "result.json"
 
 
@@ -39,25 +39,25 @@ def train_model(settings: TrainSettings, tags: Mapping[str, str] | None = None) 
     """Train, evaluate and register a model. Ray must be running.
 
     Args:
-        settings: Of the run.
-        tags: Set on its MLflow run, beside its own.
+        settings: Settings of the run.
+        tags: Further tags of its MLflow run.
 
     Returns:
-        The run's id, the model's URI and version, its image size, whether and why it is the
-        champion, metrics of the test split, and seconds by stage.
+        The run's id, the model's URI and version, its image size, whether it became the champion
+        and why, metrics of the test split, and seconds by stage.
 
     Raises:
         checkpoints.CheckpointError: a checkpoint cannot be written or read.
-        MaskRayError: whatever `open_job` raises.
+        MaskRayError: see `open_job`.
     """
     clock = Clock()
     with open_job(settings, clock, tags) as job:
         with clock.stage("train"):
-            result = _train(settings, job, clock)
-        # The checkpoint's own folder is left as it is.
-        with result.as_directory() as folder, TemporaryDirectory() as scratch:
+            checkpoint = _train(settings, job, clock)
+        # The checkpoint stays unchanged: files go into a scratch folder.
+        with checkpoint.as_directory() as folder, TemporaryDirectory() as scratch:
             with clock.stage("evaluate"):
-                # Of a run that was cut off after it had registered a version, that one.
+                # An interrupted run may have registered its version already.
                 version = job.tracked.registered_version(settings.register_as)
                 if version:
                     exported = export.of_version(settings, job.images, version)
@@ -70,7 +70,7 @@ def train_model(settings: TrainSettings, tags: Mapping[str, str] | None = None) 
         promoted, reason = _promote(settings, job, version)
         seconds = {f"seconds_{name}": value for name, value in clock.seconds().items()}
         job.tracked.log_metrics(seconds)
-        told = {
+        result = {
             "run_id": job.tracked.run_id,
             "model_uri": f"models:/{settings.register_as}/{version}",
             "model_version": version,
@@ -80,12 +80,12 @@ def train_model(settings: TrainSettings, tags: Mapping[str, str] | None = None) 
             "test": test,
             "seconds": clock.seconds(),
         }
-        job.tracked.log_json(told, RESULT_FILE)
-    return told
+        job.tracked.log_json(result, RESULT_FILE)
+    return result
 
 
 def _train(settings: TrainSettings, job: Job, clock: Clock) -> ray.train.Checkpoint:
-    """Compute features where they are wanted and run the workers; their last checkpoint."""
+    """Compute features if a head is trained, run the workers, and return the last checkpoint."""
     storage = home() / "train"
     config = worker_config(settings, job, storage)
     own_features = storage / f"{job.tracked.run_id}.features"
@@ -97,19 +97,15 @@ def _train(settings: TrainSettings, job: Job, clock: Clock) -> ray.train.Checkpo
     try:
         last = trainer.fit().checkpoint
     except ray.train.TrainingFailedError as error:
-        raise _explained(error, settings, job.tracked) from error
-    assert last is not None, "the workers end with a checkpoint"
+        say(str(error))
+        raise ClusterError(
+            f"training failed more than max_failures ({settings.max_failures}) times. Last error: "
+            f"{str(error).strip().splitlines()[-1]}. Its checkpoints are kept: resume with "
+            f"--resume {job.tracked.run_id}"
+        ) from error
+    assert last is not None, "the workers' last report has a checkpoint"
     shutil.rmtree(own_features, ignore_errors=True)
     return last
-
-
-def _explained(error: Exception, settings: TrainSettings, tracked: tracking.Run) -> ClusterError:
-    say(str(error))
-    return ClusterError(
-        f"training failed more often than max_failures ({settings.max_failures}) allows, lastly "
-        f"with: {str(error).strip().splitlines()[-1]}. Its checkpoints are kept: go on with "
-        f"--resume {tracked.run_id}"
-    )
 
 
 def _report(settings: TrainSettings, job: Job, exported: Export) -> dict[str, Any]:
@@ -135,7 +131,7 @@ def _promote(settings: TrainSettings, job: Job, version: str) -> tuple[bool, str
 
 
 def _register(settings: TrainSettings, job: Job, exported: Export, scratch: Path) -> str:
-    """The new version."""
+    """Register the exported model; return its version."""
     example = job.splits["test"].take_batch(1)["image"]
     version = job.tracked.register_model(
         exported.onnx,
