@@ -1,7 +1,7 @@
 """Horovod on Ray Train V2 and Keras 3.
 
-`HorovodTrainer` and `HorovodConfig` have the signatures of `ray.train.horovod`, whose own
-trainer refuses to run on Ray Train V2. With `RAY_TRAIN_V2_ENABLED=0` they are Ray's own.
+`HorovodTrainer` and `HorovodConfig` have the signatures of `ray.train.horovod`, whose own trainer
+does not run on Ray Train V2. With `RAY_TRAIN_V2_ENABLED=0` they are Ray's own classes.
 """
 
 from mask_ray import ray_internals

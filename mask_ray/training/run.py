@@ -1,7 +1,7 @@
 """Run a training from settings to a registered model: the driver's side.
 
 Reads the data, runs the workers, exports the best epoch, evaluates the exported file and registers
-it. The driver never imports TensorFlow, which takes seconds; the workers do.
+it. Importing TensorFlow takes seconds, so this side does without it.
 """
 
 import shutil

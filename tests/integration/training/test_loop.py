@@ -9,9 +9,9 @@ import ray.train
 
 from mask_ray import data, tracking
 from mask_ray.config import TrainSettings
-from mask_ray.training import job as training
 from mask_ray.training import loop, workers
 from mask_ray.training.devices import dtype_policy
+from mask_ray.training.job import Job, check_enough, worker_config
 from mask_ray.training.resources import plan_workers
 from mask_ray.training.worker_config import WorkerConfig
 
@@ -63,9 +63,9 @@ def data_set(num_train: int) -> data.ImageData:
 def test_fewer_images_than_workers_are_refused() -> None:
     """A worker would have an empty shard."""
     settings = TrainSettings(data="photos", num_workers=9)
-    training.check_enough(settings, data_set(num_train=9))
+    check_enough(settings, data_set(num_train=9))
     with pytest.raises(data.DataError, match=r"at most the number of training images \(8\); got 9"):
-        training.check_enough(settings, data_set(num_train=8))
+        check_enough(settings, data_set(num_train=8))
 
 
 @pytest.mark.usefixtures("ray_local", "store")
@@ -96,8 +96,8 @@ def test_workers_that_differ_in_steps_end_in_one_error(home: Path) -> None:
     images = data.load(settings, settings.image_size, task_cpus=plan.task_cpus)
     splits = {name: images.split(name) for name in data.SPLITS}
     with tracking.start_run("test", {}) as run:
-        job = training.Job(run, plan, images, splits, None)
-        config = training.worker_config(settings, job, home / "train")
+        job = Job(run, plan, images, splits, None)
+        config = worker_config(settings, job, home / "train")
         trainer = workers.trainer(plan, config, splits, loop=train_short_on_rank_1)
         with pytest.raises(loop.ShardError, match=r"of worker 1 ended after 1 of \d steps"):
             trainer.fit()
