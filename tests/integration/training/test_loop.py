@@ -83,21 +83,37 @@ def test_workers_that_differ_in_steps_end_in_one_error(home: Path) -> None:
             loop.ImageBatches.train = lambda *given: islice(whole(*given), 1)
         loop.train(config)
 
-    settings = TrainSettings(
-        data="synthetic:80",
-        image_size=96,
-        alpha=0.35,
-        backbone_weights="none",
-        batch_size=16,
-        finetune_epochs=1,
-        num_workers=2,
-    )
+    settings = small(num_workers=2, finetune_epochs=1)
+    with pytest.raises(loop.ShardError, match=r"of worker 1 ended after 1 of \d steps"):
+        fit(settings, home, loop=train_short_on_rank_1)
+
+
+@pytest.mark.usefixtures("ray_local", "store")
+def test_every_epoch_has_a_checkpoint_if_none_need_wait(home: Path, tmp_path: Path) -> None:
+    reports = tmp_path / "reports"
+
+    # Defined here, it travels by value: the controller cannot import this module.
+    class CountReports(ray.train.UserCallback):
+        def after_report(self, run_context: Any, metrics: Any, checkpoint: Any) -> None:
+            with reports.open("a") as file:
+                file.write(f"{metrics[0].get('epoch')} {checkpoint is not None}\n")
+
+    settings = small(num_workers=1, finetune_epochs=3, checkpoint_every_s=0)
+    fit(settings, home, callbacks=[CountReports()])
+    lines = reports.read_text().splitlines()
+    assert lines == ["1 True", "2 True", "3 True", "3 True"]
+
+
+def small(**given: Any) -> TrainSettings:
+    model = {"image_size": 96, "alpha": 0.35, "backbone_weights": "none"}
+    return TrainSettings(data="synthetic:80", batch_size=16, **model, **given)
+
+
+def fit(settings: TrainSettings, home: Path, **trainer: Any) -> None:
     plan = plan_workers(settings)
     images = data.load(settings, settings.image_size, task_cpus=plan.task_cpus)
     splits = {name: images.split(name) for name in data.SPLITS}
     with tracking.start_run("test", {}) as run:
         job = Job(run, plan, images, splits, None)
         config = worker_config(settings, job, home / "train")
-        trainer = workers.trainer(plan, config, splits, loop=train_short_on_rank_1)
-        with pytest.raises(loop.ShardError, match=r"of worker 1 ended after 1 of \d steps"):
-            trainer.fit()
+        workers.trainer(plan, config, splits, **trainer).fit()
