@@ -29,7 +29,7 @@ class TuneSettings(TrainSettings):
         None,
         min_length=1,
         description="Settings to search, separated by commas (default: all of the following that "
-        "have an effect and have no flag of their own). "
+        "have an effect and whose flags are not given). "
         + "; ".join(f"{k}: {low:g} to {high:g}" for k, (low, high) in SEARCH_RANGES.items())
         + "; batch_size: half, same, double; "
         + "; ".join(
