@@ -9,7 +9,7 @@ from mask_ray.config.promote import PromoteSettings
 def promote(settings: PromoteSettings) -> dict[str, Any]:
     """Run the job; heavy imports wait until the settings are known to be valid."""
     from mask_ray.evaluation import promotion
-    from mask_ray.training.run import stored_settings
+    from mask_ray.training.resume import stored_settings
 
     return promotion.promote_or_roll_back(settings, stored_settings)
 

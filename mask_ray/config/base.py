@@ -69,6 +69,20 @@ class Settings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
 
 
+@dataclass(frozen=True)
+class MayChange:
+    """Marks a setting that a resumed run may change: how it runs, or what follows training."""
+
+
+def changeable_fields(settings_class: type[Settings]) -> set[str]:
+    """Return the names of the settings that are marked with `MayChange`."""
+    return {
+        name
+        for name, field in settings_class.model_fields.items()
+        if any(isinstance(mark, MayChange) for mark in field.metadata)
+    }
+
+
 class ImageLimits(Settings):
     """What the decoder accepts. Both bounds are checked before any pixel is decoded."""
 

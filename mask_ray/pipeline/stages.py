@@ -18,6 +18,7 @@ from mask_ray.config import (
     ReportSettings,
     RunSettings,
     TrainSettings,
+    changeable_fields,
 )
 from mask_ray.data import sources
 from mask_ray.data.sources import fingerprint
@@ -37,14 +38,14 @@ from mask_ray.pipeline.runner import (
     run_stages,
 )
 from mask_ray.progress import say
+from mask_ray.ray_internals import started_ray
 from mask_ray.serving import service
-from mask_ray.training import resources
-from mask_ray.training.run import MAY_CHANGE, train_model
+from mask_ray.training.run import train_model
 
 _RULE = set(PromotionRule.model_fields)
 # Settings of how a run is done, not of what it makes. A change of these alone leaves the training
 # and the pipeline the same.
-_ONLY_HOW = MAY_CHANGE - {"quantize", "register_as", "promote"} - _RULE
+_ONLY_HOW = changeable_fields(TrainSettings) - {"quantize", "register_as", "promote"} - _RULE
 _NOT_OF_TRAINING = _ONLY_HOW | _RULE | {"experiment", "promote"}
 _NOT_OF_PIPELINE = _ONLY_HOW | {"deploy_timeout_s", "serve"}
 
@@ -78,7 +79,7 @@ def run_pipeline(settings: PipelineSettings) -> dict[str, Any]:
 
 def stay_while_serving() -> None:
     """Wait for Ctrl-C if the service runs in this process's own Ray, which ends with it."""
-    if resources.started_here() and service.is_running():
+    if started_ray() and service.is_running():
         # Not on standard output: its last line is the result.
         print("serving until Ctrl-C: this command started Ray for itself", file=sys.stderr)
         with suppress(KeyboardInterrupt):

@@ -20,12 +20,12 @@ from typing import ParamSpec, TypeVar
 import numpy as np
 from fastapi import FastAPI
 from ray import serve
-from ray.serve._private.logging_utils import get_serve_logs_dir
 
 from mask_ray.config import ServeSettings
 from mask_ray.images.decode import ImageError, RGBArray, decode_resized, resize
 from mask_ray.models.predictor import Predictor, Probabilities, predict_together
 from mask_ray.models.smoke_test import load_checked
+from mask_ray.ray_internals import get_serve_logs_dir
 from mask_ray.serving.batcher import Batcher
 from mask_ray.serving.http.app import http_app
 from mask_ray.serving.http.backend import Health, RefusedVersion

@@ -15,9 +15,9 @@ from typing import Any
 from urllib.parse import unquote, urlparse
 
 import ray
-from ray._private.runtime_env.constants import RAY_JOB_CONFIG_JSON_ENV_VAR
 
 import mask_ray
+from mask_ray import ray_internals
 
 # Descriptions of tags, for lines that name differences between runs.
 _DESCRIPTIONS = {
@@ -44,9 +44,8 @@ def tags() -> dict[str, str]:
 
 def ray_job_id() -> str:
     """Return the submission id that `ray job` commands take; outside a job, the driver's id."""
-    submitted = json.loads(os.environ.get(RAY_JOB_CONFIG_JSON_ENV_VAR, "{}"))
     own: str = ray.get_runtime_context().get_job_id()
-    return str(submitted.get("metadata", {}).get("job_submission_id", own))
+    return ray_internals.submission_id() or own
 
 
 def environment() -> dict[str, Any]:

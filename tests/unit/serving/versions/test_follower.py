@@ -28,7 +28,7 @@ class Asked:
         self.loaded.append(version)
         if version in self.bad:
             raise self.bad[version]
-        return LoadedModel("faces", version, predictor=None)  # type: ignore[arg-type]
+        return LoadedModel("faces", version, predictor=None)
 
     def follower(self, ask: Callable[[str | None], Wanted] | None = None) -> VersionFollower:
         return VersionFollower(
@@ -141,9 +141,10 @@ def test_following_goes_on_after_any_error() -> None:
         outcome = next(wanted)
         if isinstance(outcome, Exception):
             raise outcome
+        assert isinstance(outcome, Wanted)
         return outcome
 
     follower._ask = ask
-    follower.follow_every(0.1, Times(2))  # type: ignore[arg-type]
+    follower.follow_every(0.1, Times(2))
 
     assert follower.serving.champion.version == "2"
