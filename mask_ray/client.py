@@ -23,18 +23,17 @@ from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from itertools import count
 from pathlib import Path
-from typing import Annotated, Literal, Protocol, TextIO
+from typing import Protocol, TextIO
 
 import httpx
-from pydantic import BaseModel, Field, PlainValidator, ValidationError, field_validator
-from pydantic_settings import CliPositionalArg
+from pydantic import BaseModel, ValidationError
 from rich import progress
 from rich.console import Console
 
 from mask_ray import cli
-from mask_ray.config import IMAGE_FORMATS, MaskRayError, Settings
+from mask_ray.config import IMAGE_FORMATS, MaskRayError
+from mask_ray.config.client import TOKEN_VARIABLE, ClientSettings
 
-TOKEN_VARIABLE = "MASK_RAY_TOKEN"
 IMAGE_SUFFIXES = sorted(suffix for each in IMAGE_FORMATS for suffix in each.suffixes)
 
 # Busy, a replica gone in mid-answer, none ready, one that hangs. To classify twice does no harm.
@@ -42,66 +41,6 @@ _RETRIED_STATUSES = (429, 502, 503, 504)
 _RETRIED_ERRORS = (httpx.NetworkError, httpx.RemoteProtocolError)
 _MAX_WAIT_S = 60.0
 _FIRST_WAIT_S = 0.25
-
-
-def _check_name(name: str) -> str:
-    if not name:
-        raise ValueError("must name a file or a folder; got an empty string")
-    return name
-
-
-# Not pydantic's own check of strings, which refuses names of files that are not UTF-8.
-Name = Annotated[str, PlainValidator(_check_name)]
-
-
-class ClientSettings(Settings):
-    """Classify image files by a running endpoint, and write one row for each file.
-
-    Folders stand for all images in them and in folders below. A token is read from the environment
-    variable MASK_RAY_TOKEN, or from a file.
-    """
-
-    paths: CliPositionalArg[list[Name]] = Field(
-        min_length=1, description="Image files, and folders of them."
-    )
-    url: str = Field("http://127.0.0.1:8000", description="Where the endpoint is.")
-    output: Path | None = Field(
-        None, description="File for the rows, which is replaced (default: standard output)."
-    )
-    format: Literal["auto", "csv", "json"] = Field(
-        "auto",
-        description="csv, or json with one object a line. auto: json if the output ends in .json "
-        "or .jsonl, else csv.",
-    )
-    concurrency: int = Field(8, ge=1, le=256, description="Requests at a time.")
-    timeout_s: float = Field(30, gt=0, description="Longest wait for one answer, in seconds.")
-    retries: int = Field(
-        8,
-        ge=0,
-        le=100,
-        description="How often a file is sent again when the server is busy or not reached; after "
-        "as long as its Retry-After says, at most 60 s.",
-    )
-    threshold: float | None = Field(
-        None, ge=0, le=1, description="Probability below which the label is uncertain."
-    )
-    token_file: Path | None = Field(
-        None, description="File that holds the bearer token, instead of MASK_RAY_TOKEN."
-    )
-
-    @field_validator("url")
-    @classmethod
-    def _is_http(cls, url: str) -> str:
-        if not re.match(r"https?://[^/]", url):
-            raise ValueError(f"must begin with http:// or https://; got {url}")
-        return url.rstrip("/").removesuffix("/predict")
-
-    @property
-    def is_json(self) -> bool:
-        """Whether rows are written as JSON."""
-        if self.format != "auto":
-            return self.format == "json"
-        return self.output is not None and self.output.suffix in (".json", ".jsonl")
 
 
 @dataclass(frozen=True)

@@ -23,15 +23,9 @@ from mask_ray.config.base import (
     local_tracking_uri,
     tracking_uri,
 )
-from mask_ray.config.data import (
-    DataSettings,
-    EvaluateSettings,
-    Repeatable,
-    ReportSettings,
-    Source,
-    SplitName,
-)
+from mask_ray.config.data import DataSettings, Repeatable, Source, SplitName
 from mask_ray.config.demo import DemoSettings
+from mask_ray.config.evaluation import EvaluateSettings, ReportSettings
 from mask_ray.config.ingress import IngressSettings
 from mask_ray.config.inspection import InspectSettings
 from mask_ray.config.pipeline import PipelineSettings

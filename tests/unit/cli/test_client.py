@@ -21,6 +21,7 @@ import pytest
 from starlette.responses import PlainTextResponse, RedirectResponse, Response
 
 from mask_ray import client
+from mask_ray.config.client import ClientSettings
 from tests.support.prediction_server import (
     PredictionServer,
     busy,
@@ -419,7 +420,7 @@ def test_help_names_every_flag() -> None:
         command("--help"), env=environment(COLUMNS="400"), cwd=ROOT, capture_output=True, text=True
     )
     assert done.stdout.startswith("usage: python -m mask_ray.client PATHS [flags]\n")
-    for name in set(client.ClientSettings.model_fields) - {"paths"}:
+    for name in set(ClientSettings.model_fields) - {"paths"}:
         assert f"--{name.replace('_', '-')} " in done.stdout
     assert "MASK_RAY_TOKEN" in done.stdout
     assert "None" not in done.stdout
