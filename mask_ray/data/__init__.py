@@ -7,18 +7,16 @@ from mask_ray.data.dataset import (
     DataError,
     ImageData,
     Source,
-    Summary,
     check_folder,
-    digest_of,
     list_files,
     load,
     map_rows,
     open_source,
     params,
-    summarise,
     take_stock,
 )
 from mask_ray.data.splits import SPLITS, split_of
+from mask_ray.data.summary import Summary, digest_of, summarise
 
 __all__ = [
     "KEPT_SHARE_OF_OBJECT_STORE",
