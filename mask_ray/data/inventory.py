@@ -11,7 +11,7 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from mask_ray.data.near_duplicates import SIGNATURE_BYTES, Groups, near_pairs
+from mask_ray.data.near_duplicates import SIGNATURE_BYTES, connect, equal_pairs, near_pairs
 
 NOT_GIVEN = -1
 
@@ -97,15 +97,16 @@ class Inventory:
         A group has all copies of a file, all that show one picture, and all that their source
         puts in one group.
         """
-        groups = Groups(len(self))
         prefixes = self.prefixes()
-        groups.join_equal(prefixes)
         named = np.flatnonzero(self.given_groups)
-        groups.join_equal(self.given_groups[named], named)
         _, one_of_each = np.unique(prefixes, return_index=True)
         first, second, _ = near_pairs(self.signatures, one_of_each)
-        groups.join(first, second)
-        return groups.roots()
+        pairs = (
+            equal_pairs(prefixes),
+            equal_pairs(self.given_groups[named], named),
+            (first, second),
+        )
+        return connect(len(self), *(np.concatenate(side) for side in zip(*pairs, strict=True)))
 
 
 def _split_index(name: str, splits: tuple[str, ...]) -> int:

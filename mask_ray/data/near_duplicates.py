@@ -77,39 +77,37 @@ def signature(picture: RGBArray, height: int, width: int) -> Signatures:
     return grey[rows, columns].ravel()
 
 
-class Groups:
-    """A partition of rows 0 to n - 1 into groups, by union-find over one array."""
+def equal_pairs(
+    keys: NDArray[np.uint64], rows: NDArray[np.int64] | None = None
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Pairs of rows that connect all rows of equal key.
 
-    def __init__(self, num_rows: int) -> None:
-        self._parent = np.arange(num_rows, dtype=np.int64)
+    Args:
+        keys: Key i is that of row i, or of `rows[i]`.
+        rows: Rows that have a key; all by default.
+    """
+    order = np.argsort(keys, kind="stable")
+    same = keys[order[1:]] == keys[order[:-1]]
+    first, second = order[:-1][same], order[1:][same]
+    return (first, second) if rows is None else (rows[first], rows[second])
 
-    def join(self, first: NDArray[np.int64], second: NDArray[np.int64]) -> None:
-        """Put `first[i]` and `second[i]` into one group, for all i."""
-        for one, other in zip(first.tolist(), second.tolist(), strict=True):
-            a, b = self._root(one), self._root(other)
-            if a != b:
-                self._parent[max(a, b)] = min(a, b)
 
-    def join_equal(self, keys: NDArray[np.uint64], rows: NDArray[np.int64] | None = None) -> None:
-        """Put rows of equal key into one group; key i is that of row i, or of `rows[i]`."""
-        order = np.argsort(keys, kind="stable")
-        same = keys[order[1:]] == keys[order[:-1]]
-        first, second = order[:-1][same], order[1:][same]
-        self.join(*((first, second) if rows is None else (rows[first], rows[second])))
+def connect(
+    num_rows: int, first: NDArray[np.int64], second: NDArray[np.int64]
+) -> NDArray[np.int64]:
+    """Group rows 0 to num_rows - 1 such that `first[i]` and `second[i]` share a group, for all i.
 
-    def _root(self, row: int) -> int:
-        parent = self._parent
-        while (above := int(parent[row])) != row:
-            parent[row] = parent[above]
-            row = above
-        return row
+    Returns the first row of each row's group.
+    """
+    # Slow to import, and processes that only decode never need it.
+    from scipy.sparse import coo_array
+    from scipy.sparse.csgraph import connected_components
 
-    def roots(self) -> NDArray[np.int64]:
-        """The first row of each row's group."""
-        roots = self._parent
-        while not np.array_equal(roots, above := roots[roots]):
-            roots = above
-        return roots
+    edges = np.ones(len(first), bool), (first, second)
+    _, group = connected_components(coo_array(edges, (num_rows, num_rows)), directed=False)
+    _, first_rows = np.unique(group, return_index=True)
+    roots: NDArray[np.int64] = first_rows[group]
+    return roots
 
 
 def near_pairs(
