@@ -15,13 +15,15 @@ import tempfile
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import httpx
+import pyarrow.compute as pc
 import yaml
 
-from mask_ray import cli, data, processes
+from mask_ray import cli, processes
 from mask_ray.config import DataSettings, DemoSettings, MaskRayError, home, tracking_uri
 from mask_ray.data import sources, splits
 from mask_ray.images import synthetic
@@ -41,6 +43,21 @@ _OTHER_HTTP_PORTS = {
 }
 
 
+@dataclass(frozen=True)
+class _Images:
+    """What to train on, and what to ask about.
+
+    Args:
+        sources: Archives are replaced by their folders, and local paths are absolute.
+        count: Files in all sources.
+        questions: One encoded image of each class that training does not see, by name.
+    """
+
+    sources: list[str]
+    count: int
+    questions: dict[str, bytes]
+
+
 def main() -> None:
     """Run the demo; a failure is one line and exit code 1."""
     settings = cli.parse(DemoSettings, sys.argv[1:])
@@ -58,14 +75,14 @@ def main() -> None:
 def run(settings: DemoSettings, started: ExitStack) -> None:
     """Everything in order; what is started is registered with `started`, to be shut down."""
     began = time.perf_counter()
-    questions = _images_to_ask_about(settings.data)
+    images = _open(settings.data)
     environment = _ray(settings, started)
-    result = _train(settings, environment)
+    result = _train(settings, images, environment)
     _print_metrics(result)
     config, url = _serve_config()
     _serve(config, url, environment, started)
     _say(f"Asking {url}/predict")
-    for name, encoded in questions.items():
+    for name, encoded in images.questions.items():
         _ask(url, name, encoded)
     _say(f"Done in {time.perf_counter() - began:.0f} s. Where to look:")
     _print_where_to_look(result, url, environment, settings.keep)
@@ -108,11 +125,11 @@ def _check_nothing_is_served(environment: dict[str, str]) -> None:
         )
 
 
-def _train(settings: DemoSettings, environment: dict[str, str]) -> dict[str, Any]:
+def _train(settings: DemoSettings, images: _Images, environment: dict[str, str]) -> dict[str, Any]:
     """Submit the training job, show its log, return its result."""
-    command = ["python", "-m", "jobs.train", *_train_flags(settings)]
+    command = ["python", "-m", "jobs.train", *_train_flags(settings, images)]
     submit = ["ray", "job", "submit", "--working-dir", ".", "--", *command]
-    _say(" ".join(submit))
+    _say(" ".join(map(sources.shown, submit)))
     for _ in range(_SUBMISSIONS):
         lines, succeeded = _show(submit, environment)
         if succeeded or any("submitted successfully" in line for line in lines):
@@ -135,20 +152,18 @@ def _show(command: list[str], environment: dict[str, str]) -> tuple[list[str], b
     return lines, process.returncode == 0
 
 
-def _train_flags(settings: DemoSettings) -> list[str]:
-    source = (
-        settings.data if sources.is_synthetic(settings.data) else data.check_folder(settings.data)
-    )
-    flags: dict[str, Any] = {"data": source, "num-workers": settings.num_workers}
+def _train_flags(settings: DemoSettings, images: _Images) -> list[str]:
+    flags: dict[str, Any] = {"num-workers": settings.num_workers}
     flags |= {"backbone-weights": _absolute(settings.backbone_weights)}
     if settings.backbone_weights == "none":
         # A net that two cores can train from nothing in minutes.
-        epochs = math.ceil(_VIEWS_FROM_SCRATCH / (0.7 * _count_images(settings.data)))
+        epochs = math.ceil(_VIEWS_FROM_SCRATCH / (0.7 * images.count))
         flags |= {"image-size": 96, "alpha": 0.35, "batch-size": 32, "learning-rate": 0.004}
         flags |= {"finetune-epochs": settings.epochs or max(5, epochs)}
     elif settings.epochs:
         flags |= {"finetune-epochs": settings.epochs}
-    return [text for name, value in flags.items() for text in (f"--{name}", str(value))]
+    named = [("data", source) for source in images.sources] + list(flags.items())
+    return [text for name, value in named for text in (f"--{name}", str(value))]
 
 
 def _absolute(backbone_weights: str) -> str:
@@ -163,12 +178,6 @@ def _absolute(backbone_weights: str) -> str:
     return str(path)
 
 
-def _count_images(source: str) -> int:
-    if sources.is_synthetic(source):
-        return sources.num_drawn(source)
-    return sum(map(len, data.list_files(data.check_folder(source)).values()))
-
-
 def _print_metrics(result: dict[str, Any]) -> None:
     test, seconds = result["test"], result["seconds"]
     _say(f"{result['model_uri']} on {test['num_images']} test images")
@@ -179,27 +188,33 @@ def _print_metrics(result: dict[str, Any]) -> None:
     print("  " + ", ".join(f"{stage} {s:.0f} s" for stage, s in seconds.items()), flush=True)
 
 
-def _images_to_ask_about(source: str) -> dict[str, bytes]:
-    """One encoded image of each class that training does not see, by name."""
-    if sources.is_synthetic(source):
-        unseen = (sources.num_drawn(source), sources.num_drawn(source) + 1)
-        return {name: jpeg for jpeg, name in map(synthetic.encode, unseen)}
-    return _test_images(data.list_files(data.check_folder(source)))
+def _open(data: str) -> _Images:
+    """Fetch the data, and choose an image of each class that training does not see.
+
+    Raises:
+        DataError: as `jobs.train`; or the test split lacks a class.
+    """
+    if sources.is_synthetic(data):
+        count = sources.num_drawn(data)
+        unseen = map(synthetic.encode, (count, count + 1))
+        return _Images([data], count, {name: jpeg for jpeg, name in unseen})
+    fetched = sources.fetch(data)
+    labelled = sources.list_labelled(fetched)
+    return _Images(sources.several(fetched), len(labelled.files), _test_images(labelled))
 
 
-def _test_images(by_class: dict[str, list[Path]]) -> dict[str, bytes]:
-    settings = DataSettings(data="folder")
-    tested: dict[int, Path] = {}
-    for path, label, split in splits.of_files(by_class, settings):
-        if split == "test":
-            tested.setdefault(label, path)
-    missing = [name for label, name in enumerate(by_class) if label not in tested]
-    if missing:
-        raise MaskRayError(f"{missing[0]} has too few images: none falls into the test split")
-    return {
-        f"{class_name}/{tested[label].name}": tested[label].read_bytes()
-        for label, class_name in enumerate(by_class)
-    }
+def _test_images(labelled: sources.Labelled) -> dict[str, bytes]:
+    """One encoded image of each class from the test split, by class and file name."""
+    files = splits.of_files(labelled, DataSettings(data="any"))
+    tested = files.filter(pc.equal(files["split"], "test"))
+    images = {}
+    for label, class_name in enumerate(labelled.class_names):
+        first = tested.filter(pc.equal(tested["label"], label)).slice(0, 1)
+        if not len(first):
+            raise MaskRayError(f"{class_name} has too few images: none falls into the test split")
+        (path,), ((encoded, _),) = labelled.reader.names(first), labelled.reader.contents(first)
+        images[f"{class_name}/{Path(path).name}"] = encoded
+    return images
 
 
 def _serve_config() -> tuple[Path, str]:
@@ -229,9 +244,8 @@ def _serve(config: Path, url: str, environment: dict[str, str], started: ExitSta
 
 
 def _ask(url: str, name: str, encoded: bytes) -> None:
-    response = httpx.post(
-        f"{url}/predict", content=encoded, headers={"Content-Type": "image/jpeg"}, timeout=30
-    )
+    octets = {"Content-Type": "application/octet-stream"}
+    response = httpx.post(f"{url}/predict", content=encoded, headers=octets, timeout=30)
     print(f"  {name}: {response.status_code} {response.text}", flush=True)
     if response.status_code != 200:
         raise MaskRayError(f"the service refused {name}")

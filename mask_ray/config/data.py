@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
-from mask_ray.config.base import ImageLimits, MayChange
+from mask_ray.config.base import ImageLimits
 
 SplitName = Literal["train", "val", "test"]
 
@@ -43,16 +43,19 @@ class Repeatable:
 Source = Annotated[str, BeforeValidator(_one_a_line), AfterValidator(_check_source), Repeatable()]
 
 
+SOURCE_DESCRIPTION = (
+    "Folder with one sub-folder of images per class; zip or tar archive of one, or its http(s) URL "
+    "(#sha256=... checks it); CSV or Parquet manifest with columns path, label[, split][, group]; "
+    "folder with metadata.csv or .jsonl; any of these at a URI such as s3://bucket/folder; or "
+    "synthetic[:N] to draw N faces (default 2000). May be repeated: sources are united by class "
+    "name."
+)
+
+
 class DataSettings(ImageLimits):
     """Where images come from and how they are split."""
 
-    data: Source = Field(
-        description="Folder with one sub-folder of images per class; zip or tar archive of one, "
-        "or its http(s) URL (#sha256=... checks it); CSV or Parquet manifest with columns path, "
-        "label[, split][, group]; folder with metadata.csv or .jsonl; any of these at a URI such "
-        "as s3://bucket/folder; or synthetic[:N] to draw N faces (default 2000). Given several "
-        "times, all together, united by class name."
-    )
+    data: Source = Field(description=SOURCE_DESCRIPTION)
     val_fraction: float = Field(
         0.15, gt=0, lt=1, description="Share of images held out to choose the best epoch."
     )

@@ -3,16 +3,13 @@
 from pydantic import Field
 
 from mask_ray.config.base import Settings
-from mask_ray.config.data import Source
+from mask_ray.config.data import SOURCE_DESCRIPTION, Source
 
 
 class DemoSettings(Settings):
     """Train, register, serve and ask a model on this machine, then shut down what was started."""
 
-    data: Source = Field(
-        "synthetic:5000",
-        description="Folder with one sub-folder of images per class, or synthetic[:N].",
-    )
+    data: Source = Field("synthetic:5000", description=SOURCE_DESCRIPTION)
     backbone_weights: str = Field(
         "none", min_length=1, description="imagenet, none, or the path of an .h5 file."
     )

@@ -122,7 +122,7 @@ def load(
         try:
             assignment = assign(inventory, settings)
         except SplitConflictError as error:
-            raise _explained(error, every) from error
+            raise DataError(error.describe(_paths_by_digest(every))) from error
         listed.finish((*SPLITS, LEFT_OUT), assignment.indices)
     summary = summarise(inventory, assignment, source.class_names, bad_files)
     _check_no_class_is_empty(summary, source.class_names, needed)
@@ -172,14 +172,8 @@ def _mark(batch: Batch, held_out: bool) -> Batch:
     return batch | {"held_out": np.full(len(batch["label"]), held_out)}
 
 
-def _explained(error: SplitConflictError, decoded: Dataset) -> DataError:
-    """With the names of the files, for which all are looked through once more."""
-    paths = {row["digest"]: row["path"] for row in _rows(decoded, ["digest", "path"])}
-    (first, second), (one, other) = (paths[digest] for digest in error.digests), error.splits
-    return DataError(
-        f"files of one group or one picture must be given one split; {first} is given {one}, "
-        f"{second} {other}"
-    )
+def _paths_by_digest(decoded: Dataset) -> dict[str, str]:
+    return {row["digest"]: row["path"] for row in _rows(decoded, ["digest", "path"])}
 
 
 def open_source(settings: DataSettings, task_cpus: float) -> Source:
@@ -207,42 +201,6 @@ def params(settings: DataSettings) -> dict[str, Any]:
     given = {"data": settings.data, "test_data": settings.test_data}
     return settings.model_dump() | {
         name: sources.shown(source) for name, source in given.items() if source is not None
-    }
-
-
-def check_folder(data: str) -> Path:
-    """The folder, if it holds at least two folders of images.
-
-    Raises:
-        DataError: it does not.
-    """
-    root = Path(data).expanduser()
-    if not root.is_dir():
-        raise DataError(
-            f"data must be an existing folder or synthetic[:N]; got {data}. "
-            "A submitted job runs in a copy of the working directory: give an absolute path"
-        )
-    if len(class_names := _class_names(root)) < 2:
-        raise DataError(
-            f"data must hold at least 2 folders of images, one per class; "
-            f"{root} holds {len(class_names)}: {', '.join(class_names) or 'none'}"
-        )
-    return root.resolve()
-
-
-def _class_names(root: Path) -> list[str]:
-    return sorted(p.name for p in root.iterdir() if p.is_dir() and not p.name.startswith("."))
-
-
-def list_files(root: Path) -> dict[str, list[Path]]:
-    """All files of each class folder and the folders in it, but hidden ones."""
-    return {
-        name: [
-            path
-            for path in sorted((root / name).rglob("*"))
-            if path.is_file() and not path.name.startswith(".")
-        ]
-        for name in _class_names(root)
     }
 
 

@@ -91,6 +91,10 @@ class Inventory:
         """The first 8 bytes of each digest."""
         return np.ascontiguousarray(self.digests[:, :8]).view(">u8").ravel().astype(np.uint64)
 
+    def hex_digests(self, rows: Any = slice(None)) -> list[str]:
+        """The digests of these rows in hex, as batches have them."""
+        return [digest.tobytes().hex() for digest in self.digests[rows]]
+
     def groups(self) -> NDArray[np.int64]:
         """The first row of each row's group.
 

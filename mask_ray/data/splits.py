@@ -11,19 +11,21 @@ sqrt(p (1 - p) / n), one standard deviation.
 """
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 import numpy as np
+import pyarrow as pa
 from numpy.typing import NDArray
 
 from mask_ray.config import DataSettings, ImageLimits, SplitName
 from mask_ray.data import near_duplicates
 from mask_ray.data.inventory import NOT_GIVEN, Inventory
+from mask_ray.data.sources import DataError, Labelled
+from mask_ray.data.sources.location import reached
 from mask_ray.images.decode import ImageError, decode, resize
 
 SPLITS: tuple[SplitName, ...] = get_args(SplitName)
@@ -34,6 +36,9 @@ _LEFT_OUT_INDEX = len(SPLITS)
 
 # The side of pictures whose signatures are taken here; those of training are of its image size.
 _SIGNED_PX = 128
+
+# Files whose bytes are in memory at a time.
+_FILES_TOGETHER = 256
 
 _NAMES = (*SPLITS, LEFT_OUT)
 _TRAIN, _VAL, _TEST = (SPLITS.index(name) for name in ("train", "val", "test"))
@@ -51,6 +56,14 @@ class SplitConflictError(ValueError):
         super().__init__(f"{digests} are one group, but given as {splits}")
         self.digests = digests
         self.splits = splits
+
+    def describe(self, paths: Mapping[str, str]) -> str:
+        """The message for users, with names of files from `paths`, by digest."""
+        (first, second), (one, other) = (paths[digest] for digest in self.digests), self.splits
+        given = f"{first} is given {one}, {second} {other}"
+        if first == second:
+            given = f"copies of {first} are given {one} and {other}"
+        return f"files of one group or one picture must be given one split; {given}"
 
 
 @dataclass(frozen=True)
@@ -91,35 +104,50 @@ def split_of(digest: str, settings: DataSettings) -> SplitName:
     return SPLITS[_places_to_splits(prefix, settings)[0]]
 
 
-def of_files(
-    by_class: Mapping[str, Sequence[Path]], settings: DataSettings
-) -> Iterator[tuple[Path, int, SplitName]]:
-    """The readable of these files, their labels and splits, without Ray: for folders of thousands.
+def of_files(labelled: Labelled, settings: DataSettings) -> pa.Table:
+    """Read files and put them into splits, without Ray: for thousands of files.
 
     Args:
-        by_class: Files by class name, in the order of labels.
+        labelled: Files and their labels.
         settings: Limits and shares.
+
+    Returns the readable rows of `labelled.files`, with a further column `split`.
+
+    Raises:
+        DataError: a store does not answer, or files of one group are given different splits.
     """
-    files = [(path, label) for label, paths in enumerate(by_class.values()) for path in paths]
+    parts: list[Inventory | None] = []
     with ThreadPoolExecutor() as threads:
-        stocked = list(threads.map(partial(_stock, limits=settings), files))
-    assigned = assign(Inventory.joined(part for part in stocked if part), settings).indices
-    readable = (file for file, part in zip(files, stocked, strict=True) if part)
-    for (path, label), index in zip(readable, assigned, strict=True):
-        yield path, label, SPLITS[index]
+        for start in range(0, len(labelled.files), _FILES_TOGETHER):
+            files = labelled.files.slice(start, _FILES_TOGETHER)
+            contents = reached("data", lambda some=files: list(labelled.reader.contents(some)))
+            rows = zip(files.to_pylist(), contents, strict=True)
+            parts += threads.map(partial(_stock, limits=settings), rows)
+    readable = labelled.files.filter(pa.array([part is not None for part in parts], pa.bool_()))
+    inventory = Inventory.joined(part for part in parts if part is not None)
+    try:
+        assigned = assign(inventory, settings).indices
+    except SplitConflictError as error:
+        raise DataError(
+            error.describe(
+                dict(zip(inventory.hex_digests(), labelled.reader.names(readable), strict=True))
+            )
+        ) from error
+    return readable.append_column(
+        "split", pa.array([_NAMES[index] for index in assigned], pa.string())
+    )
 
 
-def _stock(file: tuple[Path, int], limits: ImageLimits) -> Inventory | None:
-    path, label = file
-    encoded = path.read_bytes()
+def _stock(row: tuple[dict[str, Any], tuple[bytes, str]], limits: ImageLimits) -> Inventory | None:
+    file, (encoded, _) = row
     try:
         picture = decode(encoded, limits, at_least_px=_SIGNED_PX)
     except ImageError:
         return None
     signature = near_duplicates.signature(resize(picture, _SIGNED_PX), *picture.shape[:2])
-    digest = hashlib.sha256(encoded).hexdigest()
-    row = {"label": np.array([label]), "digest": np.array([digest]), "signature": signature[None]}
-    return Inventory.of_batch(row, SPLITS)
+    batch = {name: np.array([file[name]]) for name in ("label", "given_split", "given_group")}
+    digest = np.array([hashlib.sha256(encoded).hexdigest()])
+    return Inventory.of_batch(batch | {"digest": digest, "signature": signature[None]}, SPLITS)
 
 
 def assign(inventory: Inventory, settings: DataSettings) -> Assignment:
@@ -137,7 +165,8 @@ def assign(inventory: Inventory, settings: DataSettings) -> Assignment:
     _hold_out(indices, inventory, groups)
     moved = indices != _places_to_splits(prefixes, settings)
     moved &= ~inventory.held_out
-    return Assignment(indices, groups, _by_digest(inventory, indices, moved))
+    names = (_NAMES[index] for index in indices[moved])
+    return Assignment(indices, groups, dict(zip(inventory.hex_digests(moved), names, strict=True)))
 
 
 def _places_to_splits(prefixes: NDArray[np.uint64], settings: DataSettings) -> NDArray[np.int8]:
@@ -179,8 +208,8 @@ def _conflict(
 ) -> SplitConflictError:
     splits = inventory.given_splits
     other = next(r for r in given if groups[r] == groups[row] and splits[r] != splits[row])
-    digests = inventory.digests[row].tobytes().hex(), inventory.digests[other].tobytes().hex()
-    return SplitConflictError(digests, (SPLITS[splits[row]], SPLITS[splits[other]]))
+    first, second = inventory.hex_digests([row, other])
+    return SplitConflictError((first, second), (SPLITS[splits[row]], SPLITS[splits[other]]))
 
 
 def _hold_out(indices: NDArray[np.int8], inventory: Inventory, groups: NDArray[np.int64]) -> None:
@@ -189,10 +218,3 @@ def _hold_out(indices: NDArray[np.int8], inventory: Inventory, groups: NDArray[n
     is_seen[groups[inventory.held_out]] = True
     indices[is_seen[groups]] = _LEFT_OUT_INDEX
     indices[inventory.held_out] = _TEST
-
-
-def _by_digest(
-    inventory: Inventory, indices: NDArray[np.int8], rows: NDArray[np.bool_]
-) -> dict[str, str]:
-    digests = (digest.tobytes().hex() for digest in inventory.digests[rows])
-    return dict(zip(digests, (_NAMES[index] for index in indices[rows]), strict=True))

@@ -47,6 +47,11 @@ class Labelled:
     files: pa.Table
     class_names: list[str]
 
+    @property
+    def reader(self) -> "ImageReader":
+        """What reads rows of `files`."""
+        return _Reading(self.roots)
+
 
 def fetch(data: str) -> str:
     """The same sources with archives replaced by the folders that they hold, and local paths made

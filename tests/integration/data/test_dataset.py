@@ -10,6 +10,7 @@ import ray
 
 from mask_ray import data
 from mask_ray.config import DataSettings
+from mask_ray.data import sources
 from mask_ray.images import synthetic
 from mask_ray.images.decode import decode_resized
 from tests.support import image_files
@@ -182,14 +183,14 @@ class TestRefusals:
 
 def test_a_missing_folder_is_named(tmp_path: Path) -> None:
     with pytest.raises(data.DataError, match=r"got .*/nowhere\. A submitted job .* absolute path"):
-        data.check_folder(str(tmp_path / "nowhere"))
+        sources.check(str(tmp_path / "nowhere"))
 
 
 def test_one_class_is_not_enough(tmp_path: Path) -> None:
     (tmp_path / "with_mask").mkdir()
     (tmp_path / ".cache").mkdir()
     with pytest.raises(data.DataError, match=r"at least 2 .* holds 1: with_mask"):
-        data.check_folder(str(tmp_path))
+        sources.check(str(tmp_path))
 
 
 def test_split_shares_are_those_asked_for() -> None:
