@@ -120,7 +120,7 @@ def of_files(labelled: Labelled, settings: DataSettings) -> pa.Table:
     with ThreadPoolExecutor() as threads:
         for start in range(0, len(labelled.files), _FILES_TOGETHER):
             files = labelled.files.slice(start, _FILES_TOGETHER)
-            contents = reached("data", lambda some=files: list(labelled.reader.contents(some)))
+            contents = reached("data", partial(_read, labelled, files))
             rows = zip(files.to_pylist(), contents, strict=True)
             parts += threads.map(partial(_stock, limits=settings), rows)
     readable = labelled.files.filter(pa.array([part is not None for part in parts], pa.bool_()))
@@ -136,6 +136,10 @@ def of_files(labelled: Labelled, settings: DataSettings) -> pa.Table:
     return readable.append_column(
         "split", pa.array([_NAMES[index] for index in assigned], pa.string())
     )
+
+
+def _read(labelled: Labelled, files: pa.Table) -> list[tuple[bytes, str]]:
+    return list(labelled.reader.contents(files))
 
 
 def _stock(row: tuple[dict[str, Any], tuple[bytes, str]], limits: ImageLimits) -> Inventory | None:

@@ -2,7 +2,6 @@
 
 import json
 import re
-import signal
 import subprocess
 import sys
 import tempfile
@@ -12,6 +11,7 @@ from typing import Any
 
 import psutil
 
+from tests.support.interrupts import accept_sigint
 from tests.support.project import ROOT
 
 # The smallest model there is, trained from nothing.
@@ -69,8 +69,7 @@ def run_job(module: str, *flags: str, env: dict[str, str], events: Events | None
             stdout=subprocess.PIPE,
             stderr=stderr,
             text=True,
-            # A shell in the background leaves Ctrl-C ignored, which children inherit.
-            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+            preexec_fn=accept_sigint,
         ) as process,
     ):
         assert process.stdout is not None

@@ -22,6 +22,7 @@ from starlette.responses import PlainTextResponse, RedirectResponse, Response
 
 from mask_ray import client
 from mask_ray.config.client import ClientSettings
+from tests.support.interrupts import accept_sigint
 from tests.support.prediction_server import (
     PredictionServer,
     busy,
@@ -359,7 +360,12 @@ def test_ctrl_c_leaves_what_is_done_written(
     server.held = b"1.jpg".__eq__
     asking = command("--url", server.url, "--concurrency=2", "--output=x.jsonl", *files)
     with subprocess.Popen(
-        asking, cwd=tmp_path, env=environment(), stderr=subprocess.PIPE, text=True
+        asking,
+        cwd=tmp_path,
+        env=environment(),
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=accept_sigint,
     ) as client:
         wait_for(lambda: len(server.received) == 10)
         # The row of the last answer may still be on its way; none of the others is.
