@@ -1,8 +1,7 @@
-"""The whole line on one machine: `make demo`.
+"""Run all stages on one machine: `make demo`.
 
-Starts a local Ray unless one is running, submits training as a user would, serves the model that
-comes out, asks it about one image of each class, and shuts down what it started. Each step is a
-command that the README teaches; only the order is made here.
+Starts a local Ray unless one is running, submits a training job, serves the trained model, sends
+it one image of each class, and stops what it started. Each step is a command from the README.
 """
 
 import json
@@ -31,10 +30,10 @@ from mask_ray.serving import ingress
 
 SERVE_CONFIG = Path("serve_config.yaml")
 _BIN = Path(sys.executable).parent
-# Ray is up before the agent that takes jobs, on a busy machine by more than Ray waits for it.
+# On a busy machine the agent that accepts jobs starts later than Ray waits for it.
 _SUBMISSIONS = 3
 _START_TIMEOUT_S = 120
-# How many images a small network must see to learn the task from nothing.
+# Images that a small network must see to learn the task from random weights.
 _VIEWS_FROM_SCRATCH = 24_000
 _OTHER_HTTP_PORTS = {
     "RAY_SERVE_HAPROXY_STATS_PORT": 8404,
@@ -45,12 +44,12 @@ _OTHER_HTTP_PORTS = {
 
 @dataclass(frozen=True)
 class _Images:
-    """What to train on, and what to ask about.
+    """Images to train on, and images to send to the service.
 
     Args:
-        sources: Archives are replaced by their folders, and local paths are absolute.
-        count: Files in all sources.
-        questions: One encoded image of each class that training does not see, by name.
+        sources: Sources with absolute paths, and with archives replaced by their folders.
+        count: Number of files in all sources.
+        questions: One encoded image of each class that is not trained on, by name.
     """
 
     sources: list[str]
@@ -59,13 +58,13 @@ class _Images:
 
 
 def main() -> None:
-    """Run the demo; a failure is one line and exit code 1."""
+    """Run the demo. A failure is one line and exit code 1."""
     settings = cli.parse(DemoSettings, sys.argv[1:])
     try:
         with ExitStack() as started:
             run(settings, started)
             if settings.keep:
-                started.pop_all()  # callbacks that nobody calls any more
+                started.pop_all()  # drops the callbacks that would stop it
     except MaskRayError as error:
         cli.fail(str(error), exit_code=1)
     except KeyboardInterrupt:
@@ -73,7 +72,7 @@ def main() -> None:
 
 
 def run(settings: DemoSettings, started: ExitStack) -> None:
-    """Everything in order; what is started is registered with `started`, to be shut down."""
+    """Run all steps. Servers are registered with `started`, which stops them."""
     began = time.perf_counter()
     images = _open(settings.data)
     environment = _ray(settings, started)
@@ -89,7 +88,7 @@ def run(settings: DemoSettings, started: ExitStack) -> None:
 
 
 def _ray(settings: DemoSettings, started: ExitStack) -> dict[str, str]:
-    """The environment of commands for a Ray on this machine; started here if none runs."""
+    """Start Ray on this machine, unless one runs. Returns the environment of its commands."""
     environment = {"RAY_DASHBOARD_ADDRESS": "http://127.0.0.1:8265"} | os.environ
     environment |= ingress.environment(settings.haproxy) | {"PYTHONUNBUFFERED": "1"}
     taken = (name for name, port in _OTHER_HTTP_PORTS.items() if not _is_free(port))
@@ -106,14 +105,14 @@ def _ray(settings: DemoSettings, started: ExitStack) -> dict[str, str]:
     head += ["--dashboard-host=127.0.0.1", f"--dashboard-port={dashboard_port}"]
     head += [f"--num-cpus={max(settings.num_workers, os.cpu_count() or 1)}"]
     _say("Starting Ray")
-    # `ray start` makes none itself.
+    # `ray start` does not create a token itself.
     subprocess.run(["ray", "get-auth-token", "--generate"], env=environment, capture_output=True)
     _start("Ray", head, environment, started, lambda: _succeeds(["ray", "status"], environment))
     return environment
 
 
 def _check_nothing_is_served(environment: dict[str, str]) -> None:
-    """`serve run` ends all of Serve with itself, so nobody else may be using it."""
+    """Stop if Serve has applications, because the end of `serve run` would end them too."""
     status = subprocess.run(
         ["serve", "status"], env=environment, capture_output=True, text=True, check=False
     )
@@ -121,17 +120,17 @@ def _check_nothing_is_served(environment: dict[str, str]) -> None:
     if applications:
         raise MaskRayError(
             f"the running Ray already serves {', '.join(applications)}, which the demo would end; "
-            "end it yourself by `serve shutdown`"
+            "end it first with `serve shutdown`"
         )
 
 
 def _train(settings: DemoSettings, images: _Images, environment: dict[str, str]) -> dict[str, Any]:
-    """Submit the training job, show its log, return its result."""
+    """Submit the training job, print its log, and return its result."""
     command = ["python", "-m", "jobs.train", *_train_flags(settings, images)]
     submit = ["ray", "job", "submit", "--working-dir", ".", "--", *command]
     _say(" ".join(map(sources.shown, submit)))
     for _ in range(_SUBMISSIONS):
-        lines, succeeded = _show(submit, environment)
+        lines, succeeded = _run_and_print(submit, environment)
         if succeeded or any("submitted successfully" in line for line in lines):
             break
     results = [line for line in lines if line.startswith('{"run_id"')]
@@ -141,8 +140,8 @@ def _train(settings: DemoSettings, images: _Images, environment: dict[str, str])
     return result
 
 
-def _show(command: list[str], environment: dict[str, str]) -> tuple[list[str], bool]:
-    """Run a command and pass on what it prints; the lines, and whether it succeeded."""
+def _run_and_print(command: list[str], environment: dict[str, str]) -> tuple[list[str], bool]:
+    """Run a command and print its output. Returns the lines, and whether it succeeded."""
     lines = []
     with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
@@ -156,7 +155,7 @@ def _train_flags(settings: DemoSettings, images: _Images) -> list[str]:
     flags: dict[str, Any] = {"num-workers": settings.num_workers}
     flags |= {"backbone-weights": _absolute(settings.backbone_weights)}
     if settings.backbone_weights == "none":
-        # A net that two cores can train from nothing in minutes.
+        # Small enough to train from random weights on two cores in minutes.
         epochs = math.ceil(_VIEWS_FROM_SCRATCH / (0.7 * images.count))
         flags |= {"image-size": 96, "alpha": 0.35, "batch-size": 32, "learning-rate": 0.004}
         flags |= {"finetune-epochs": settings.epochs or max(5, epochs)}
@@ -167,7 +166,7 @@ def _train_flags(settings: DemoSettings, images: _Images) -> list[str]:
 
 
 def _absolute(backbone_weights: str) -> str:
-    """A submitted job runs in another folder."""
+    """Make the path absolute, because a submitted job runs in another folder."""
     if backbone_weights in ("none", "imagenet"):
         return backbone_weights
     path = Path(backbone_weights).expanduser().absolute()
@@ -189,7 +188,7 @@ def _print_metrics(result: dict[str, Any]) -> None:
 
 
 def _open(data: str) -> _Images:
-    """Fetch the data, and choose an image of each class that training does not see.
+    """Fetch the data, and choose one image of each class that is not trained on.
 
     Raises:
         DataError: as `jobs.train`; or the test split lacks a class.
@@ -204,7 +203,7 @@ def _open(data: str) -> _Images:
 
 
 def _test_images(labelled: sources.Labelled) -> dict[str, bytes]:
-    """One encoded image of each class from the test split, by class and file name."""
+    """Read one encoded image of each class from the test split, by class and file name."""
     files = splits.of_files(labelled, DataSettings(data="any"))
     tested = files.filter(pc.equal(files["split"], "test"))
     images = {}
@@ -218,7 +217,7 @@ def _test_images(labelled: sources.Labelled) -> dict[str, bytes]:
 
 
 def _serve_config() -> tuple[Path, str]:
-    """serve_config.yaml and its URL; a copy with a free port where its own is taken."""
+    """Return serve_config.yaml and its URL; if its port is taken, a copy with a free port."""
     config = yaml.safe_load(SERVE_CONFIG.read_text())
     http = config["http_options"]
     if _is_free(http["port"]):
@@ -248,7 +247,7 @@ def _ask(url: str, name: str, encoded: bytes) -> None:
     response = httpx.post(f"{url}/predict", content=encoded, headers=octets, timeout=30)
     print(f"  {name}: {response.status_code} {response.text}", flush=True)
     if response.status_code != 200:
-        raise MaskRayError(f"the service refused {name}")
+        raise MaskRayError(f"the service rejected {name}")
 
 
 def _print_where_to_look(
@@ -274,7 +273,7 @@ def _start(
     started: ExitStack,
     is_ready: Callable[[], bool],
 ) -> None:
-    """A server that is ready, its output in a file; `started` will end it."""
+    """Start a server with its output in a file, and wait for it. `started` will stop it."""
     descriptor, log = tempfile.mkstemp(prefix="_".join(command[:2]), suffix=".log")
     os.close(descriptor)
     server = processes.start(
@@ -293,7 +292,7 @@ def _succeeds(command: list[str], environment: dict[str, str]) -> bool:
 
 
 def free_port() -> int:
-    """A port of 127.0.0.1 that nothing listens on now."""
+    """Find a port of 127.0.0.1 that nothing listens on."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]

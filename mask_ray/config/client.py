@@ -21,43 +21,43 @@ def _check_name(name: str) -> str:
     return name
 
 
-# Not pydantic's own check of strings, which refuses names of files that are not UTF-8.
+# pydantic's own check of strings rejects file names that are not UTF-8.
 Name = Annotated[str, PlainValidator(_check_name)]
 
 
 class ClientSettings(Settings):
-    """Classify image files by a running endpoint, and write one row for each file.
+    """Classify image files with a running endpoint, and write one row for each file.
 
-    Folders stand for all images in them and in folders below. A token is read from the environment
-    variable MASK_RAY_TOKEN, or from a file.
+    A folder means all images in it and below it. The bearer token, if needed, is read from the
+    environment variable MASK_RAY_TOKEN or from a file.
     """
 
     paths: CliPositionalArg[list[Name]] = Field(
         min_length=1, description="Image files, and folders of them."
     )
-    url: str = Field("http://127.0.0.1:8000", description="Where the endpoint is.")
+    url: str = Field("http://127.0.0.1:8000", description="URL of the endpoint.")
     output: Path | None = Field(
-        None, description="File for the rows, which is replaced (default: standard output)."
+        None, description="File for the rows; overwritten (default: standard output)."
     )
     format: Literal["auto", "csv", "json"] = Field(
         "auto",
-        description="csv, or json with one object a line. auto: json if the output ends in .json "
-        "or .jsonl, else csv.",
+        description="csv, or json (one object a line). auto: json if the output ends in .json or "
+        ".jsonl, else csv.",
     )
     concurrency: int = Field(8, ge=1, le=256, description="Requests at a time.")
-    timeout_s: float = Field(30, gt=0, description="Longest wait for one answer, in seconds.")
+    timeout_s: float = Field(30, gt=0, description="Timeout of one answer, in seconds.")
     retries: int = Field(
         8,
         ge=0,
         le=100,
-        description="How often a file is sent again when the server is busy or not reached; after "
-        "as long as its Retry-After says, at most 60 s.",
+        description="Retries of a file when the server is busy or unreachable. Waits as long as "
+        "Retry-After says, if that is at most 60 s.",
     )
     threshold: float | None = Field(
-        None, ge=0, le=1, description="Probability below which the label is uncertain."
+        None, ge=0, le=1, description="Below this probability the label is uncertain."
     )
     token_file: Path | None = Field(
-        None, description="File that holds the bearer token, instead of MASK_RAY_TOKEN."
+        None, description="File with the bearer token, in place of MASK_RAY_TOKEN."
     )
 
     @field_validator("url")
@@ -69,7 +69,7 @@ class ClientSettings(Settings):
 
     @property
     def is_json(self) -> bool:
-        """Whether rows are written as JSON."""
+        """Whether to write rows as JSON."""
         if self.format != "auto":
             return self.format == "json"
         return self.output is not None and self.output.suffix in (".json", ".jsonl")

@@ -36,10 +36,10 @@ def _one_a_line(sources: Any) -> Any:
 
 @dataclass(frozen=True)
 class Repeatable:
-    """Marks a field whose flag may be given several times."""
+    """Marks a field whose flag may be repeated."""
 
 
-# Several sources are one text, with one a line: nothing that passes a source on has to know.
+# Several sources are one text, one a line, so that code that only passes it on stays the same.
 Source = Annotated[str, BeforeValidator(_one_a_line), AfterValidator(_check_source), Repeatable()]
 
 
@@ -53,19 +53,19 @@ SOURCE_DESCRIPTION = (
 
 
 class DataSettings(ImageLimits):
-    """Where images come from and how they are split."""
+    """Sources of images, and how they are split."""
 
     data: Source = Field(description=SOURCE_DESCRIPTION)
     val_fraction: float = Field(
-        0.15, gt=0, lt=1, description="Share of images held out to choose the best epoch."
+        0.15, gt=0, lt=1, description="Share of images held out to select the best epoch."
     )
     test_fraction: float = Field(
-        0.15, gt=0, lt=1, description="Share of images held out for the final figures."
+        0.15, gt=0, lt=1, description="Share of images held out for the final metrics."
     )
     test_data: Source | None = Field(
         None,
-        description="Another source with the same classes: the test split, whatever data holds. "
-        "What data would have tested on is trained on, but for pictures that test_data has too.",
+        description="Another source with the same classes, used as the test split. All images of "
+        "data are then used for training and validation, except pictures that test_data has too.",
     )
     seed: int = Field(0, ge=0, description="Seed of drawn images, initial weights and shuffling.")
 

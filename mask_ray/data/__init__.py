@@ -1,4 +1,4 @@
-"""From sources of labelled images to checked, split, decoded Ray Datasets."""
+"""Turn sources of labelled images into checked, split, decoded Ray Datasets."""
 
 from mask_ray.data.dataset import (
     KEPT_SHARE_OF_OBJECT_STORE,

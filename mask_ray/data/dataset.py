@@ -1,7 +1,7 @@
-"""A source of labelled images -> checked, split, decoded Ray Datasets.
+"""Turn a source of labelled images into checked, split, decoded Ray Datasets.
 
-Files that cannot be decoded are left out, counted and named; they never end a run. Nothing here
-knows how a model is trained or served.
+Files that cannot be decoded are skipped, counted and named; they never stop a run. This module
+does not depend on how models are trained or served.
 """
 
 import logging
@@ -32,13 +32,13 @@ from mask_ray.images import synthetic
 from mask_ray.images.decode import ImageError, decode, resize
 from mask_ray.progress import Progress
 
-# Decoded images are kept between epochs while they take less than this share of Ray's object
-# store, which holds them as read, by split, and for a while without the test split, for features.
-# Above it every epoch reads and decodes them anew.
+# Decoded images are kept between epochs if they take less than this share of Ray's object store,
+# which holds them as read, by split, and for a while without the test split, for features.
+# Otherwise every epoch reads and decodes all files again.
 KEPT_SHARE_OF_OBJECT_STORE = 0.2
 
-# The least that a task reserves. Half a core, so that a machine whose cores the workers have nearly
-# all reserved can still feed them.
+# CPUs that a task reserves at least. Half a core, so that tasks still run on a machine where the
+# workers have reserved nearly all cores.
 LEAST_TASK_CPUS = 0.5
 
 Batch = dict[str, NDArray[Any]]
@@ -49,14 +49,13 @@ class ImageData:
     """A checked data set.
 
     Args:
-        decoded: Gives, for splits, the rows of at least these, decoded: `image` (uint8, shape
+        decoded: Function from splits to their decoded rows: `image` (uint8 of shape
             (image_size, image_size, 3)), `label` (index into `class_names`), `split`, `path`,
-            `digest` and `error` (empty where the image is readable).
-        class_names: In the order of labels.
-        summary: Of all rows.
-        kept: Whether all is decoded already; otherwise each pass over it reads files and decodes
-            them.
-        task_cpus: What each task reserves.
+            `digest` and `error` (empty if the image is readable).
+        class_names: Class names, in the order of labels.
+        summary: Summary of all rows.
+        kept: Whether decoded images are kept; if not, each pass reads and decodes the files.
+        task_cpus: CPUs that each task reserves.
     """
 
     decoded: Callable[[Sequence[SplitName]], Dataset]
@@ -66,11 +65,11 @@ class ImageData:
     task_cpus: float = LEAST_TASK_CPUS
 
     def split(self, *names: SplitName) -> Dataset:
-        """Rows `image` and `label` of these splits."""
+        """Return rows `image` and `label` of these splits."""
         return self._readable(names, ("image", "label"))
 
     def named(self, *names: SplitName) -> Dataset:
-        """Rows `image`, `label` and `path` of these splits."""
+        """Return rows `image`, `label` and `path` of these splits."""
         return self._readable(names, ("image", "label", "path"))
 
     def _readable(self, names: Sequence[SplitName], columns: Sequence[str]) -> Dataset:
@@ -82,8 +81,14 @@ class ImageData:
 
 @dataclass(frozen=True)
 class Source:
-    """Rows `path`, `bytes`, `error` (empty where the file could be read), `label`, and
-    `given_split` and `given_group` (empty where none is given), not read yet."""
+    """The files of all sources, before they are read.
+
+    Args:
+        dataset: Rows `path`, `bytes`, `error` (empty if the file could be read), `label`, and
+            `given_split` and `given_group` (empty if the source gives none).
+        class_names: Class names, in the order of labels.
+        num_files: Number of rows.
+    """
 
     dataset: Dataset
     class_names: list[str]
@@ -101,16 +106,16 @@ def load(
     """Read, check, split and decode a data set. Ray must be running.
 
     Args:
-        settings: Source, limits and split.
+        settings: Source, limits and shares of the splits.
         image_size: Side of the decoded images, in pixels.
         needed: Splits that must have images of every class.
-        task_cpus: What each task reserves: a whole core where all nodes have one to spare.
-            With less, Ray keeps more processes than cores, and starts some anew at each pass.
-        file_list: Where a `FileList` of all files goes.
+        task_cpus: CPUs that each task reserves: a whole core if all nodes have one to spare.
+            With less, Ray keeps more processes than cores, and starts new ones at each pass.
+        file_list: File for the `FileList` of all files; None to write none.
 
     Raises:
-        DataError: no such folder, fewer than two classes, or a class without readable images in
-            a split that needs them.
+        DataError: a source cannot be read, there are fewer than two classes, or a class has no
+            readable images in a needed split.
     """
     source = _open_all(settings, task_cpus)
     every = _decoded(source, image_size, settings, task_cpus)
@@ -147,7 +152,7 @@ def _decoded(
 
 
 def _open_all(settings: DataSettings, task_cpus: float) -> Source:
-    """The data and, as rows that are `held_out`, the fixed test set.
+    """Open the data and the fixed test set, whose rows are marked `held_out`.
 
     Raises:
         DataError: as `open_source`; or the test set has other classes.
@@ -177,16 +182,15 @@ def _paths_by_digest(decoded: Dataset) -> dict[str, str]:
 
 
 def open_source(settings: DataSettings, task_cpus: float) -> Source:
-    """Find the images without reading them.
+    """List the images without reading them.
 
     Raises:
-        DataError: a source cannot be had, or all have fewer than two classes.
+        DataError: a source cannot be read, or all together have fewer than two classes.
     """
     context = ray.data.DataContext.get_current()
-    # Without it, the order of rows depends on which task ends first, and runs do not repeat.
+    # Otherwise the order of rows depends on which task ends first, and runs are not reproducible.
     context.execution_options.preserve_order = True
-    # Its bars take several lines for each of theirs where the output is not a terminal, as in a
-    # job's log. `Progress` says as much.
+    # In a job's log, Ray's bars take many lines. `Progress` prints the same in fewer.
     context.enable_progress_bars = False
     logging.getLogger("ray.data").setLevel(logging.WARNING)
     if is_synthetic(settings.data):
@@ -197,10 +201,10 @@ def open_source(settings: DataSettings, task_cpus: float) -> Source:
 
 
 def params(settings: DataSettings) -> dict[str, Any]:
-    """The settings as a run's parameters, which show no secrets of URIs."""
-    given = {"data": settings.data, "test_data": settings.test_data}
+    """Return the settings as a run's parameters, without secrets in URIs."""
+    uris = {"data": settings.data, "test_data": settings.test_data}
     return settings.model_dump() | {
-        name: sources.shown(source) for name, source in given.items() if source is not None
+        name: sources.shown(source) for name, source in uris.items() if source is not None
     }
 
 
@@ -227,14 +231,14 @@ def map_rows(
 ) -> Dataset:
     """Apply `function(batch, **arguments)`, in tasks that reserve `task_cpus` each."""
 
-    @wraps(function)  # operators bear its name
+    @wraps(function)  # its name is the operator's in Ray's statistics
     def apply(batch: Batch, **arguments: Any) -> Iterator[Batch]:
         rows = function(batch, **arguments)
-        # Nothing instead of no rows: Ray cannot tell that an empty array was of images.
+        # No batch instead of an empty one, in which Ray would not recognise the images' type.
         if any(len(column) for column in rows.values()):
             yield rows
 
-    # Whole blocks: with a batch size, Ray would read in tasks of their own, and send what they read
+    # Whole blocks: with a batch size, Ray would read files in separate tasks, and send their bytes
     # to the tasks that decode.
     return dataset.map_batches(
         apply, batch_size=None, zero_copy_batch=True, num_cpus=task_cpus, fn_kwargs=arguments
@@ -253,7 +257,7 @@ def _decode_batch(
     splits: Sequence[SplitName] | None = None,
     moved: Any = None,
 ) -> dict[str, Any]:
-    """Decode a batch: all of it, with signatures, or the rows of `splits`, with their split."""
+    """Decode a batch: without `splits` all rows, with signatures; else only rows of `splits`."""
     batch["digest"] = np.array([digest_of(encoded) for encoded in batch["bytes"]], str)
     if splits is not None:
         batch = _keep_splits(batch, settings, splits, moved)
@@ -276,7 +280,7 @@ def _decode_into(
     limits: ImageLimits,
     is_signed: bool,
 ) -> str:
-    """Why it cannot be decoded, if so; then the arrays are left as they are."""
+    """Decode an image into `pixels`. Returns the error, or an empty string."""
     try:
         picture = decode(encoded, limits, at_least_px=len(pixels))
     except ImageError as error:
@@ -290,7 +294,7 @@ def _decode_into(
 def _keep_splits(
     batch: Batch, settings: DataSettings, splits: Sequence[SplitName], moved: Any
 ) -> Batch:
-    """The rows of these splits, with the column `split`."""
+    """Select the rows of these splits, and add the column `split`."""
     exceptions: dict[str, str] = ray.get(moved)
     named = [exceptions.get(d) or split_of(d, settings) for d in batch["digest"].tolist()]
     batch["split"] = np.array(named, str)
@@ -311,15 +315,15 @@ def _select(
 def take_stock(
     decoded: Dataset, num_files: int, listed: FileList
 ) -> tuple[Inventory, dict[str, str]]:
-    """Everything but the pixels of all readable images, and the bad files by path, in one pass.
+    """Collect all but the pixels of readable images, and the errors of bad files, in one pass.
 
     Raises:
-        DataError: a file is given a split that does not exist.
+        DataError: the source gives a file a split that does not exist.
     """
     parts: list[Inventory] = []
     bad_files: dict[str, str] = {}
     progress = Progress("reading", num_files)
-    for batch in _columns_but(decoded, "image"):
+    for batch in _without(decoded, "image"):
         progress.add(len(batch["label"]))
         listed.add(batch)
         bad = batch["error"] != ""
@@ -333,10 +337,8 @@ def take_stock(
     return Inventory.joined(parts), bad_files
 
 
-def _columns_but(dataset: Dataset, left_out: str) -> Iterator[Batch]:
-    return iter(
-        dataset.drop_columns([left_out]).iter_batches(batch_size=4096, batch_format="numpy")
-    )
+def _without(dataset: Dataset, column: str) -> Iterator[Batch]:
+    return iter(dataset.drop_columns([column]).iter_batches(batch_size=4096, batch_format="numpy"))
 
 
 def _rows(dataset: Dataset, columns: list[str]) -> Iterator[dict[str, Any]]:

@@ -1,13 +1,13 @@
-"""Which split each image is in.
+"""Put each image into a split, by its content.
 
-An image's place is a hash of its content, so that adding files moves no other file, and images of
-one picture have the place of their group: the hash of the smallest digest in it. Only an added
-file that shows a picture already there can move others, and those only to where it is itself.
+The split follows from a hash of the file's content, so that adding files moves no other file.
+Images of one picture form a group, and the group's split follows from the smallest digest in it.
+An added file can only move others that show the same picture, and only to its own split.
 
-Splits are stratified in expectation: places are uniform within every class. Exact shares would
-need the sorted places of all files of a class, and each added file would then move others over
-the boundaries, from train to test among them. With n groups in a class, a share p is met within
-sqrt(p (1 - p) / n), one standard deviation.
+Splits are stratified in expectation, because hashes are uniform within every class. Exact shares
+would need the sorted hashes of all files of a class, and each added file would then move others
+across the boundaries, for example from train to test. With n groups in a class, the share p has a
+standard deviation of sqrt(p (1 - p) / n).
 """
 
 import hashlib
@@ -30,14 +30,14 @@ from mask_ray.images.decode import ImageError, decode, resize
 
 SPLITS: tuple[SplitName, ...] = get_args(SplitName)
 
-# Where images go that show a picture of the fixed test set: nowhere.
+# In place of a split, for images that show a picture of the fixed test set.
 LEFT_OUT = "left out"
 _LEFT_OUT_INDEX = len(SPLITS)
 
-# The side of pictures whose signatures are taken here; those of training are of its image size.
+# Side of the pictures whose signatures are computed here. Training uses its own image size.
 _SIGNED_PX = 128
 
-# Files whose bytes are in memory at a time.
+# Number of files in memory at a time.
 _FILES_TOGETHER = 256
 
 _NAMES = (*SPLITS, LEFT_OUT)
@@ -45,11 +45,11 @@ _TRAIN, _VAL, _TEST = (SPLITS.index(name) for name in ("train", "val", "test"))
 
 
 class SplitConflictError(ValueError):
-    """Files that must share a split are given different ones.
+    """The source gives different splits to files that must share one.
 
     Args:
-        digests: Of two such files, in hex.
-        splits: What they are given.
+        digests: Digests of two such files, in hex.
+        splits: Their given splits.
     """
 
     def __init__(self, digests: tuple[str, str], splits: tuple[str, str]) -> None:
@@ -58,7 +58,7 @@ class SplitConflictError(ValueError):
         self.splits = splits
 
     def describe(self, paths: Mapping[str, str]) -> str:
-        """The message for users, with names of files from `paths`, by digest."""
+        """Write the message for users. `paths` holds names of files by digest."""
         (first, second), (one, other) = (paths[digest] for digest in self.digests), self.splits
         given = f"{first} is given {one}, {second} {other}"
         if first == second:
@@ -71,9 +71,11 @@ class Assignment:
     """The split of every image.
 
     Args:
-        indices: For each row of the inventory, of `SPLITS`; or one more, for those left out.
-        groups: The first row of each row's group.
-        moved: Split by digest, in hex, where it is not that of the file's own content. Small.
+        indices: For each row of the inventory, an index into `SPLITS`, or len(SPLITS) if the
+            image is left out.
+        groups: For each row, the first row of its group.
+        moved: Split by digest, in hex, of files whose split does not follow from their own
+            content. Small.
     """
 
     indices: NDArray[np.int8]
@@ -82,34 +84,33 @@ class Assignment:
 
     @property
     def num_left_out(self) -> int:
-        """Images left out since the fixed test set has their picture."""
+        """Number of images left out because the fixed test set has their picture."""
         return int((self.indices == _LEFT_OUT_INDEX).sum())
 
     @property
     def num_grouped(self) -> int:
-        """Images that share their picture, or their given group, with another."""
+        """Number of images that share a picture, or a given group, with another."""
         _, sizes = np.unique(self.groups, return_counts=True)
         return int(sizes[sizes > 1].sum())
 
 
 def split_of(digest: str, settings: DataSettings) -> SplitName:
-    """The split of a file that is in no group and is given none, by its content alone.
+    """Return the split of a file by its content alone: without a group or a given split.
 
     Args:
         digest: SHA-256 of the file's bytes, in hex.
-        settings: Its `test_fraction` and `val_fraction` are the shares of those splits. With
-            `test_data`, the share of the test split is trained on.
+        settings: Shares of the splits. With `test_data`, the test share is trained on.
     """
     prefix = np.array([int(digest[:16], 16)], np.uint64)
     return SPLITS[_places_to_splits(prefix, settings)[0]]
 
 
 def of_files(labelled: Labelled, settings: DataSettings) -> pa.Table:
-    """Read files and put them into splits, without Ray: for thousands of files.
+    """Read files and put them into splits, without Ray. For up to some thousand files.
 
     Args:
         labelled: Files and their labels.
-        settings: Limits and shares.
+        settings: Limits of images, and shares of the splits.
 
     Returns the readable rows of `labelled.files`, with a further column `split`.
 
@@ -155,10 +156,10 @@ def _stock(row: tuple[dict[str, Any], tuple[bytes, str]], limits: ImageLimits) -
 
 
 def assign(inventory: Inventory, settings: DataSettings) -> Assignment:
-    """Put each image into a split, and all of a group into one.
+    """Put each image into a split, and all images of a group into the same one.
 
     Raises:
-        SplitConflictError: files of one group are given different splits.
+        SplitConflictError: the source gives different splits to files of one group.
     """
     groups = inventory.groups()
     prefixes = inventory.prefixes()
@@ -182,9 +183,10 @@ def _places_to_splits(prefixes: NDArray[np.uint64], settings: DataSettings) -> N
 
 
 def _mixed(values: NDArray[np.uint64]) -> NDArray[np.uint64]:
-    """Uniform again: the smallest of several digests is not, and large groups would all be tests.
+    """Make values uniform again.
 
-    The finaliser of SplitMix64: Steele, Lea and Flood 2014, https://doi.org/10.1145/2714064.2660195.
+    The smallest of several digests is not uniform: without this, all large groups would be in the
+    test split. The finaliser of SplitMix64: Steele, Lea and Flood 2014, https://doi.org/10.1145/2714064.2660195.
     """
     mixed = values + np.uint64(0x9E3779B97F4A7C15)
     mixed = (mixed ^ (mixed >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
@@ -217,7 +219,7 @@ def _conflict(
 
 
 def _hold_out(indices: NDArray[np.int8], inventory: Inventory, groups: NDArray[np.int64]) -> None:
-    """The fixed test set is the test split; nothing that shows its pictures is trained on."""
+    """Make the fixed test set the test split, and leave out other images of its pictures."""
     is_seen = np.zeros(len(inventory), bool)
     is_seen[groups[inventory.held_out]] = True
     indices[is_seen[groups]] = _LEFT_OUT_INDEX

@@ -17,13 +17,13 @@ class Summary:
     """What a data set holds, after one pass over it.
 
     Args:
-        counts: Images by split and class.
-        digest: Of the labelled contents.
-        bad_files: Why each unreadable file is, by path.
-        split_digest: Of the labelled contents and the split of each.
-        num_grouped: Images that show the picture of another, or are in its given group; a group
-            is in one split.
-        num_left_out: Images left out since the fixed test set has their picture.
+        counts: Number of images by split and class.
+        digest: Digest of contents and labels.
+        bad_files: Reason of each unreadable file, by path.
+        split_digest: Digest of contents, labels and splits.
+        num_grouped: Number of images that share a picture or a given group with another, and
+            therefore the split.
+        num_left_out: Number of images left out because the fixed test set has their picture.
     """
 
     counts: dict[SplitName, Counter[str]]
@@ -35,11 +35,11 @@ class Summary:
 
     @property
     def num_images(self) -> int:
-        """Readable images, over all classes and splits."""
+        """Number of readable images, over all classes and splits."""
         return sum(split.total() for split in self.counts.values())
 
     def report(self) -> str:
-        """A few lines for people: images by split and class, and the first bad files."""
+        """Describe it in a few lines: images by split and class, and the first bad files."""
         splits = ", ".join(
             f"{split} {counts.total()} ({', '.join(f'{n} {k}' for k, n in sorted(counts.items()))})"
             for split, counts in self.counts.items()
@@ -64,10 +64,10 @@ def summarise(
     class_names: list[str],
     bad_files: dict[str, str],
 ) -> Summary:
-    """Count a data set and give it digests.
+    """Count the images of a data set and compute its digests.
 
-    A digest is the sum, modulo 2^256, of the SHA-256 of each label with its file's SHA-256:
-    it depends on the labelled contents but not on names or order. See AdHash in Bellare and
+    The digest is the sum, modulo 2^256, of a SHA-256 for each file, over its label and content.
+    It depends only on contents and labels, not on names or order. See AdHash in Bellare and
     Micciancio 1997, https://doi.org/10.1007/3-540-69053-0_13.
     """
     counts: dict[SplitName, Counter[str]] = {name: Counter() for name in SPLITS}
@@ -91,5 +91,5 @@ def summarise(
 
 
 def digest_of(encoded: bytes) -> str:
-    """SHA-256 of a file's bytes, in hex."""
+    """Compute the SHA-256 of a file's bytes, in hex."""
     return hashlib.sha256(encoded).hexdigest()
