@@ -1,4 +1,4 @@
-"""What an inspection reports: figures, and the pictures to show for them."""
+"""Select what an inspection reports: figures, and pictures that illustrate them."""
 
 import re
 from collections import Counter
@@ -24,7 +24,7 @@ _NUM_SUSPECTS_SHOWN = 48
 
 @dataclass(frozen=True)
 class Picture:
-    """A file that the report shows."""
+    """A file that the report shows, as a thumbnail."""
 
     path: str
     label: int
@@ -33,7 +33,7 @@ class Picture:
 
 @dataclass(frozen=True)
 class Group:
-    """Files that show one picture."""
+    """Files that show one picture: some of them, and the number of all."""
 
     files: list[Picture]
     num_files: int
@@ -41,7 +41,16 @@ class Group:
 
 @dataclass(frozen=True)
 class Findings:
-    """What is told: figures, and the pictures to show for them."""
+    """The content of the report.
+
+    Args:
+        class_names: Class names, in the order of labels.
+        figures: Counts, as in `report.json`.
+        contact_sheets: Some pictures of each class.
+        groups: The largest groups of copies and near-copies under one label.
+        conflicts: The largest groups under several labels.
+        suspects: Pictures whose label is probably wrong, and the probability of that label.
+    """
 
     class_names: list[str]
     figures: dict[str, Any]
@@ -53,7 +62,7 @@ class Findings:
 
 @dataclass(frozen=True)
 class Chosen:
-    """Rows of the inventory that the report shows."""
+    """Rows of the inventory that the report shows, as in `Findings`."""
 
     sheets: list[NDArray[np.int64]]
     groups: list[NDArray[np.int64]]
@@ -68,7 +77,7 @@ class Chosen:
         num_classes: int,
         suspects: list[tuple[int, float]] | None,
     ) -> "Chosen":
-        """Those of each class with the smallest digests, the largest groups, all kinds of them."""
+        """Choose images with the smallest digests in each class, and the largest groups."""
         prefixes = inventory.prefixes()
         sheets = []
         for label in range(num_classes):
@@ -83,10 +92,10 @@ class Chosen:
         )
 
     def digests(self, inventory: Inventory) -> set[str]:
-        """Of all of them, in hex."""
+        """Return the digests of all chosen rows, in hex."""
         suspects = np.array([row for row, _ in self.suspects], np.int64)
         rows = np.concatenate([*self.sheets, *self.groups, *self.conflicts, suspects])
-        return {inventory.digests[row].tobytes().hex() for row in rows}
+        return set(inventory.hex_digests(rows))
 
     def findings(
         self,
@@ -95,12 +104,11 @@ class Chosen:
         figures: dict[str, Any],
         pictures: dict[tuple[str, int], list[Picture]],
     ) -> Findings:
-        """With the pictures of these rows."""
+        """Combine the figures with the pictures of the chosen rows."""
 
         def of(rows: NDArray[np.int64]) -> list[Picture]:
-            keys = dict.fromkeys(
-                (inventory.digests[row].tobytes().hex(), int(inventory.labels[row])) for row in rows
-            )
+            labels = inventory.labels[rows].tolist()
+            keys = dict.fromkeys(zip(inventory.hex_digests(rows), labels, strict=True))
             return [picture for key in keys for picture in pictures[key]]
 
         def grouped(groups: list[NDArray[np.int64]]) -> list[Group]:
@@ -119,7 +127,7 @@ class Chosen:
 
 
 def _alternating(pictures: list[Picture]) -> list[Picture]:
-    """Label by label in turn, so that the first few show all labels."""
+    """Order by label in turn, so that the first few show all labels."""
     seen: Counter[int] = Counter()
     ranks = []
     for picture in pictures:
@@ -130,7 +138,7 @@ def _alternating(pictures: list[Picture]) -> list[Picture]:
 
 
 def _is_mixed(labels: NDArray[np.int32], groups: NDArray[np.int64]) -> NDArray[np.bool_]:
-    """For each row, whether its group has several labels."""
+    """Return for each row whether its group has several labels."""
     mixed = np.zeros(len(groups), bool)
     mixed[groups[labels != labels[groups]]] = True
     return mixed[groups]
@@ -145,9 +153,9 @@ def _largest(groups: NDArray[np.int64], wanted: NDArray[np.bool_]) -> list[NDArr
 def fetch_pictures(
     dataset: Dataset, digests: set[str], limits: ImageLimits
 ) -> dict[tuple[str, int], list[Picture]]:
-    """The first files of these digests by digest and label, as many as a group shows.
+    """Read all files again, and make thumbnails of those with these digests.
 
-    It takes one more look at all bytes.
+    Returns pictures by digest and label, at most as many as the report shows of a group.
     """
     fetched = data.map_rows(dataset, _picture, data.LEAST_TASK_CPUS, digests=digests, limits=limits)
     pictures: dict[tuple[str, int], list[Picture]] = {}
@@ -159,7 +167,7 @@ def fetch_pictures(
 
 
 def _picture(batch: data.Batch, digests: set[str], limits: ImageLimits) -> dict[str, Any]:
-    """Rows of these digests, of the same digest and label no more than are shown."""
+    """Select rows with these digests, and make their thumbnails."""
     keys = list(zip(map(data.digest_of, batch["bytes"]), batch["label"].tolist(), strict=True))
     rows: list[int] = []
     copies: Counter[tuple[str, int]] = Counter()
@@ -176,7 +184,7 @@ def _picture(batch: data.Batch, digests: set[str], limits: ImageLimits) -> dict[
 
 
 def _thumbnail(encoded: bytes, limits: ImageLimits) -> bytes:
-    """The picture within a square, its sides in proportion."""
+    """Shrink a picture, and keep its proportions."""
     picture = decode(encoded, limits, at_least_px=_SIDE_PX)
     step = max(1, max(picture.shape[:2]) // (2 * _SIDE_PX))
     return reports.jpeg(np.ascontiguousarray(picture[::step, ::step]))
@@ -216,7 +224,7 @@ def unreadable(stock: Stock) -> dict[str, Any]:
 def _by_class(
     counts: Counter[tuple[int, str]], class_names: list[str]
 ) -> dict[str, dict[str, int]]:
-    """Counts by name and class."""
+    """Arrange counts by name and class."""
     names = sorted(
         {name for _, name in counts}, key=lambda n: [int(d) for d in re.findall(r"\d+", n)]
     )

@@ -1,8 +1,8 @@
-"""What a data set holds, told before anything is trained on it: `report.html` and `report.json`.
+"""Inspect a data set before training on it, and write `report.html` and `report.json`.
 
-One pass decodes every image, small, into flat arrays and counts; a second fetches names and small
-pictures of the few images that the report shows. Of a file its path and a few hundred bytes are
-held, so millions can be looked at. The files themselves are never changed.
+The first pass decodes every image, small, and fills flat arrays and counts. The second one fetches
+names and thumbnails of the few images that the report shows. A few hundred bytes are kept for each
+image, so millions can be inspected. The files are never changed.
 """
 
 import json
@@ -33,11 +33,11 @@ def inspect_data(settings: InspectSettings) -> dict[str, Any]:
     """Inspect a data set and write the report. Ray must be running.
 
     Returns:
-        The figures of `report.json`, and where the report is.
+        The figures of `report.json`, and the path of the report.
 
     Raises:
-        data.DataError: no such data, or fewer than two classes in it.
-        weights.WeightsError: the backbone weights cannot be had.
+        data.DataError: the data cannot be read, or has fewer than two classes.
+        pretrained.WeightsError: the backbone weights cannot be read.
     """
     findings = inspect(settings, settings.backbone_weights)
     settings.output.mkdir(parents=True, exist_ok=True)
@@ -50,9 +50,9 @@ def inspect_data(settings: InspectSettings) -> dict[str, Any]:
 
 
 def inspect(settings: DataSettings, backbone_weights: str = "none") -> Findings:
-    """Look at every image of `settings.data`.
+    """Inspect every image of `settings.data`.
 
-    Raises: as `run`.
+    Raises: as `inspect_data`.
     """
     started = time.perf_counter()
     source = data.open_source(settings, data.LEAST_TASK_CPUS)
@@ -73,30 +73,30 @@ def inspect(settings: DataSettings, backbone_weights: str = "none") -> Findings:
 
 
 def as_json(findings: Findings) -> dict[str, Any]:
-    """The figures and the names of what the report shows."""
+    """Return the figures, and the files that the report shows."""
 
-    def names(groups: list[Group]) -> list[dict[str, Any]]:
+    def describe(groups: list[Group]) -> list[dict[str, Any]]:
         return [
-            {"num_files": group.num_files, "files": [_named(p, findings) for p in group.files]}
+            {"num_files": group.num_files, "files": [_file(p, findings) for p in group.files]}
             for group in groups
         ]
 
     return findings.figures | {
-        "largest_groups": names(findings.groups),
-        "conflicts": names(findings.conflicts),
+        "largest_groups": describe(findings.groups),
+        "conflicts": describe(findings.conflicts),
         "suspects": [
-            _named(picture, findings) | {"confidence_in_label": round(confidence, 4)}
+            _file(picture, findings) | {"confidence_in_label": round(confidence, 4)}
             for picture, confidence in findings.suspects
         ],
     }
 
 
-def _named(picture: Picture, findings: Findings) -> dict[str, Any]:
+def _file(picture: Picture, findings: Findings) -> dict[str, Any]:
     return {"path": picture.path, "label": findings.class_names[picture.label]}
 
 
 def html(source: str, findings: Findings) -> str:
-    """The report: one file that needs no other."""
+    """Render the report as one self-contained HTML file."""
     return reports.render(
         "inspection.html.j2",
         title="What the data holds",
