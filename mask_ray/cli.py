@@ -2,7 +2,9 @@
 
 A job's result is one line of JSON, the last on standard output. A mistake of the user's, or a
 cluster or store that cannot serve, is one line on standard error: exit code 2 for settings, 1 for
-the rest. Ctrl-C and `ray job stop` end with 130.
+the rest. Ctrl-C and `ray job stop` end with 130. From the moment the job connects to Ray, output
+of libraries goes to a log file in `logs/` of `MASK_RAY_HOME`; the line of an error ends with its
+path.
 """
 
 import argparse
@@ -10,6 +12,8 @@ import json
 import logging
 import os
 import sys
+import tempfile
+import time
 from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
@@ -20,7 +24,8 @@ from pydantic import Field, ValidationError
 from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings, CliPositionalArg, CliSettingsSource
 
-from mask_ray.config import MaskRayError, Repeatable, Settings, explain
+from mask_ray import progress
+from mask_ray.config import MaskRayError, Repeatable, Settings, explain, home
 
 S = TypeVar("S", bound=Settings)
 
@@ -50,10 +55,14 @@ def main(
         _connect()
         result = job(settings)
     except MaskRayError as error:
-        fail(_one_line(error), exit_code=1)
+        fail(_one_line(error) + _where_logged(), exit_code=1)
     except KeyboardInterrupt:
         fail("stopped", exit_code=130)
-    print(json.dumps(result), flush=True)
+    except Exception:
+        print(f"unexpected error{_where_logged()}", file=progress.stderr(), flush=True)
+        progress.end_log()  # the traceback goes to the terminal
+        raise
+    print(json.dumps(result), file=progress.stdout(), flush=True)
 
 
 def parse(settings_class: type[S], arguments: list[str], stored: Stored | None = None) -> S:
@@ -199,12 +208,33 @@ def _read_config(path: str | None) -> dict[str, Any]:
 
 
 def _connect() -> None:
+    """Start the log, connect to Ray, and print what workers say."""
+    # Not in colour: what Ray forwards from workers goes to the log.
+    os.environ.setdefault("RAY_COLOR_PREFIX", "0")
+    _start_log()
+
     import ray
+    from ray._private.ray_logging import global_worker_stdstream_dispatcher as forwarded
 
     try:
         ray.init(logging_level=logging.WARNING, ignore_reinit_error=True)
     except ConnectionError as error:
         raise MaskRayError(f"no Ray cluster answers: {error}") from error
+    forwarded.add_handler("mask_ray", progress.relay)
+
+
+def _start_log() -> None:
+    """Log to a new file in MASK_RAY_HOME, or in the temporary folder if that cannot be written."""
+    name = f"{_module().rpartition('.')[2]}-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}.log"
+    try:
+        progress.start_log(home() / "logs" / name)
+    except OSError:
+        progress.start_log(Path(tempfile.gettempdir(), name))
+
+
+def _where_logged() -> str:
+    path = progress.log_path()
+    return f" (log: {path})" if path else ""
 
 
 def _one_line(error: MaskRayError) -> str:
@@ -213,5 +243,5 @@ def _one_line(error: MaskRayError) -> str:
 
 def fail(message: str, exit_code: int) -> NoReturn:
     """End the process, with the message on standard error."""
-    print(f"error: {message}", file=sys.stderr, flush=True)
+    print(f"error: {message}", file=progress.stderr(), flush=True)
     raise SystemExit(exit_code)
