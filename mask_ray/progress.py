@@ -11,7 +11,7 @@ import sys
 import time
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, TextIO, cast
+from typing import Any, TextIO
 
 _EVERY_S = 10.0
 
@@ -52,8 +52,18 @@ def _in_worker() -> bool:
     return bool(ray.get_runtime_context().worker.mode == ray.WORKER_MODE)
 
 
-class _Log(io.TextIOBase):
-    """Stands in for `sys.stdout` and `sys.stderr`, and takes what native code prints as errors.
+class _LogFile(io.FileIO):
+    """A file whose full disk does not end the job that writes to it."""
+
+    def write(self, content: Any) -> int:
+        """Append, or drop what cannot be written."""
+        with suppress(OSError):
+            super().write(content)
+        return len(content)
+
+
+class _Log:
+    """Replaces standard output of Python and standard error of the process by a file.
 
     Args:
         path: File to append to; its folder is created.
@@ -65,31 +75,28 @@ class _Log(io.TextIOBase):
     def __init__(self, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         self.path = path
-        self._descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+        self._file = io.TextIOWrapper(
+            io.BufferedWriter(_LogFile(path, "a")), "utf-8", "replace", line_buffering=True
+        )
         self.stdout = sys.stdout
         self.stderr = os.fdopen(os.dup(2), "w", buffering=1, errors="replace")
         self._python_stderr = sys.stderr
         sys.stdout.flush()
         sys.stderr.flush()
-        sys.stdout = sys.stderr = cast(TextIO, self)
-        os.dup2(self._descriptor, 2)
+        sys.stdout = sys.stderr = self._file
+        # Native code and child processes write to the descriptor.
+        os.dup2(self._file.fileno(), 2)
 
-    def write(self, text: str) -> int:
-        """Append; a full disk must not end the job whose output this is."""
-        with suppress(OSError):
-            os.write(self._descriptor, text.encode(errors="replace"))
-        return len(text)
-
-    def fileno(self) -> int:
-        """Descriptor of the file."""
-        return self._descriptor
+    def write(self, text: str) -> None:
+        """Append to the file."""
+        self._file.write(text)
 
     def restore(self) -> None:
         """Give standard output and error back."""
         sys.stdout, sys.stderr = self.stdout, self._python_stderr
         os.dup2(self.stderr.fileno(), 2)
         self.stderr.close()
-        os.close(self._descriptor)
+        self._file.close()
         if self.path.stat().st_size == 0:
             self.path.unlink()
 
