@@ -147,7 +147,14 @@ def quiet_submission(**submission: Any) -> None:
     Args:
         submission: What is submitted, unused.
     """
-    logging.getLogger("ray.dashboard.modules.dashboard_sdk").setLevel(logging.WARNING)
+    for name, level in {
+        "ray.dashboard.modules.dashboard_sdk": logging.WARNING,
+        # A line for each folder with a .gitignore, at each of several walks.
+        "ray._private.runtime_env.packaging": logging.WARNING,
+        # Its one warning is that .venv is not uploaded.
+        "ray._private.runtime_env.working_dir": logging.ERROR,
+    }.items():
+        logging.getLogger(name).setLevel(level)
 
 
 class Progress:
