@@ -209,8 +209,9 @@ def _read_config(path: str | None) -> dict[str, Any]:
 
 def _connect() -> None:
     """Start the log, connect to Ray, and print what workers say."""
-    # Not in colour: what Ray forwards from workers goes to the log.
+    # What Ray forwards from workers goes to the log: without colours, and every line of it.
     os.environ.setdefault("RAY_COLOR_PREFIX", "0")
+    os.environ.setdefault("RAY_DEDUP_LOGS", "0")
     _start_log()
 
     import ray

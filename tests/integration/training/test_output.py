@@ -9,7 +9,7 @@ import pytest
 from tests.support.project import ROOT
 from tests.support.ray_jobs import Job, run_job
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 # What the second column of the documented table says of lines that the run below can print.
 _EVERY_10_S = "every 10 s of long work"
@@ -56,7 +56,7 @@ def home(module_home: Path) -> Path:
 def job(cluster: dict[str, str]) -> Job:
     done = run_job(
         "jobs.train",
-        *("--data", "synthetic:160", "--num-workers", "2", "--finetune-epochs", "2"),
+        *("--data", "synthetic:120", "--num-workers", "2", "--finetune-epochs", "2"),
         *("--image-size", "96", "--alpha", "0.35", "--backbone-weights", "none"),
         *("--batch-size", "16", "--robustness-images", "5"),
         env=cluster,
