@@ -1,6 +1,7 @@
 """Progress lines, one in ten seconds, and the log of whatever libraries print."""
 
 import os
+import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -11,6 +12,7 @@ import pytest
 
 from mask_ray import progress
 from mask_ray.progress import Progress, say
+from tests.support.project import ROOT
 
 
 @pytest.fixture
@@ -186,3 +188,34 @@ def test_the_driver_prints_what_a_worker_said_and_no_other_line_of_it(
 
     progress.relay({"lines": ["Execution plan of Dataset", *printed], "pid": 1, "is_err": False})
     assert capfd.readouterr().out == "training on 2 workers\nscratch 1/3\n"
+
+
+# What `ray job submit --working-dir .` does before it sends anything.
+PACK = """
+import sys
+import ray
+from ray._private.runtime_env.working_dir import upload_working_dir_if_needed
+from mask_ray import progress
+
+for hook in (lambda **submission: None, progress.quiet_submission):
+    hook(working_dir=".")
+    upload_working_dir_if_needed(
+        {"working_dir": "."}, include_gitignore=True, upload_fn=lambda *args, **options: None
+    )
+    print("packed", file=sys.stderr)
+"""
+
+
+def test_a_submission_prints_nothing_of_the_upload(tmp_path: Path) -> None:
+    (tmp_path / ".gitignore").write_text(".venv/\n")
+    (tmp_path / ".venv").mkdir()
+    packed = subprocess.run(
+        [sys.executable, "-c", PACK],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+    )
+    loud, quiet, _ = packed.stderr.split("packed\n")
+    assert ".gitignore" in loud and "Directory '.venv'" in loud
+    assert quiet == ""
