@@ -26,6 +26,7 @@ from pydantic_settings import BaseSettings, CliPositionalArg, CliSettingsSource
 
 from mask_ray import progress
 from mask_ray.config import MaskRayError, Repeatable, Settings, explain, home
+from mask_ray.ray_internals import on_worker_output
 
 S = TypeVar("S", bound=Settings)
 
@@ -215,13 +216,12 @@ def _connect() -> None:
     _start_log()
 
     import ray
-    from ray._private.ray_logging import global_worker_stdstream_dispatcher as forwarded
 
     try:
         ray.init(logging_level=logging.WARNING, ignore_reinit_error=True)
     except ConnectionError as error:
         raise MaskRayError(f"no Ray cluster answers: {error}") from error
-    forwarded.add_handler("mask_ray", progress.relay)
+    on_worker_output(progress.relay)
 
 
 def _start_log() -> None:

@@ -5,13 +5,14 @@ a file: warnings of libraries, messages of native code, and what Ray forwards fr
 """
 
 import io
-import logging
 import os
 import sys
 import time
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, TextIO
+
+from mask_ray.ray_internals import mute_upload
 
 _EVERY_S = 10.0
 
@@ -147,14 +148,7 @@ def quiet_submission(**submission: Any) -> None:
     Args:
         submission: What is submitted, unused.
     """
-    for name, level in {
-        "ray.dashboard.modules.dashboard_sdk": logging.WARNING,
-        # A line for each folder with a .gitignore, at each of several walks.
-        "ray._private.runtime_env.packaging": logging.WARNING,
-        # Its one warning is that .venv is not uploaded.
-        "ray._private.runtime_env.working_dir": logging.ERROR,
-    }.items():
-        logging.getLogger(name).setLevel(level)
+    mute_upload()
 
 
 class Progress:
