@@ -2,7 +2,8 @@
 
 The last line on standard output is the result, as JSON. A mistake of the user, or an unreachable
 cluster or store, is one line on standard error. Exit code 2: invalid settings; 1: other errors;
-130: interrupted by Ctrl-C or `ray job stop`.
+130: interrupted by Ctrl-C or `ray job stop`. Once a job is connected to Ray, output of libraries
+goes to a log file in `logs/` of `MASK_RAY_HOME`; an error's line ends with its path.
 """
 
 import argparse
@@ -10,6 +11,8 @@ import json
 import logging
 import os
 import sys
+import tempfile
+import time
 from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
@@ -20,7 +23,9 @@ from pydantic import Field, ValidationError
 from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings, CliPositionalArg, CliSettingsSource
 
-from mask_ray.config import MaskRayError, Repeatable, Settings, explain
+from mask_ray import progress
+from mask_ray.config import MaskRayError, Repeatable, Settings, explain, home
+from mask_ray.ray_internals import on_worker_output
 
 S = TypeVar("S", bound=Settings)
 
@@ -50,10 +55,14 @@ def main(
         _connect()
         result = job(settings)
     except MaskRayError as error:
-        fail(_one_line(error), exit_code=1)
+        fail(_one_line(error) + _where_logged(), exit_code=1)
     except KeyboardInterrupt:
         fail("stopped", exit_code=130)
-    print(json.dumps(result), flush=True)
+    except Exception:
+        print(f"unexpected error{_where_logged()}", file=progress.stderr(), flush=True)
+        progress.end_log()  # the traceback goes to the terminal
+        raise
+    print(json.dumps(result), file=progress.stdout(), flush=True)
 
 
 def parse(settings_class: type[S], arguments: list[str], stored: Stored | None = None) -> S:
@@ -199,12 +208,33 @@ def _read_config(path: str | None) -> dict[str, Any]:
 
 
 def _connect() -> None:
+    """Start the log, connect to Ray, and print what workers say."""
+    # What Ray forwards from workers goes to the log: without colours, and every line of it.
+    os.environ.setdefault("RAY_COLOR_PREFIX", "0")
+    os.environ.setdefault("RAY_DEDUP_LOGS", "0")
+    _start_log()
+
     import ray
 
     try:
         ray.init(logging_level=logging.WARNING, ignore_reinit_error=True)
     except ConnectionError as error:
         raise MaskRayError(f"no Ray cluster answers: {error}") from error
+    on_worker_output(progress.relay)
+
+
+def _start_log() -> None:
+    """Log to a new file in MASK_RAY_HOME, or in the temporary folder if that cannot be written."""
+    name = f"{_module().rpartition('.')[2]}-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}.log"
+    try:
+        progress.start_log(home() / "logs" / name)
+    except OSError:
+        progress.start_log(Path(tempfile.gettempdir(), name))
+
+
+def _where_logged() -> str:
+    path = progress.log_path()
+    return f" (log: {path})" if path else ""
 
 
 def _one_line(error: MaskRayError) -> str:
@@ -213,5 +243,5 @@ def _one_line(error: MaskRayError) -> str:
 
 def fail(message: str, exit_code: int) -> NoReturn:
     """Print the message on standard error and exit."""
-    print(f"error: {message}", file=sys.stderr, flush=True)
+    print(f"error: {message}", file=progress.stderr(), flush=True)
     raise SystemExit(exit_code)

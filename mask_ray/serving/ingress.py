@@ -21,6 +21,8 @@ _ALWAYS = {
     "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "mask_ray.serving:problem_middleware",
     # A replica that fails its health checks gets no time to end its requests: it cannot.
     "RAY_SERVE_FORCE_STOP_UNHEALTHY_REPLICAS": "1",
+    # `ray job submit` prints nothing of the upload.
+    "RAY_JOB_SUBMIT_HOOK": "mask_ray.progress.quiet_submission",
 }
 
 # What RAY_SERVE_THROUGHPUT_OPTIMIZED sets. Under that name Serve prints this list at each start.
