@@ -44,8 +44,8 @@ class Batcher(Generic[Item, Outcome]):
         """Await the outcomes of items, in the same order. Each item joins a batch on its own."""
         loop = asyncio.get_running_loop()
         futures = [loop.create_future() for _ in items]
-        for asked in zip(items, futures, strict=True):
-            self._waiting.put(asked)
+        for pair in zip(items, futures, strict=True):
+            self._waiting.put(pair)
         if len(futures) == 1:
             return [await futures[0]]
         return await asyncio.gather(*futures)
@@ -80,7 +80,7 @@ class Batcher(Generic[Item, Outcome]):
                 batch.append(self._waiting.get_nowait())
             except queue.Empty:
                 break
-        return [asked for asked in batch if not asked[1].cancelled()]
+        return [pair for pair in batch if not pair[1].cancelled()]
 
 
 def _resolve(

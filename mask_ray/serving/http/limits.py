@@ -42,7 +42,7 @@ def quoted(text: str) -> str:
     return repr(text if len(text) <= _MAX_QUOTED else f"{text[:_MAX_QUOTED]}...")
 
 
-def refuse_image_bytes(field: str, limits: PayloadLimits) -> NoReturn:
+def reject_image_bytes(field: str, limits: PayloadLimits) -> NoReturn:
     """Raise 413 for an image that is too large."""
     raise PayloadError(
         413, f"{field} has over {limits.max_image_bytes} bytes; at most that are allowed"

@@ -12,7 +12,7 @@ from mask_ray.serving.http.limits import (
     check_num_images,
     check_total_bytes,
     quoted,
-    refuse_image_bytes,
+    reject_image_bytes,
 )
 
 if TYPE_CHECKING:
@@ -139,7 +139,7 @@ class FormFiles:
         self._num_bytes += end - start
         check_total_bytes(self._num_bytes, self._limits)
         if len(self._file) + end - start > self._limits.max_image_bytes:
-            refuse_image_bytes(f"file {len(self._files) + 1}", self._limits)
+            reject_image_bytes(f"file {len(self._files) + 1}", self._limits)
         self._file += memoryview(data)[start:end]
 
     def _end_part(self) -> None:

@@ -18,7 +18,7 @@ from mask_ray.serving.http.limits import (
     check_num_images,
     check_total_bytes,
     quoted,
-    refuse_image_bytes,
+    reject_image_bytes,
 )
 from mask_ray.serving.http.multipart import FORM_TYPE, read_form
 
@@ -102,13 +102,13 @@ def decode_base64(text: str, field: str, limits: PayloadLimits) -> bytes:
             )
     # Checked before decoding. Padding can make this estimate two bytes too large.
     if len(text) // 4 * 3 - 2 > limits.max_image_bytes:
-        refuse_image_bytes(field, limits)
+        reject_image_bytes(field, limits)
     try:
         encoded = binascii.a2b_base64(text, strict_mode=True)
     except ValueError as error:
         raise PayloadError(422, f"{field} must be base64 without line breaks: {error}") from None
     if len(encoded) > limits.max_image_bytes:
-        refuse_image_bytes(field, limits)
+        reject_image_bytes(field, limits)
     return encoded
 
 

@@ -64,18 +64,18 @@ class InferRequest:
 
 
 def check_model(
-    name: str, version: str | None, asked_name: str, asked_version: str | None = None
+    name: str, version: str | None, requested_name: str, requested_version: str | None = None
 ) -> None:
     """Check that a path names the served model and version.
 
     Raises:
         PayloadError: 404, it names another.
     """
-    if asked_name != name:
-        raise PayloadError(404, f"model must be {name}; got {quoted(asked_name)}")
-    if asked_version is not None and asked_version != version:
+    if requested_name != name:
+        raise PayloadError(404, f"model must be {name}; got {quoted(requested_name)}")
+    if requested_version is not None and requested_version != version:
         allowed = "left out" if version is None else version
-        raise PayloadError(404, f"version must be {allowed}; got {quoted(asked_version)}")
+        raise PayloadError(404, f"version must be {allowed}; got {quoted(requested_version)}")
 
 
 def parse_infer_request(
@@ -182,11 +182,11 @@ def _only_input(inputs: list[_Input]) -> _Input:
         names = ", ".join(quoted(tensor.name) for tensor in inputs[:5]) or "none"
         raise PayloadError(400, f"inputs must be one tensor named {INPUT_NAME}; got {names}")
     tensor = inputs[0]
-    _refuse_shared_memory(tensor.parameters, "input")
+    _reject_shared_memory(tensor.parameters, "input")
     return tensor
 
 
-def _refuse_shared_memory(parameters: _Parameters | None, where: str) -> None:
+def _reject_shared_memory(parameters: _Parameters | None, where: str) -> None:
     if parameters is not None and parameters.shared_memory_region is not None:
         raise PayloadError(400, f"{where} must come in the body; got shared_memory_region")
 
@@ -208,7 +208,7 @@ def _binary_data(tensor: _Input, after_json: memoryview) -> memoryview | None:
 
 
 def _requested_outputs(document: _Document) -> tuple[RequestedOutput, ...]:
-    """Those asked for, or all. Binary is what each of them says, or else the request."""
+    """Return the requested outputs, or all. Whether they are binary, each says, or the request."""
     is_binary = bool(document.parameters and document.parameters.binary_data_output)
     if not document.outputs:
         return tuple(RequestedOutput(name, is_binary) for name in _OUTPUTS)
@@ -223,7 +223,7 @@ def _requested_outputs(document: _Document) -> tuple[RequestedOutput, ...]:
 
 def _requested_output(output: _Output, is_binary: bool) -> RequestedOutput:
     parameters = output.parameters or _Parameters()
-    _refuse_shared_memory(parameters, f"output {output.name}")
+    _reject_shared_memory(parameters, f"output {output.name}")
     if parameters.classification:
         raise PayloadError(
             400, "classification is not supported: ask for the outputs label and probabilities"

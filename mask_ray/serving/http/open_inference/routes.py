@@ -149,14 +149,14 @@ async def _infer(request: Request, backend: Backend) -> InferResponse:
     body = await in_time_or_408(read_body(request, limits.max_json_bytes), backend)
     length = request.headers.get(HEADER_LENGTH)
     # Parsing the numbers of a tensor in JSON takes a while.
-    asked = await in_time_or_504(
+    parsed = await in_time_or_504(
         backend.in_thread(parse_infer_request, body, length, limits), backend
     )
-    classified = await in_time_or_504(backend.classify(asked.images), backend)
+    classified = await in_time_or_504(backend.classify(parsed.images), backend)
     model = classified.model
     note(request.scope, model_version=model.version)
     return infer_response(
-        asked, model.name, model.version, classified.class_names, classified.probabilities
+        parsed, model.name, model.version, classified.class_names, classified.probabilities
     )
 
 
