@@ -203,7 +203,7 @@ def test_a_camera_that_is_refused_is_told(page: Page) -> None:
     )
     page.find("#open-camera").click()
 
-    wait_for(lambda: "was refused" in page.find("#notice").text, lambda: "the notice")
+    wait_for(lambda: "is not allowed" in page.find("#notice").text, lambda: "the notice")
     assert not page.find("#camera").is_displayed()
 
 
@@ -234,7 +234,7 @@ class TestToken:
     def test_that_is_wrong_is_asked_for_again(self, page: Page, photos: list[Path]) -> None:
         page.choose(photos[0])
         self.give(page, "wrong")
-        wait_for(lambda: "refused" in page.find("#token-hint").text, lambda: "the refusal")
+        wait_for(lambda: "rejected" in page.find("#token-hint").text, lambda: "the refusal")
         self.give(page, "secret")
 
         page.wait_for_states("done")
