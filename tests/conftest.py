@@ -1,6 +1,6 @@
-"""What every test gets: its own MASK_RAY_HOME, and no trace left in the environment.
+"""What every test gets: the marker of its folder, its own MASK_RAY_HOME, a clean environment.
 
-And what several modules share: a Ray of two CPUs, alone or with one store for all their jobs.
+Nothing here imports Ray, MLflow or TensorFlow before a test needs it.
 """
 
 import os
@@ -18,10 +18,16 @@ os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
 os.environ["ORT_DISABLE_TELEMETRY"] = "1"
 os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
 
-import ray
-
 from mask_ray.config import tracking_uri
 from tests.support.project import ROOT
+
+TESTS = ROOT / "tests"
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark each test by its folder: unit, integration, e2e or faults."""
+    for item in items:
+        item.add_marker(item.path.relative_to(TESTS).parts[0])
 
 
 @pytest.fixture
@@ -113,40 +119,3 @@ def working_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     folder.mkdir()
     monkeypatch.chdir(folder)
     return folder
-
-
-@pytest.fixture(scope="module")
-def ray_local() -> Iterator[None]:
-    """A Ray of two CPUs for the tests of a module."""
-    ray.init(
-        address="local",
-        num_cpus=2,
-        object_store_memory=300 * 2**20,
-        include_dashboard=False,
-        log_to_driver=False,
-    )
-    yield
-    ray.shutdown()
-
-
-@pytest.fixture(scope="module")
-def module_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """One store for all tests of a module; its own `home` fixture gives this."""
-    return tmp_path_factory.mktemp("home")
-
-
-@pytest.fixture(scope="module")
-def cluster(module_home: Path) -> Iterator[dict[str, str]]:
-    """The environment of a command for a Ray of two CPUs, with the test as one of its drivers."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("MASK_RAY_HOME", str(module_home))
-        patch.setenv("MLFLOW_TRACKING_URI", "")
-        address = ray.init(
-            address="local",
-            num_cpus=2,
-            object_store_memory=300 * 2**20,
-            include_dashboard=False,
-            log_to_driver=False,
-        ).address_info["address"]
-        yield os.environ | {"RAY_ADDRESS": address}
-        ray.shutdown()

@@ -6,11 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
-
 from tests.support.project import ROOT
-
-pytestmark = pytest.mark.slow
 
 
 def test_goes_from_drawn_faces_to_http_answers_and_leaves_nothing_running(home: Path) -> None:

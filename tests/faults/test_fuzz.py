@@ -19,8 +19,6 @@ from tests.support import image_files
 from tests.support.local_backend import LocalBackend
 from tests.support.onnx_files import write_classifier
 
-pytestmark = pytest.mark.slow
-
 LONGEST_ANSWER_S = 5
 NUM_BODIES = 4_000
 NUM_FROM_SCHEMA = 1_000

@@ -22,7 +22,7 @@ from mask_ray.evaluation import promotion
 from tests.support.project import ROOT
 from tests.support.ray_jobs import SMALL, run_job
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+pytestmark = pytest.mark.timeout(900)
 
 STAGES = ["fetch", "inspect", "train", "evaluate", "promote", "deploy", "smoke-test"]
 # What it says when it is killed, one time after the other.

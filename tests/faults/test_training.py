@@ -14,9 +14,8 @@ import mlflow
 import pytest
 
 from mask_ray.demo import free_port
+from tests.support.polling import wait_until
 from tests.support.ray_jobs import ROOT, SMALL, Job, kill_one, run_job
-
-pytestmark = pytest.mark.slow
 
 
 @pytest.fixture
@@ -160,9 +159,8 @@ def tracking_server(port: int, folder: Path) -> Iterator[subprocess.Popen[bytes]
     store = ["--backend-store-uri", f"sqlite:///{folder}/mlflow.db", "--workers", "1"]
     with subprocess.Popen([*command, *store], cwd=folder, start_new_session=True) as server:
         try:
-            deadline = time.monotonic() + 120
-            while not is_up(port):
-                assert server.poll() is None and time.monotonic() < deadline
+            wait_until(lambda: is_up(port) or server.poll() is not None, "the tracking server")
+            assert server.poll() is None
             yield server
         finally:
             with suppress(ProcessLookupError):

@@ -11,7 +11,7 @@ from mask_ray.data import Summary, sources
 from mask_ray.images import synthetic
 from tests.support import object_store, photo_archives, range_server
 
-pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("ray_local")]
+pytestmark = pytest.mark.usefixtures("ray_local")
 
 
 @pytest.fixture(scope="module")

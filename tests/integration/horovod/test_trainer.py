@@ -7,8 +7,6 @@ import subprocess
 import sys
 import tempfile
 import threading
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,44 +17,11 @@ import ray
 import ray.train
 
 from mask_ray.config import MaskRayError
-from mask_ray.horovod.trainer import HorovodConfig, HorovodTrainer, assign_slots, choose_interface
+from mask_ray.horovod.trainer import HorovodConfig, HorovodTrainer
+from tests.support.polling import wait_until
 
 # Ray's workers cannot import this module: its functions travel by value.
 ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
-
-
-def test_workers_are_ranked_by_node() -> None:
-    slots = assign_slots(["10.0.0.1", "10.0.0.1", "10.0.0.2"])
-    assert [(s.rank, s.local_rank, s.cross_rank) for s in slots] == [
-        (0, 0, 0),
-        (1, 1, 0),
-        (2, 0, 1),
-    ]
-    assert [(s.size, s.local_size, s.cross_size) for s in slots] == [
-        (3, 2, 2),
-        (3, 2, 1),
-        (3, 1, 2),
-    ]
-
-
-def test_the_interface_is_the_one_that_holds_the_node_s_address() -> None:
-    loopback = choose_interface("127.0.0.1")
-    assert "127.0.0.1" in {address.address for address in psutil.net_if_addrs()[loopback]}
-
-
-def test_a_named_interface_is_taken_where_it_exists() -> None:
-    loopback = choose_interface("127.0.0.1")
-    assert choose_interface("192.0.2.77", {loopback, "nope0"}) == loopback
-
-
-@pytest.mark.parametrize(
-    ("nics", "message"), [(None, "holds its Ray address 192.0.2.77"), ({"nope0"}, "called nope0")]
-)
-def test_no_interface_is_an_error_that_names_those_there_are(
-    nics: set[str] | None, message: str
-) -> None:
-    with pytest.raises(RuntimeError, match=rf"{message}; found .*{choose_interface('127.0.0.1')}"):
-        choose_interface("192.0.2.77", nics)
 
 
 def tiny_model(optimizer: Any = None) -> Any:
@@ -242,7 +207,6 @@ def fit(loop: Any, folder: Path, num_workers: int = 2, **kwargs: Any) -> Any:
     ).fit()
 
 
-@pytest.mark.slow
 class TestTwoWorkers:
     @pytest.fixture(scope="class")
     def found(self, ray_local: None, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
@@ -278,7 +242,6 @@ class TestTwoWorkers:
         assert found["module_of_a_saved_optimizer"].startswith("keras.")
 
 
-@pytest.mark.slow
 @pytest.mark.usefixtures("ray_local")
 class TestFaults:
     def test_a_killed_worker_costs_the_way_back_to_the_checkpoint(self, tmp_path: Path) -> None:
@@ -307,13 +270,6 @@ class TestFaults:
 
 def note_start(folder: str) -> None:
     Path(folder, f"started-{os.getpid()}").touch()
-
-
-def wait_until(happened: Callable[[], bool], timeout_s: float = 60) -> None:
-    deadline = time.monotonic() + timeout_s
-    while not happened():
-        assert time.monotonic() < deadline, "it did not happen in time"
-        time.sleep(0.05)
 
 
 def refuse(config: dict[str, Any]) -> None:
@@ -376,7 +332,6 @@ print(json.dumps({"class": type(trainer).__module__, "size": trainer.fit().metri
 """
 
 
-@pytest.mark.slow
 def test_on_v1_the_name_is_ray_s_own_trainer(tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-c", ON_V1, str(tmp_path)],

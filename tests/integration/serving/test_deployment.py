@@ -26,8 +26,6 @@ from tests.support.browser_page import check_classifies, chromium
 from tests.support.onnx_files import IMAGE_SIZE, write_classifier
 from tests.support.replicas import in_replicas, replicas
 
-pytestmark = pytest.mark.slow
-
 TOKEN = "s3cret"
 WITH_TOKEN = {"Authorization": f"Bearer {TOKEN}"}
 TRAINING_PACKAGES = {"tensorflow", "keras", "horovod", "mlflow"}

@@ -26,9 +26,8 @@ from mask_ray.tracking import start_run
 from tests.support import image_files
 from tests.support.mlflow_models import NAME, register
 from tests.support.onnx_files import CLASS_NAMES, write_classifier
+from tests.support.polling import wait_until
 from tests.support.replicas import all_are_running, in_replicas, replicas
-
-pytestmark = pytest.mark.slow
 
 APP = "faces"
 POLL_S = 0.3
@@ -83,13 +82,6 @@ def run_app(**settings: Any) -> None:
     serve.run(build_app(args), name=APP, route_prefix="/")
     # Those of the application before it are gone too.
     wait_until(lambda: all_are_running(APP))
-
-
-def wait_until(is_so: Callable[[], bool], timeout_s: float = 60) -> None:
-    deadline = time.monotonic() + timeout_s
-    while not is_so():
-        assert time.monotonic() < deadline, f"not so within {timeout_s} s"
-        time.sleep(0.05)
 
 
 def recording_differences() -> Callable[[Any], None]:
@@ -182,13 +174,13 @@ class Load:
     def settle(self, version: str) -> float:
         """Wait until no other version answers, neither of the replicas'; when that was so."""
         start = len(self.asked)
-        deadline = time.monotonic() + 60
-        while True:
+
+        def is_alone() -> bool:
             recent = self.asked[start:][-100:]
-            if len(recent) == 100 and {asked.version for asked in recent} == {version}:
-                return time.monotonic()
-            assert time.monotonic() < deadline, f"{version} did not come"
-            time.sleep(0.05)
+            return len(recent) == 100 and {asked.version for asked in recent} == {version}
+
+        wait_until(is_alone, f"version {version} alone to answer")
+        return time.monotonic()
 
 
 def refused(client: httpx.Client) -> dict[str, str]:
@@ -226,7 +218,6 @@ def test_under_load_every_answer_is_of_a_champion_and_none_is_lost(
     wait_until(lambda: refused(client) == {})
     # One may be remembered by the last batch it was in.
     assert max(nums_of_models()) <= 2
-    print(len(load.asked), "requests; slowest", max(a.answered_s - a.sent_s for a in load.asked))
 
 
 def champions(moves: list[tuple[str, float, float]], asked: Asked) -> set[str]:

@@ -13,8 +13,6 @@ from mask_ray.training import loop, workers
 from mask_ray.training import run as training
 from mask_ray.training.resources import plan_workers
 
-pytestmark = pytest.mark.slow
-
 
 @pytest.mark.parametrize(
     ("precision", "capability", "policy"),

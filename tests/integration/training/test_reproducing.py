@@ -16,7 +16,7 @@ from mask_ray.images import synthetic
 from tests.support.ray_jobs import Job, run_job
 
 # Three runs in one fixture.
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = pytest.mark.timeout(600)
 
 FIGURES = ("loss", "accuracy", "val_loss", "val_accuracy")
 

@@ -22,8 +22,6 @@ from mask_ray.models.quantize import Figures, reason_against
 from mask_ray.serving.deployment import build_app
 from tests.support.ray_jobs import SMALL, run_job
 
-pytestmark = pytest.mark.slow
-
 
 @pytest.fixture
 def home(module_home: Path) -> Path:
