@@ -19,6 +19,7 @@ os.environ["ORT_DISABLE_TELEMETRY"] = "1"
 os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
 
 from mask_ray.config import tracking_uri
+from tests.support import commands
 from tests.support.project import ROOT
 
 TESTS = ROOT / "tests"
@@ -28,6 +29,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Mark each test by its folder: unit, integration, e2e or faults."""
     for item in items:
         item.add_marker(item.path.relative_to(TESTS).parts[0])
+    commands.is_limited = not any(item.get_closest_marker("faults") for item in items)
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Say how many jobs were started as commands."""
+    if commands.started:
+        limit = f" of at most {commands.MOST}" if commands.is_limited else ""
+        terminalreporter.write_line(f"{len(commands.started)} job commands{limit}")
 
 
 @pytest.fixture

@@ -5,6 +5,7 @@ Run it with -s to see what was measured.
 """
 
 import asyncio
+import re
 import socket
 import threading
 import time
@@ -12,6 +13,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -194,6 +196,14 @@ def test_more_than_it_holds_is_429_with_when_to_come_back(service: Service) -> N
     for response in refused:
         assert_problem(response, 429)
         assert response.headers["retry-after"] == "1"
+
+
+def test_a_replica_stays_small(service: Service) -> None:
+    httpx.post(f"{service.url}/predict", content=image_files.jpeg())
+
+    for replica in service.replicas:
+        (peak,) = re.findall(r"VmHWM:\s+(\d+) kB", Path(f"/proc/{replica.pid}/status").read_text())
+        assert int(peak) / 1024 < 500
 
 
 SLOW_CLIENTS = {

@@ -9,13 +9,14 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdout
+from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdout, suppress
 from dataclasses import dataclass, field, replace
 from typing import IO, Any
 
 import psutil
 import pytest
 
+from tests.support import commands
 from tests.support.project import ROOT
 
 # The smallest model there is, trained from nothing.
@@ -59,9 +60,6 @@ class Job:
         return [line for line in self.stderr.splitlines() if line.startswith("error: ")]
 
 
-# What was started as a command in this session. Each costs a process that imports everything.
-commands: list[str] = []
-
 # Called with the command's process when a line holds the text, the first time only.
 Events = dict[str, Callable[[subprocess.Popen[str]], None]]
 
@@ -82,7 +80,7 @@ def submit_job(module: str, *flags: str, env: Mapping[str, str]) -> Job:
         job = _run([*submit, *flags], env)
         if "submitted successfully" in job.log:
             break
-        commands.pop()
+        commands.started.pop()
     ends = [number for number, line in enumerate(job.lines) if line.startswith("{")]
     return replace(job, lines=job.lines[: ends[-1] + 1] if ends else job.lines)
 
@@ -127,7 +125,7 @@ def _output_to(stdout: IO[str], stderr: IO[str]) -> Iterator[None]:
 
 
 def _run(command: list[str], env: Mapping[str, str], events: Events | None = None) -> Job:
-    commands.append(" ".join(command))
+    commands.count(" ".join(command))
     waiting = dict(events or {})
     lines = []
     with (
@@ -156,10 +154,10 @@ def _run(command: list[str], env: Mapping[str, str], events: Events | None = Non
 
 
 def kill_one(name: str) -> None:
-    """SIGKILL to the newest of Ray's processes of this name."""
-    found = [
-        process
-        for process in psutil.process_iter(["cmdline", "create_time"])
-        if (process.info["cmdline"] or [""])[0].startswith(f"ray::{name}")
-    ]
-    max(found, key=lambda process: process.info["create_time"]).kill()
+    """SIGKILL to the newest process of this name of the Ray that this process has started."""
+    found = []
+    for process in psutil.Process().children(recursive=True):
+        with suppress(psutil.NoSuchProcess):
+            if (process.cmdline() or [""])[0].startswith(f"ray::{name}"):
+                found.append(process)
+    max(found, key=psutil.Process.create_time).kill()

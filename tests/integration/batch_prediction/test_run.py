@@ -16,9 +16,10 @@ from mask_ray.config.prediction import PredictSettings
 from mask_ray.images import synthetic
 from mask_ray.images.decode import decode_resized
 from mask_ray.models.predictor import Predictor
+from tests.support import commands
 from tests.support.onnx_files import CLASS_NAMES, IMAGE_SIZE, write_classifier
 from tests.support.polling import wait_until
-from tests.support.ray_jobs import ROOT, run_job
+from tests.support.ray_jobs import ROOT, run_here
 
 NUM_LINKS = 9000
 
@@ -55,7 +56,7 @@ def test_every_file_is_a_row_bad_ones_with_the_reason(
 ) -> None:
     output = tmp_path / f"out.{ending}"
     flags = [str(photos), "--model-uri", str(model), "--output", str(output)]
-    result = run_job("jobs.predict", *flags, env=cluster).result
+    result = run_here("jobs.predict", *flags, env=cluster).result
 
     rows = pd.read_parquet(output) if ending == "parquet" else pd.read_csv(output)
     columns = ["path", "label", "probability", *(f"probability_{name}" for name in CLASS_NAMES)]
@@ -83,6 +84,7 @@ def test_a_killed_prediction_goes_on_without_losing_or_repeating_a_row(
             os.link(face, source / f"{number}.jpg")
     flags = [str(source), "--model-uri", str(model), "--output", str(output)]
 
+    commands.count("jobs.predict")
     first = subprocess.Popen([sys.executable, "-m", "jobs.predict", *flags], cwd=ROOT, env=cluster)
     wait_for_a_part(output, first)
     first.kill()
@@ -92,7 +94,7 @@ def test_a_killed_prediction_goes_on_without_losing_or_repeating_a_row(
     settings = PredictSettings(source=str(source), model_uri=str(model), output=output)
     with pytest.raises(OutputError, match="was begun with model_name tiny; got other"):
         predict_files(settings.model_copy(update={"model_uri": str(other)}))
-    done = run_job("jobs.predict", *flags, env=cluster)
+    done = run_here("jobs.predict", *flags, env=cluster)
 
     assert 0 < done.result["num_done_before"] < len(list(source.iterdir()))
     paths = pd.read_parquet(output)["path"]

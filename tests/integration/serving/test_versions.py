@@ -57,6 +57,12 @@ def home(module_home: Path) -> Path:
 
 
 @pytest.fixture(scope="module")
+def ray_environment(module_home: Path) -> dict[str, str]:
+    """Replicas look for models in the module's store."""
+    return {"MASK_RAY_HOME": str(module_home)}
+
+
+@pytest.fixture(scope="module")
 def client(
     cluster: dict[str, str], files: dict[str, Path], tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[httpx.Client]:
@@ -210,7 +216,8 @@ def test_under_load_every_answer_is_of_a_champion_and_none_is_lost(
         moves.append(("1", moved_s, load.settle("1")))
 
     assert {asked.response.status_code for asked in load.asked} == {200}
-    assert len(load.asked) > 500
+    # A hundred for each time that one version alone answered.
+    assert len(load.asked) >= 400
     for asked in load.asked:
         probabilities = asked.response.json()["probabilities"]
         assert probabilities == pytest.approx(expected[asked.version, asked.image], abs=1e-5)
