@@ -191,12 +191,18 @@ def report(metrics: dict[str, Any], files: dict[str, str] | None = None) -> None
         ray.train.report(metrics, checkpoint=saved)
 
 
-def fit(loop: Any, folder: Path, num_workers: int = 2, **kwargs: Any) -> Any:
+def fit(
+    loop: Any,
+    folder: Path,
+    num_workers: int | tuple[int, int] = 2,
+    cpus: float = 0.5,
+    **kwargs: Any,
+) -> Any:
     return HorovodTrainer(
         loop,
         horovod_config=HorovodConfig(timeout_s=60),
         scaling_config=ray.train.ScalingConfig(
-            num_workers=num_workers, resources_per_worker={"CPU": 0.5}
+            num_workers=num_workers, resources_per_worker={"CPU": cpus}
         ),
         run_config=ray.train.RunConfig(
             name="run",

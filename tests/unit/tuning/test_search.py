@@ -171,13 +171,7 @@ def test_the_lowest_loss_is_best_unless_its_trial_failed() -> None:
 
 
 @pytest.fixture
-def home(module_home: Path) -> Path:
-    """One store for all tests of this module."""
-    return module_home
-
-
-@pytest.fixture
-def search(home: Path) -> Iterator[_Search]:
+def search(home: Path, store: None) -> Iterator[_Search]:
     """A search of nine epochs that has an MLflow run, and no images."""
     settings = parse(
         *("--backbone-weights", "none", "--finetune-epochs", "9"),

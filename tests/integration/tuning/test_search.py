@@ -1,0 +1,74 @@
+"""A search: its trials, its result, and what it keeps."""
+
+from pathlib import Path
+
+import mlflow
+import pytest
+import yaml
+from mlflow import MlflowClient
+
+from mask_ray.config import TrainSettings
+from mask_ray.tuning import trials
+from tests.support.ray_jobs import SMALL, Job, run_here
+
+
+@pytest.fixture
+def home(module_home: Path) -> Path:
+    """One store for all tests of this module."""
+    return module_home
+
+
+@pytest.fixture(scope="module")
+def found(cluster: dict[str, str]) -> Job:
+    """A search of two trials."""
+    flags = "--data synthetic:120 --finetune-epochs 1 --grace-epochs 1 --num-trials 2"
+    return run_here("jobs.tune", *flags.split(), *SMALL, env=cluster)
+
+
+@pytest.fixture
+def nested(found: Job, home: Path) -> dict[int, mlflow.entities.Run]:
+    """The runs of the trials, by their numbers."""
+    mlflow.set_tracking_uri(f"sqlite:///{home / 'mlflow.db'}")
+    runs = mlflow.search_runs(
+        experiment_names=["mask_ray"],
+        filter_string=f"tags.`mlflow.parentRunId` = '{found.run_id}'",
+        output_format="list",
+    )
+    assert len(runs) == 2
+    return {int(run.data.tags["trial"]): run for run in runs}
+
+
+def test_the_result_is_the_best_trial(found: Job, nested: dict[int, mlflow.entities.Run]) -> None:
+    result = found.result
+    assert result.keys() == {
+        *("run_id", "best", "num_trials", "num_stopped_early", "num_failed", "seconds")
+    }
+    assert (result["num_trials"], result["num_stopped_early"]) == (2, 0)
+    losses = [
+        point.value
+        for run in nested.values()
+        for point in MlflowClient().get_metric_history(run.info.run_id, "val_loss")
+    ]
+    best = result["best"]
+    assert best["val_loss"] == pytest.approx(min(losses), abs=1e-6)
+    params = mlflow.get_run(best["run_id"]).data.params
+    assert best["settings"].keys() == {"learning_rate", "augmentation", "warmup_epochs"}
+    assert all(params[name] == str(value) for name, value in best["settings"].items())
+
+
+def test_the_best_settings_are_kept_and_nothing_is_registered(
+    found: Job, nested: dict[int, mlflow.entities.Run], home: Path
+) -> None:
+    best = yaml.safe_load(mlflow.artifacts.load_text(f"runs:/{found.run_id}/best.yaml"))
+    trial = TrainSettings(**best)
+    assert trial.data == "synthetic:120" and trial.finetune_epochs == 1
+    assert trials.command(trial) in found.log
+    for name, value in found.result["best"]["settings"].items():
+        assert best[name] == value
+    assert MlflowClient().search_registered_models() == []
+    assert not (home / "tune" / found.run_id).exists()
+
+
+def test_a_finished_search_is_not_resumed(found: Job, cluster: dict[str, str]) -> None:
+    (error,) = run_here("jobs.tune", "--resume", found.run_id, env=cluster).errors
+    assert "is finished; there is nothing to resume" in error
