@@ -49,13 +49,28 @@ test: setup ## Run unit, integration and e2e tests (TESTS=tests/unit/cli for som
 test-faults: setup ## Run tests of kills, full disks, lost nodes, load and fuzzing
 	@python -m pytest $(FAULTS)
 
+# Parts that run side by side, each printed when it ends.
+SYNC := $(if $(filter output-sync,$(.FEATURES)),--output-sync=target)
+CHECKS := check-code check-types check-serving check-units
+
 check: setup ## Check format, lint, types, import rules, generated docs; run unit tests
+	@$(MAKE) --no-print-directory $(SYNC) --jobs=$(words $(CHECKS)) $(CHECKS)
+
+.PHONY: $(CHECKS)
+check-code:
 	@ruff format --check .
 	@ruff check .
-	@mypy
 	@lint-imports
 	@if [ -f docs/generate.py ]; then python docs/generate.py --check; fi
-	@python -m pytest -q tests/unit
+
+check-types:
+	@mypy
+
+check-serving:
+	@python -m pytest -q tests/unit/serving
+
+check-units:
+	@python -m pytest -q tests/unit --ignore=tests/unit/serving
 
 format: setup ## Format the code and mend what the linter can
 	@ruff format .
