@@ -23,12 +23,17 @@ from tests.support import commands
 from tests.support.project import ROOT
 
 TESTS = ROOT / "tests"
+# Several whole jobs are killed and resumed in one test.
+FAULTS_TIMEOUT_S = 3600
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Mark each test by its folder: unit, integration, e2e or faults."""
     for item in items:
-        item.add_marker(item.path.relative_to(TESTS).parts[0])
+        folder = item.path.relative_to(TESTS).parts[0]
+        item.add_marker(folder)
+        if folder == "faults":
+            item.add_marker(pytest.mark.timeout(FAULTS_TIMEOUT_S))
     commands.is_limited = not any(item.get_closest_marker("faults") for item in items)
 
 

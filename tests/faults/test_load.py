@@ -25,8 +25,6 @@ from tests.support.onnx_files import write_classifier
 from tests.support.polling import wait_until
 from tests.support.served import Service, served
 
-pytestmark = pytest.mark.timeout(400)
-
 # Few, so that a full replica is soon reached; a batch takes long, so that requests stay in it.
 MAX_ONGOING = 8
 MAX_QUEUED = 16

@@ -25,8 +25,6 @@ from mlflow import MlflowClient
 from tests.support.polling import wait_until
 from tests.support.project import ROOT
 
-pytestmark = pytest.mark.timeout(600)
-
 RAY = str(Path(sys.executable).with_name("ray"))
 RAY_PORT = 6379
 MLFLOW_PORT = 5000

@@ -20,8 +20,6 @@ from mask_ray.demo import free_port
 from tests.support.project import ROOT
 from tests.support.ray_jobs import SMALL, run_job
 
-pytestmark = pytest.mark.timeout(900)
-
 STAGES = ["fetch", "inspect", "train", "evaluate", "promote", "deploy", "smoke-test"]
 # What it says when it is killed, one time after the other.
 KILLED_AT = [

@@ -38,7 +38,6 @@ def _local_store(home: Path) -> None:
 
 
 @pytest.mark.usefixtures("_local_store")
-@pytest.mark.timeout(400)
 def test_a_worker_killed_in_any_phase_costs_no_quality(
     cluster: dict[str, str], shared: Path
 ) -> None:
@@ -85,7 +84,6 @@ def small_disk(folder: Path, megabytes: int) -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("_local_store")
-@pytest.mark.timeout(400)
 def test_a_stopped_run_and_one_whose_disk_is_full_are_resumed(
     cluster: dict[str, str], home: Path
 ) -> None:
@@ -132,7 +130,6 @@ def went_on_after(job: Job) -> int:
     return int(line.partition("after epoch ")[2].split()[0])
 
 
-@pytest.mark.timeout(400)
 def test_a_tracking_server_that_goes_away_costs_one_line_and_no_checkpoint(
     cluster: dict[str, str], home: Path, tmp_path: Path
 ) -> None:
