@@ -97,3 +97,22 @@ def test_importing_starts_neither_ray_nor_a_run(after: dict[str, Any]) -> None:
 def test_importing_leaves_logging_alone(after: dict[str, Any]) -> None:
     assert after["root_handlers"] == []
     assert after["root_level"] == 30  # WARNING, Python's own
+
+
+@pytest.mark.parametrize(
+    "linter",
+    [
+        ["lint-imports", "--no-cache", "--no-logo"],
+        ["ruff", "check", "--select=TID251", "--no-cache"],
+    ],
+)
+def test_imports_keep_the_rules_of_pyproject(linter: list[str]) -> None:
+    """Layers and gateways are told in pyproject.toml alone; `make check` holds them too."""
+    program, *arguments = linter
+    linted = subprocess.run(
+        [Path(sys.executable).with_name(program), *arguments],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
+    assert linted.returncode == 0, linted.stdout + linted.stderr

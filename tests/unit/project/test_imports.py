@@ -4,8 +4,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
-
 from tests.support.project import ROOT
 
 PYDANTIC = {
@@ -51,22 +49,3 @@ print(*{name.partition(".")[0] for name in set(sys.modules) - before
         if "site-packages" in (getattr(sys.modules[name], "__file__", None) or "")})
 """
     assert set(python(code, tmp_path).split()) == PYDANTIC
-
-
-@pytest.mark.parametrize(
-    "linter",
-    [
-        ["lint-imports", "--no-cache", "--no-logo"],
-        ["ruff", "check", "--select=TID251", "--no-cache"],
-    ],
-)
-def test_imports_keep_the_rules_of_pyproject(linter: list[str]) -> None:
-    """Layers and gateways are told in pyproject.toml alone; `make check` holds them too."""
-    program, *arguments = linter
-    linted = subprocess.run(
-        [Path(sys.executable).with_name(program), *arguments],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-    )
-    assert linted.returncode == 0, linted.stdout + linted.stderr
