@@ -24,7 +24,7 @@ FAULTS ?= tests/faults
 
 NO_HAPROXY = $(if $(filter 0,$(HAPROXY)),--no-haproxy)
 
-.PHONY: help setup demo serve test test-faults check format docs horovod-gpu clean
+.PHONY: help setup demo serve test coverage test-faults check format docs horovod-gpu clean
 
 help: ## List these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -45,6 +45,9 @@ serve: setup ## Serve the champion at http://127.0.0.1:8000 until Ctrl-C
 
 test: setup ## Run unit, integration and e2e tests (TESTS=tests/unit/cli for some)
 	@python -m pytest $(TESTS)
+
+coverage: setup ## Run all tests and print how much of mask_ray they reach
+	@python -m pytest --cov $(TESTS)
 
 test-faults: setup ## Run tests of kills, full disks, lost nodes, load and fuzzing
 	@python -m pytest $(FAULTS)

@@ -44,11 +44,10 @@ COMMANDS = (
     Command("jobs.pipeline", "mask_ray.config:PipelineSettings", shares="jobs.train"),
     Command("jobs.inspect_data", "mask_ray.config:InspectSettings"),
     Command("jobs.evaluate", "mask_ray.config:EvaluateSettings"),
-    Command("jobs.promote", "jobs.promote:Flags or mask_ray.config:PromoteSettings"),
+    Command("jobs.promote", "mask_ray.config.promote:PromoteSettings"),
     Command(
         "jobs.predict",
-        "mask_ray.config.prediction:PredictSettings"
-        " or mask_ray.prediction_settings:PredictSettings",
+        "mask_ray.config.prediction:PredictSettings",
     ),
     Command(
         "mask_ray.client", "mask_ray.config.client:ClientSettings or mask_ray.client:ClientSettings"

@@ -7,7 +7,7 @@ from mask_ray.config import EvaluateSettings
 
 
 def evaluate(settings: EvaluateSettings) -> dict[str, Any]:
-    """Import what is heavy only once the settings are known to be good."""
+    """Run the job; heavy imports wait until the settings are known to be valid."""
     from mask_ray.evaluation.run import evaluate_model
 
     return evaluate_model(settings)

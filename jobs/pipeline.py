@@ -7,14 +7,14 @@ from mask_ray.config import PipelineSettings
 
 
 def run_pipeline(settings: PipelineSettings) -> dict[str, Any]:
-    """Import what is heavy only once the settings are known to be good."""
+    """Run the job; heavy imports wait until the settings are known to be valid."""
     from mask_ray.pipeline import stages
 
     return stages.run_pipeline(settings)
 
 
 def stay() -> None:
-    """While this process's own Ray serves."""
+    """Keep this process alive while its own Ray serves."""
     from mask_ray.pipeline import stages
 
     stages.stay_while_serving()

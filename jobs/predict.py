@@ -7,7 +7,7 @@ from mask_ray.config.prediction import PredictSettings
 
 
 def predict(settings: PredictSettings) -> dict[str, Any]:
-    """Import what is heavy only once the settings are known to be good."""
+    """Run the job; heavy imports wait until the settings are known to be valid."""
     from mask_ray.batch_prediction.run import predict_files
 
     return predict_files(settings)

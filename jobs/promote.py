@@ -1,29 +1,18 @@
-"""Make a version of a model its champion, by rule or by force, or go back. See `--help`."""
+"""Make a version of a model its champion, by rule or by force, or roll back. See `--help`."""
 
 from typing import Any
 
-from pydantic import Field
-from pydantic_settings import CliPositionalArg
-
 from mask_ray import cli
-from mask_ray.config import PromoteSettings
+from mask_ray.config.promote import PromoteSettings
 
 
-class Flags(PromoteSettings):
-    """Make a version the champion if it beats the present one, or go back to the one before."""
-
-    version: CliPositionalArg[str | None] = Field(
-        None, description=PromoteSettings.model_fields["version"].description
-    )
-
-
-def promote(settings: Flags) -> dict[str, Any]:
-    """Import what is heavy only once the settings are known to be good."""
+def promote(settings: PromoteSettings) -> dict[str, Any]:
+    """Run the job; heavy imports wait until the settings are known to be valid."""
     from mask_ray.evaluation import promotion
-    from mask_ray.training.run import stored_settings
+    from mask_ray.training.resume import stored_settings
 
-    return promotion.by_hand(settings, stored_settings)
+    return promotion.promote_or_roll_back(settings, stored_settings)
 
 
 if __name__ == "__main__":
-    cli.main(Flags, promote)
+    cli.main(PromoteSettings, promote)

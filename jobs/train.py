@@ -7,17 +7,17 @@ from mask_ray.config import TrainSettings
 
 
 def train(settings: TrainSettings) -> dict[str, Any]:
-    """Import what is heavy only once the settings are known to be good."""
+    """Train and register a model; imports are here so that bad settings fail at once."""
     from mask_ray.training.run import train_model
 
     return train_model(settings)
 
 
 def stored_settings(run_id: str) -> dict[str, Any]:
-    """Those of the run to resume."""
-    from mask_ray.training import run as training
+    """Return the settings of the run to resume or repeat."""
+    from mask_ray.training import resume
 
-    return training.stored_settings(run_id)
+    return resume.stored_settings(run_id)
 
 
 if __name__ == "__main__":

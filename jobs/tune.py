@@ -1,4 +1,4 @@
-"""Search for good settings of a training run. See `--help`."""
+"""Search for good hyperparameters of a training run. See `--help`."""
 
 from typing import Any
 
@@ -7,14 +7,14 @@ from mask_ray.config import TuneSettings
 
 
 def tune(settings: TuneSettings) -> dict[str, Any]:
-    """Import what is heavy only once the settings are known to be good."""
+    """Search for settings; imports are here so that bad settings fail at once."""
     from mask_ray.tuning import search
 
     return search.search_settings(settings)
 
 
 def stored_settings(run_id: str) -> dict[str, Any]:
-    """Those of the search to resume."""
+    """Return the settings of the search to resume."""
     from mask_ray.tuning import search
 
     return search.stored_settings(run_id)

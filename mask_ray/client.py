@@ -32,10 +32,10 @@ from rich import progress
 from rich.console import Console
 
 from mask_ray import cli
-from mask_ray.config import MaskRayError, Settings
+from mask_ray.config import IMAGE_FORMATS, MaskRayError, Settings
 
 TOKEN_VARIABLE = "MASK_RAY_TOKEN"
-IMAGE_SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".webp")
+IMAGE_SUFFIXES = sorted(suffix for each in IMAGE_FORMATS for suffix in each.suffixes)
 
 # Busy, a replica gone in mid-answer, none ready, one that hangs. To classify twice does no harm.
 _RETRIED_STATUSES = (429, 502, 503, 504)

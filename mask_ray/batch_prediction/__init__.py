@@ -1,1 +1,1 @@
-"""Classify many files, with one row for each in a table."""
+"""Classify many files into a table with one row for each file."""

@@ -1,7 +1,8 @@
-"""Rows of predictions on their way to one file: written in parts, each whole or not there.
+"""Write predictions in parts, each atomically, and join them into one file.
 
-While a prediction goes on, `OUTPUT.parts` holds what is done and what it was done with; a process
-that is killed loses the rows of one unfinished part, which the next makes again.
+During a prediction, the folder `OUTPUT.parts` holds the finished parts and a manifest of what they
+were made with. A process that is killed loses the rows of at most one part; the next process
+computes them again.
 """
 
 import hashlib
@@ -26,7 +27,7 @@ from mask_ray.data.sources import shown
 
 _MANIFEST = "manifest.json"
 
-# Twelve bytes in hex: of a billion paths, two are alike with a chance of one in 10^11.
+# Twelve bytes in hex. The chance that any two of a billion paths collide is about 10^-11.
 _KEY = "S24"
 
 
@@ -38,8 +39,8 @@ class Parts:
     """The finished parts of one output, by number.
 
     Args:
-        output: The file that they end up in.
-        schema: Of the rows; its first column is `path`.
+        output: File that the parts are joined into.
+        schema: Schema of the rows; its first column is `path`.
     """
 
     def __init__(self, output: Path, schema: pa.Schema) -> None:
@@ -50,14 +51,14 @@ class Parts:
 
     @contextmanager
     def opened(self, made_with: dict[str, Any]) -> Iterator[NDArray[np.bytes_]]:
-        """Keep others out of the folder; gives the sorted keys (see `keys`) of what is done.
+        """Lock the folder, and yield the sorted keys (see `keys`) of finished files.
 
         Args:
             made_with: All that the rows depend on, as JSON values.
 
         Raises:
-            OutputError: the output is there already, another process is writing it, or its
-                parts were made with something else.
+            OutputError: the output exists already, another process is writing it, or its parts
+                were made with something else.
         """
         if self._output.exists() and not self._folder.exists():
             raise OutputError(f"output must not exist yet, or be removed first; got {self._output}")
@@ -74,15 +75,17 @@ class Parts:
         path = self._folder / _MANIFEST
         if not path.exists():
             with _clear_errors(path):
-                _write_whole(path, lambda file: file.write_text(json.dumps(made_with, indent=2)))
+                _write_atomically(
+                    path, lambda file: file.write_text(json.dumps(made_with, indent=2))
+                )
             return
-        began = json.loads(path.read_text())
+        stored = json.loads(path.read_text())
         for name, value in made_with.items():
-            if value != began.get(name):
-                was, given = (shown(str(each)) for each in (began.get(name), value))
+            if value != stored.get(name):
+                before, now = (shown(str(each)) for each in (stored.get(name), value))
                 raise OutputError(
-                    f"{self._output} was begun with {name} {was}; got {given}. Give that, another "
-                    f"output, or remove {self._folder}"
+                    f"{self._output} was started with {name} {before}; got {now}. Use the same "
+                    f"{name}, use another output, or remove {self._folder}"
                 )
 
     def _done(self) -> NDArray[np.bytes_]:
@@ -98,20 +101,21 @@ class Parts:
         """Add a part.
 
         Raises:
-            OutputError: the file system refuses it.
+            OutputError: the file cannot be written.
         """
         path = self._folder / f"{self._num_written:08d}.parquet"
         with _clear_errors(path):
-            _write_whole(path, lambda file: pq.write_table(rows, file))
+            _write_atomically(path, lambda file: pq.write_table(rows, file))
         self._num_written += 1
 
     def join(self, file_format: OutputFormat) -> Counter[str]:
-        """Make the output of the parts, and remove them; how many rows have each label.
+        """Join the parts into the output, and delete them.
 
-        Rows without a label count under an empty one.
+        Returns:
+            Number of rows by label; an empty label counts rows without one.
 
         Raises:
-            OutputError: the file system refuses it.
+            OutputError: the file cannot be written.
         """
         counts: Counter[str] = Counter()
         write = {"parquet": pq.ParquetWriter, "csv": pa.csv.CSVWriter}[file_format]
@@ -123,28 +127,28 @@ class Parts:
                     writer.write_table(part)
 
         with _clear_errors(self._output):
-            _write_whole(self._output, join)
+            _write_atomically(self._output, join)
             shutil.rmtree(self._folder)
         return counts
 
 
 def keys(paths: Iterable[str]) -> NDArray[np.bytes_]:
-    """Short names of paths, shape (N,), which take 24 bytes each whatever their length."""
+    """Hash paths to keys of 24 bytes each, shape (N,)."""
     digests = (hashlib.blake2b(path.encode(), digest_size=12).hexdigest() for path in paths)
     return np.array(list(digests), _KEY)
 
 
 def is_among(paths: Iterable[str], done: NDArray[np.bytes_]) -> NDArray[np.bool_]:
-    """Which of the paths are done, by their sorted keys."""
-    own = keys(paths)
+    """Return which of the paths are finished, given the sorted keys of finished ones."""
+    wanted = keys(paths)
     if not len(done):
-        return np.zeros(len(own), bool)
-    places = np.minimum(np.searchsorted(done, own), len(done) - 1)
-    return done[places] == own
+        return np.zeros(len(wanted), bool)
+    places = np.minimum(np.searchsorted(done, wanted), len(done) - 1)
+    return done[places] == wanted
 
 
-def _write_whole(path: Path, write: Any) -> None:
-    """The file has its name only once all of it is written."""
+def _write_atomically(path: Path, write: Any) -> None:
+    """Write atomically: the file gets its name once all of it is written."""
     unfinished = path.with_name(f"{path.name}.unfinished")
     write(unfinished)
     unfinished.replace(path)

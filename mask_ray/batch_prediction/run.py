@@ -1,8 +1,8 @@
-"""A source of images and a model -> a file with one row for each image.
+"""Classify the images of a source into a file with one row for each image.
 
-A pool of predictors, with one core each, reads, decodes and classifies the files of a table. All is
-done by the same process: Ray Data's tasks would read in processes of their own, which come and go
-with a second of imports each, and send their bytes by way of the object store.
+A pool of actors, with one core each, reads, decodes and classifies the files of a table. Each actor
+does all three. Reading tasks of Ray Data would run in other processes, with a second of imports
+each, and would send the bytes through the object store.
 """
 
 import hashlib
@@ -27,20 +27,20 @@ from mask_ray.data import sources
 from mask_ray.models.predictor import Predictor
 from mask_ray.progress import Progress, say
 
-# Files that a predictor is told of at a time, a few seconds' work.
+# Files in a block: a few seconds of work for an actor.
 _BLOCK_SIZE = 512
 
-# Of these it holds the bytes: enough that stores which answer slowly have many to read at once.
+# Files that an actor reads at the same time: enough to hide the latency of slow stores.
 _BATCH_SIZE = 64
 
 _ROWS_PER_PART = 2048
 
-# What the column of a class is called, before the class's name.
-_OF_CLASS = "probability_"
+# Prefix of the column with the probability of a class.
+_COLUMN_PREFIX = "probability_"
 
 
 def predict_files(settings: PredictSettings) -> dict[str, Any]:
-    """Classify all images of the source that are not done yet. Ray must be running.
+    """Classify all images of the source that are not finished yet. Ray must be running.
 
     Returns:
         `output`, `model` (`name`, `version`), `num_images`, `num_errors`, `labels` (images by
@@ -60,9 +60,9 @@ def predict_files(settings: PredictSettings) -> dict[str, Any]:
     parts = Parts(settings.output.absolute(), _schema(class_names))
     with parts.opened(_made_with(settings, model, onnx)) as done:
         if len(done):
-            say(f"{len(done)} images are done already: going on after them")
+            say(f"resuming: {len(done)} images are done already")
         progress = Progress("predicting", len(files) - len(done))
-        predicted = _predicted(settings, files, reader, onnx, done)
+        predicted = _predict(settings, files, reader, onnx, done)
         num_predicted = _write(predicted, parts, model, progress)
         counts = parts.join(settings.output_format)
     seconds = time.perf_counter() - started
@@ -84,7 +84,7 @@ def _schema(class_names: tuple[str, ...]) -> pa.Schema:
             ("path", pa.string()),
             ("label", pa.string()),
             ("probability", pa.float32()),
-            *((f"{_OF_CLASS}{name}", pa.float32()) for name in class_names),
+            *((f"{_COLUMN_PREFIX}{name}", pa.float32()) for name in class_names),
             ("error", pa.string()),
             ("model_name", pa.string()),
             ("model_version", pa.string()),
@@ -105,16 +105,16 @@ def _made_with(
     }
 
 
-def _predicted(
+def _predict(
     settings: PredictSettings,
     files: pa.Table,
     reader: sources.ImageReader,
     onnx: bytes,
     done: NDArray[np.bytes_],
 ) -> Dataset:
-    """Rows `path`, `error` (empty where there is none) and `probabilities` (NaN where there is)."""
+    """Return rows `path`, `error` (empty if there is none) and `probabilities` (else NaN)."""
     context = ray.data.DataContext.get_current()
-    # Rows then come in the order of paths, whatever ends first.
+    # Keep rows in the order of paths, whichever block ends first.
     context.execution_options.preserve_order = True
     context.enable_progress_bars = False
     logging.getLogger("ray.data").setLevel(logging.WARNING)
@@ -124,7 +124,7 @@ def _predicted(
         max_image_bytes=settings.max_image_bytes, max_image_pixels=settings.max_image_pixels
     )
     blocks = [files.slice(start, _BLOCK_SIZE) for start in range(0, len(files), _BLOCK_SIZE)]
-    # Not `from_arrow`, which starts processes that only count the rows of each block.
+    # Not `from_arrow`: it starts processes only to count the rows of each block.
     return ray.data.from_blocks(blocks).map_batches(
         BatchClassifier,
         fn_constructor_args=(ray.put(onnx), reader, ray.put(done), limits),
@@ -138,39 +138,39 @@ def _predicted(
 def _write(
     predicted: Dataset, parts: Parts, model: tracking.ResolvedModel, progress: Progress
 ) -> int:
-    """Write parts as rows come; how many came."""
+    """Write parts as rows arrive; return the number of rows."""
     num_rows = 0
-    for batch in _collected(predicted, progress):
-        parts.write(_table(batch, parts.schema, model))
+    for batch in _in_parts(predicted, progress):
+        parts.write(_to_table(batch, parts.schema, model))
         num_rows += len(batch["path"])
     return num_rows
 
 
-def _collected(predicted: Dataset, progress: Progress) -> Iterator[data.Batch]:
-    """The rows, as many together as make a part."""
+def _in_parts(predicted: Dataset, progress: Progress) -> Iterator[data.Batch]:
+    """Yield batches of at least `_ROWS_PER_PART` rows; the last may be smaller."""
     waiting: list[data.Batch] = []
     for batch in predicted.iter_batches(batch_size=None):
         progress.add(len(batch["path"]))
         waiting.append(batch)
         if sum(len(batch["path"]) for batch in waiting) >= _ROWS_PER_PART:
-            yield _concatenated(waiting)
+            yield _concatenate(waiting)
             waiting = []
     if waiting:
-        yield _concatenated(waiting)
+        yield _concatenate(waiting)
 
 
-def _concatenated(batches: list[data.Batch]) -> data.Batch:
+def _concatenate(batches: list[data.Batch]) -> data.Batch:
     return {name: np.concatenate([batch[name] for batch in batches]) for name in batches[0]}
 
 
-def _table(batch: data.Batch, schema: pa.Schema, model: tracking.ResolvedModel) -> pa.Table:
+def _to_table(batch: data.Batch, schema: pa.Schema, model: tracking.ResolvedModel) -> pa.Table:
     num_rows, errors, probabilities = len(batch["path"]), batch["error"], batch["probabilities"]
     failed = errors != ""
     class_names = np.array(schema.names[3:-3])
     best = np.argmax(np.nan_to_num(probabilities), axis=1)
     columns = [
         pa.array(batch["path"]),
-        pa.array([n.removeprefix(_OF_CLASS) for n in class_names[best]], mask=failed),
+        pa.array([n.removeprefix(_COLUMN_PREFIX) for n in class_names[best]], mask=failed),
         *(pa.array(column, mask=failed) for column in (probabilities.max(1), *probabilities.T)),
         pa.array(errors, mask=~failed),
         *(pa.array([value] * num_rows, pa.string()) for value in (model.name, model.version)),

@@ -4,15 +4,20 @@ Each job and the Serve application has one class here; its fields are the job's 
 keys of its YAML file. Nothing here reads files, talks to Ray or imports more than pydantic.
 """
 
+from mask_ray.config.backbone import ALPHAS, BLOCKS, IMAGE_SIZES
 from mask_ray.config.base import (
     CHALLENGER,
     CHAMPION,
     DEFAULT_MODEL_NAME,
     DEFAULT_MODEL_URI,
+    IMAGE_FORMATS,
     PREVIOUS,
+    ImageFormat,
     ImageLimits,
     MaskRayError,
+    MayChange,
     Settings,
+    changeable_fields,
     explain,
     home,
     local_tracking_uri,
@@ -30,7 +35,7 @@ from mask_ray.config.demo import DemoSettings
 from mask_ray.config.ingress import IngressSettings
 from mask_ray.config.inspection import InspectSettings
 from mask_ray.config.pipeline import PipelineSettings
-from mask_ray.config.promotion import PromoteSettings, PromotionRule
+from mask_ray.config.promotion import PromotionRule
 from mask_ray.config.serving import (
     DEFAULT_PORTS,
     MAX_FORM_FIELDS,
@@ -39,7 +44,7 @@ from mask_ray.config.serving import (
     RemoteImageSettings,
     ServeSettings,
 )
-from mask_ray.config.training import ALPHAS, BLOCKS, IMAGE_SIZES, RunSettings, TrainSettings
+from mask_ray.config.training import RunSettings, TrainSettings
 from mask_ray.config.tuning import SEARCH_CHOICES, SEARCH_RANGES, TuneSettings
 
 __all__ = [
@@ -50,6 +55,7 @@ __all__ = [
     "DEFAULT_MODEL_NAME",
     "DEFAULT_MODEL_URI",
     "DEFAULT_PORTS",
+    "IMAGE_FORMATS",
     "IMAGE_SIZES",
     "MAX_FORM_FIELDS",
     "PREVIOUS",
@@ -59,13 +65,14 @@ __all__ = [
     "DataSettings",
     "DemoSettings",
     "EvaluateSettings",
+    "ImageFormat",
     "ImageLimits",
     "IngressSettings",
     "InspectSettings",
     "MaskRayError",
+    "MayChange",
     "PayloadLimits",
     "PipelineSettings",
-    "PromoteSettings",
     "PromotionRule",
     "RemoteImageSettings",
     "Repeatable",
@@ -77,6 +84,7 @@ __all__ = [
     "SplitName",
     "TrainSettings",
     "TuneSettings",
+    "changeable_fields",
     "explain",
     "home",
     "local_tracking_uri",

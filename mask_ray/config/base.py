@@ -2,6 +2,7 @@
 
 import os
 import re
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -17,6 +18,30 @@ PREVIOUS = "previous"
 DEFAULT_MODEL_URI = f"models:/{DEFAULT_MODEL_NAME}@{CHAMPION}"
 
 T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class ImageFormat:
+    """An image format that every stage accepts.
+
+    Args:
+        name: As messages show it.
+        suffixes: Endings of file names, in lower case, with the dot.
+        media_type: As in a Content-Type header.
+    """
+
+    name: str
+    suffixes: tuple[str, ...]
+    media_type: str
+
+
+IMAGE_FORMATS = (
+    ImageFormat("JPEG", (".jpg", ".jpeg"), "image/jpeg"),
+    ImageFormat("PNG", (".png",), "image/png"),
+    ImageFormat("WebP", (".webp",), "image/webp"),
+    ImageFormat("GIF", (".gif",), "image/gif"),
+    ImageFormat("BMP", (".bmp",), "image/bmp"),
+)
 
 
 class MaskRayError(Exception):
@@ -42,6 +67,20 @@ class Settings(BaseModel):
     """Base of all settings: immutable, and closed to unknown keys."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
+
+
+@dataclass(frozen=True)
+class MayChange:
+    """Marks a setting that a resumed run may change: how it runs, or what follows training."""
+
+
+def changeable_fields(settings_class: type[Settings]) -> set[str]:
+    """Return the names of the settings that are marked with `MayChange`."""
+    return {
+        name
+        for name, field in settings_class.model_fields.items()
+        if any(isinstance(mark, MayChange) for mark in field.metadata)
+    }
 
 
 class ImageLimits(Settings):

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
-from mask_ray.config.base import DEFAULT_MODEL_URI, ImageLimits, Settings
+from mask_ray.config.base import DEFAULT_MODEL_URI, ImageLimits, MayChange, Settings
 
 SplitName = Literal["train", "val", "test"]
 
@@ -80,7 +80,7 @@ class DataSettings(ImageLimits):
 class ReportSettings(Settings):
     """What an evaluation report holds beyond figures of the images as they are."""
 
-    robustness_images: int = Field(
+    robustness_images: Annotated[int, MayChange()] = Field(
         50,
         ge=0,
         le=100_000,

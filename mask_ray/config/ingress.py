@@ -1,4 +1,4 @@
-"""Settings of the HTTP entrance."""
+"""Settings of the command that prints the environment for Serve's HTTP side."""
 
 from pydantic import Field
 
@@ -6,11 +6,11 @@ from mask_ray.config.base import Settings
 
 
 class IngressSettings(Settings):
-    """Print the environment in which Ray and Serve are to start, as a shell's export lines.
+    """Print the environment that Ray and Serve must start with, as export lines for a shell.
 
     eval "$(python -m mask_ray.ingress)"
     """
 
     haproxy: bool = Field(
-        True, description="Serve through HAProxy; without it, through Ray's Python proxy."
+        True, description="Put HAProxy before the replicas, or else Ray's Python proxy."
     )

@@ -10,20 +10,20 @@ from mask_ray.config.training import RunSettings
 
 
 class PipelineSettings(RunSettings):
-    """Fetch, inspect, train, evaluate, promote, deploy, smoke-test: runs below one MLflow run.
+    """Fetch, inspect, train, evaluate, promote, deploy, smoke-test: a nested MLflow run per stage.
 
-    A stage that was done with the same inputs is skipped. After a failure, or when it was stopped
-    or killed, the same command goes on from there.
+    A stage with the same inputs as a finished one is skipped. After a failure, a kill or Ctrl-C,
+    the same command resumes.
     """
 
     deploy: bool = Field(
-        True, description="Have the service answer with the champion, and ask it over HTTP."
+        True, description="Have the service switch to the champion, and test it over HTTP."
     )
     serve: bool = Field(
         False, description="Start the service in this Ray if none answers at its address."
     )
     serve_config: Path = Field(
-        Path("serve_config.yaml"), description="What the service is started with."
+        Path("serve_config.yaml"), description="Configuration to start the service with."
     )
     url: str | None = Field(
         None, description="Address of the service (default: host and port of serve_config)."
@@ -32,7 +32,7 @@ class PipelineSettings(RunSettings):
         180, gt=0, description="Longest wait for the service to answer with the champion."
     )
     smoke_images: int = Field(
-        16, ge=1, le=1000, description="Images of the test split that the service is asked about."
+        16, ge=1, le=1000, description="Images of the test split to send to the service."
     )
 
     @field_validator("url")
@@ -43,7 +43,7 @@ class PipelineSettings(RunSettings):
         return url and url.rstrip("/")
 
     @model_validator(mode="after")
-    def _deploys_what_is_promoted(self) -> Self:
+    def _serves_what_is_promoted(self) -> Self:
         if self.serve and not (self.deploy and self.promote):
             raise ValueError("serve must be off with --no-deploy or --no-promote; got it on")
         return self

@@ -1,6 +1,6 @@
-"""Settings of batch prediction: flags of `jobs.predict`, whose source comes without a name.
+"""Settings of batch prediction.
 
-Apart from `mask_ray.config`, which imports nothing that marks a flag as such.
+Not part of the facade `mask_ray.config`, which needs no pydantic_settings.
 """
 
 from pathlib import Path
@@ -9,29 +9,28 @@ from typing import Annotated, Literal, Self
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 from pydantic_settings import CliPositionalArg
 
-from mask_ray.config import DEFAULT_MODEL_URI, ImageLimits
-from mask_ray.config.base import none_for_auto
+from mask_ray.config.base import DEFAULT_MODEL_URI, ImageLimits, none_for_auto
 
 OutputFormat = Literal["parquet", "csv"]
 
 
 class PredictSettings(ImageLimits):
-    """Classify many images with a registered model, and write one row for each.
+    """Classify many images with a registered model, and write one row for each image.
 
-    Killed, or stopped by Ctrl-C, it goes on where it was when the same command is given again.
+    After a kill or Ctrl-C, the same command resumes where it stopped.
     """
 
     source: CliPositionalArg[str] = Field(
         min_length=1,
-        description="Folder of images, in it and in all folders below; or an archive, URL, "
-        "manifest or URI, as jobs.train's --data.",
+        description="Folder of images, searched with all its sub-folders; or an archive, URL, "
+        "manifest or URI, as in jobs.train --data.",
     )
     output: Annotated[Path, AfterValidator(Path.expanduser)] = Field(
         description="File for the rows. A submitted job runs in a copy of the working directory: "
         "give an absolute path."
     )
     format: Annotated[OutputFormat | None, BeforeValidator(none_for_auto)] = Field(
-        None, description="parquet or csv (default: by the ending of output)."
+        None, description="parquet or csv (default: the suffix of output)."
     )
     model_uri: str = Field(
         DEFAULT_MODEL_URI, min_length=1, description="MLflow model URI or path of an ONNX file."
@@ -39,19 +38,19 @@ class PredictSettings(ImageLimits):
     num_predictors: Annotated[int | None, BeforeValidator(none_for_auto)] = Field(
         None,
         ge=1,
-        description="Processes that decode and classify, on one core each (default: one for "
-        "each free core of the cluster).",
+        description="Processes that decode and classify, one core each (default: one for each "
+        "free core of the cluster).",
     )
 
     @model_validator(mode="after")
     def _format_is_known(self) -> Self:
         if self.format is None and self.output.suffix not in (".parquet", ".csv"):
             raise ValueError(
-                f"output must end in .parquet or .csv where format is not given; got {self.output}"
+                f"output must end in .parquet or .csv if format is not given; got {self.output}"
             )
         return self
 
     @property
     def output_format(self) -> OutputFormat:
-        """As given, or by the output's ending."""
+        """Format as given, or from the suffix of the output."""
         return self.format or ("csv" if self.output.suffix == ".csv" else "parquet")

@@ -11,21 +11,21 @@ from mask_ray.config.base import DEFAULT_MODEL_URI, ImageLimits
 
 DEFAULT_PORTS = {"http": 80, "https": 443}
 
-# Names, not numbers in the disguises of inet_aton. An underscore is no host's, but is used.
+# Names, not IP addresses in any notation. Underscores are not allowed in host names, but are used.
 _LABEL = r"[a-z0-9_](?:[a-z0-9_-]{0,61}[a-z0-9_])?"
 _HOST = re.compile(
     rf"(?P<any>\*\.)?(?P<host>{_LABEL}(?:\.{_LABEL})*)(?::(?P<port>[1-9]\d{{0,4}}))?"
 )
 
-# A form's other fields are counted and left out: pages send tokens and choices along.
+# Pages send tokens and choices along: fields that are not files are counted and ignored.
 MAX_FORM_FIELDS = 16
-# More than the headers of one part, or than the URL or data: prefix of one image in JSON.
+# More than the headers of a form's part, or the URL or data: prefix of an image in JSON.
 _OVERHEAD_BYTES = 8 * 1024
 
 
 @dataclass(frozen=True)
 class AllowedHost:
-    """One entry of the list. Without a port of its own it stands for that of the URL's scheme."""
+    """One entry of `allowed_hosts`. Without a port it allows the default port of the scheme."""
 
     host: str
     port: int | None
@@ -36,7 +36,7 @@ class AllowedHost:
         """Read `host`, `*.host`, `host:port` or `*.host:port`.
 
         Raises:
-            ValueError: another form. Addresses are none: a name says whose they are.
+            ValueError: another form. IP addresses are not allowed: they do not say whose they are.
         """
         match = _HOST.fullmatch(entry.lower())
         if match is None or match["host"].rpartition(".")[2].isdecimal():
@@ -48,24 +48,24 @@ class AllowedHost:
         return cls(match["host"], port, is_suffix=match["any"] is not None)
 
     def matches(self, host: str, port: int, scheme: str) -> bool:
-        """Whether a URL of this host, in lower case, and port is allowed."""
+        """Whether a URL with this host (in lower case) and port is allowed."""
         if port != (self.port or DEFAULT_PORTS[scheme]):
             return False
         return host.endswith(f".{self.host}") if self.is_suffix else host == self.host
 
 
 class RemoteImageSettings(ImageLimits):
-    """Which URLs are fetched, and how long and how much."""
+    """Which URLs are fetched, for how long and how many bytes."""
 
     allowed_hosts: tuple[str, ...] = Field(
         (),
         description="Hosts that images are fetched from: photos.example.org, *.example.org (not "
-        "example.org itself), or either with a :port. None is, if empty.",
+        "example.org itself), or either with a :port. Empty: nothing is fetched.",
     )
     fetch_timeout_s: float = Field(
-        5, gt=0, description="Longest time for all of one fetch, in seconds."
+        5, gt=0, description="Time limit of one fetch with its redirects, in seconds."
     )
-    max_redirects: int = Field(3, ge=0, le=10, description="Redirects followed in one fetch.")
+    max_redirects: int = Field(3, ge=0, le=10, description="Most redirects in one fetch.")
 
     @field_validator("allowed_hosts")
     @classmethod
@@ -80,7 +80,7 @@ class PayloadLimits(ImageLimits):
 
     max_images: int = Field(32, ge=1, description="Most images in one request.")
     max_total_bytes: int = Field(
-        40 * 1024 * 1024, ge=1, description="All encoded images of one request together, in bytes."
+        40 * 1024 * 1024, ge=1, description="Most encoded bytes in one request, over all images."
     )
 
     @model_validator(mode="after")
@@ -111,7 +111,9 @@ def _check_origin(origin: str) -> str:
 
 def _check_absolute(path: Path) -> Path:
     if not path.expanduser().is_absolute():
-        raise ValueError(f"must be an absolute path, since replicas run elsewhere; got {path}")
+        raise ValueError(
+            f"must be an absolute path, since replicas run in other folders; got {path}"
+        )
     return path.expanduser()
 
 
@@ -125,31 +127,33 @@ class ServeSettings(PayloadLimits, RemoteImageSettings):
         8,
         ge=1,
         le=256,
-        description="Most images per inference call, of those that wait when a thread is free; a "
-        "replica's memory grows with it.",
+        description="Most images in one inference call. A free thread takes up to this many that "
+        "wait; a replica's memory grows with it.",
     )
     max_ongoing_requests: int = Field(
-        32, ge=1, description="Requests a replica holds at once, queued in batches or running."
+        32, ge=1, description="Most requests in one replica, waiting for a batch or running."
     )
     max_queued_requests: int = Field(
-        128, ge=-1, description="Requests waiting for a replica before 429 is answered."
+        128, ge=-1, description="Most requests that wait for a replica; more get 429. -1: no limit."
     )
-    min_replicas: int = Field(1, ge=1, description="Replicas kept when idle.")
-    max_replicas: int = Field(2, ge=1, description="Replicas at full load.")
+    min_replicas: int = Field(1, ge=1, description="Replicas of an idle service.")
+    max_replicas: int = Field(2, ge=1, description="Most replicas under load.")
     target_ongoing_requests: float = Field(
-        12, gt=0, description="Requests a replica should hold; more starts another replica."
+        12, gt=0, description="Requests per replica that autoscaling aims at."
     )
     look_back_period_s: float = Field(
-        15, gt=0, description="Seconds whose mean number of requests decides about replicas."
+        15, gt=0, description="Period over which autoscaling averages the requests, in seconds."
     )
     upscale_delay_s: float = Field(
-        5, ge=0, description="Seconds for which more replicas are needed before they start."
+        5, ge=0, description="How long more replicas must be needed before they start, in seconds."
     )
     downscale_delay_s: float = Field(
-        300, ge=0, description="Seconds for which fewer would do before a replica is stopped."
+        300,
+        ge=0,
+        description="How long fewer replicas must be enough before some stop, in seconds.",
     )
     downscaling_factor: float = Field(
-        0.5, gt=0, le=1, description="Share of the surplus replicas that is stopped at a time."
+        0.5, gt=0, le=1, description="Share of the surplus replicas that stops at a time."
     )
     health_check_period_s: float = Field(
         5, gt=0, description="Seconds between trial inferences in each replica."
@@ -157,75 +161,75 @@ class ServeSettings(PayloadLimits, RemoteImageSettings):
     health_check_timeout_s: float = Field(
         5,
         gt=0,
-        description="Longest time for one, in seconds; a replica that fails three in a row is "
-        "replaced.",
+        description="Time limit of a trial inference, in seconds. A replica that fails three in a "
+        "row is replaced.",
     )
     max_surge_percent: int = Field(
         100,
         ge=0,
         le=100,
-        description="Extra replicas, in percent, while a deploy replaces those that run. It waits "
-        "for free CPUs; with 0 it stops some first.",
+        description="Extra replicas, in percent, while a deploy replaces the running ones. They "
+        "wait for free CPUs; with 0, old replicas stop before new ones start.",
     )
     num_threads: int = Field(
         1,
         ge=1,
-        description="CPUs that a replica reserves, and threads in which it decodes and classifies "
-        "one batch each.",
+        description="CPUs that a replica reserves, and its threads. Each decodes and classifies "
+        "one batch at a time.",
     )
     num_lone_threads: int = Field(
         2,
         ge=1,
-        description="Threads that classify an image while nothing else is in the replica: cores "
-        "that would be idle halve the time to its answer.",
+        description="Threads that classify an image that is alone in the replica: cores that "
+        "would be idle halve the time to its answer.",
     )
     request_timeout_s: float = Field(
         10,
         gt=0,
-        description="Longest time for a request to arrive before 408, and then for its answer "
-        "before 504, in seconds.",
+        description="Time limit for a request to arrive (else 408), and then again for its answer "
+        "(else 504), in seconds.",
     )
     token_file: Annotated[Path, AfterValidator(_check_absolute)] | None = Field(
         None,
-        description="File of bearer tokens, one a line, which is read again when it changes; they "
-        "count beside those of MASK_RAY_TOKENS.",
+        description="File of bearer tokens, one a line, read again when it changes. Tokens of "
+        "MASK_RAY_TOKENS are valid too.",
     )
     cors_origins: tuple[Annotated[str, AfterValidator(_check_origin)], ...] = Field(
         (),
-        description="Origins whose pages may ask from a browser: https://app.example.org, or * "
-        "for all. None but the endpoint's own page may, if empty.",
+        description="Origins of other sites whose pages may send requests: "
+        "https://app.example.org, or * for all. Empty: only the service's own page.",
     )
     access_log: bool = Field(
-        True, description="Write a line of JSON for each request to a file beside Serve's own logs."
+        True, description="Write a line of JSON for each request to a file beside Serve's logs."
     )
     sample_share: float = Field(
         0,
         ge=0,
         le=1,
         description="Share of images kept with their answers for later labelling. They are photos "
-        "of people: see the privacy note in the README first.",
+        "of people: read the privacy note first (docs/guides/operate.md).",
     )
     sample_path: str | None = Field(
-        None, min_length=1, description="Folder for them on each replica's node."
+        None, min_length=1, description="Folder for kept images, on each replica's node."
     )
     model_poll_s: float = Field(
         10,
         ge=0,
-        description="Seconds between looks at where the alias of model_uri points; 0: never. A "
-        "URI without an alias always means the same model.",
+        description="How often replicas check which version the alias of model_uri names, in "
+        "seconds; 0: never.",
     )
     allow_other_classes: bool = Field(
-        False, description="Also switch to versions whose class names differ from those served."
+        False, description="Switch also to versions with other class names."
     )
     challenger_share: float = Field(
         0,
         ge=0,
         le=1,
-        description="Share of requests that the version with the alias challenger answers too.",
+        description="Share of requests that the version with the alias challenger also classifies.",
     )
     challenger_mode: Literal["shadow", "canary"] = Field(
         "shadow",
-        description="Whose answer is sent for that share: shadow the champion's, canary the "
+        description="Whose answer clients get for that share: shadow, the champion's; canary, the "
         "challenger's. Both are compared.",
     )
 

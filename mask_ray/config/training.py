@@ -4,21 +4,24 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
-from mask_ray.config.base import DEFAULT_MODEL_NAME, Settings, none_for_auto, one_of
+from mask_ray.config.backbone import (
+    ALPHAS,
+    BACKBONE,
+    BLOCKS,
+    BLOCKS_TEXT,
+    DEFAULT_BLOCK,
+    IMAGE_SIZES,
+)
+from mask_ray.config.base import DEFAULT_MODEL_NAME, MayChange, Settings, none_for_auto, one_of
 from mask_ray.config.data import DataSettings, ReportSettings
 from mask_ray.config.promotion import PromotionRule
 
-# MobileNetV2's published ImageNet checkpoints: Sandler et al. 2018, https://arxiv.org/abs/1801.04381
-IMAGE_SIZES = (96, 128, 160, 192, 224)
-ALPHAS = (0.35, 0.5, 0.75, 1.0, 1.3, 1.4)
-BLOCKS = ("stem", *(f"block_{number}" for number in range(1, 17)), "top")
-
 
 class TrackingSettings(Settings):
-    """Where a run is recorded and under which name its model is registered."""
+    """MLflow experiment of a run, and name of its registered model."""
 
     experiment: str = Field("mask_ray", min_length=1, description="MLflow experiment of the run.")
-    register_as: str = Field(
+    register_as: Annotated[str, MayChange()] = Field(
         DEFAULT_MODEL_NAME,
         min_length=1,
         pattern=r"^[^/:@]+$",
@@ -27,46 +30,47 @@ class TrackingSettings(Settings):
 
 
 class RunSettings(DataSettings, ReportSettings, TrackingSettings, PromotionRule):
-    """What a training run makes, and how."""
+    """Settings of a training run and of what follows it."""
 
-    num_workers: int = Field(1, ge=1, le=4096, description="Horovod workers, one process each.")
-    min_workers: int | None = Field(
+    num_workers: Annotated[int, MayChange()] = Field(
+        1, ge=1, le=4096, description="Horovod workers, one process each."
+    )
+    min_workers: Annotated[int | None, MayChange()] = Field(
         None,
         ge=1,
-        description="Go on with as few as this many workers when nodes are lost "
-        "(default: always num_workers).",
+        description="Fewest workers to continue with when nodes are lost (default: num_workers).",
     )
-    use_gpu: bool = Field(False, description="Give each worker one GPU.")
-    cpus_per_worker: Annotated[float | None, BeforeValidator(none_for_auto)] = Field(
+    use_gpu: Annotated[bool, MayChange()] = Field(False, description="Give each worker one GPU.")
+    cpus_per_worker: Annotated[float | None, BeforeValidator(none_for_auto), MayChange()] = Field(
         None,
         gt=0,
-        description="CPUs reserved by each worker (default: an equal share of what Ray Data "
-        "does not need).",
+        description="CPUs that each worker reserves (default: an equal share of the CPUs that Ray "
+        "Data does not need).",
     )
     image_size: int = Field(
         128, description=f"Side of the model's square input in pixels: {IMAGE_SIZES}."
     )
-    alpha: float = Field(1.0, description=f"Width multiplier of MobileNetV2: {ALPHAS}.")
+    alpha: float = Field(1.0, description=f"Width multiplier of {BACKBONE}: {ALPHAS}.")
     backbone_weights: str = Field(
         "imagenet",
         min_length=1,
         description="imagenet (downloaded once by Keras), none, or the path of a .h5 file.",
     )
-    precision: Literal["auto", "float32", "bfloat16"] = Field(
+    precision: Annotated[Literal["auto", "float32", "bfloat16"], MayChange()] = Field(
         "auto",
-        description="Numbers that the layers compute in; weights stay float32. auto: bfloat16 on "
+        description="Data type that layers compute in; weights stay float32. auto: bfloat16 on "
         "GPUs of compute capability 8.0 or more, float32 elsewhere.",
     )
-    batch_size: int = Field(64, ge=1, description="Images per step, over all workers.")
+    batch_size: int = Field(64, ge=1, description="Images per training step over all workers.")
     accumulate_steps: int = Field(
-        1, ge=1, description="Steps whose gradients are averaged into one update."
+        1, ge=1, description="Training steps per update, which averages their gradients."
     )
     learning_rate: float = Field(
         1e-3,
         gt=0,
         le=1,
-        description="Peak learning rate of the head, or of the whole network when it is trained "
-        "from nothing. It falls to 0 along a cosine over each phase.",
+        description="Peak learning rate of the head, or of the whole network when training from "
+        "scratch. It falls to 0 along a cosine over each phase.",
     )
     finetune_learning_rate: Annotated[float | None, BeforeValidator(none_for_auto)] = Field(
         None,
@@ -76,99 +80,104 @@ class RunSettings(DataSettings, ReportSettings, TrackingSettings, PromotionRule)
     )
     scale_learning_rate: bool = Field(
         False,
-        description="Multiply the learning rates by num_workers, for when batch_size grows with "
+        description="Multiply the learning rates by num_workers, for a batch_size that grows with "
         "the workers (Goyal et al. 2017).",
     )
     warmup_epochs: float = Field(
-        0, ge=0, description="Epochs over which each phase's learning rate rises to its peak."
+        0, ge=0, description="Epochs in which each phase's learning rate rises to its peak."
     )
     head_epochs: int = Field(
         30,
         ge=0,
-        description="Epochs of the head on features that are computed once (0 without backbone "
-        "weights).",
+        description="Epochs of the head alone, on features that are computed once (0 without "
+        "backbone weights).",
     )
     augmented_views: int = Field(
         0,
         ge=0,
         le=64,
-        description="Augmented views of each training image whose features are computed for the "
-        "head, beside those of the image itself.",
+        description="Augmented views of each training image that the head also trains on.",
     )
-    feature_cache: bool = Field(
-        True, description="Keep the features in MASK_RAY_HOME for the next run on the same images."
+    feature_cache: Annotated[bool, MayChange()] = Field(
+        True, description="Cache the features in MASK_RAY_HOME for later runs on the same images."
     )
     finetune_epochs: int = Field(
         3,
         ge=0,
-        description="Epochs on augmented images with the backbone trained too (15 by default "
-        "without backbone weights, where they train everything).",
+        description="Epochs on augmented images that also train the backbone (without backbone "
+        "weights: 15 by default, and all layers are trained).",
     )
     finetune_from: str = Field(
-        "block_13",
-        description="First block of MobileNetV2 that fine-tuning trains: stem, block_1 to "
-        "block_16, or top.",
+        DEFAULT_BLOCK,
+        description=f"First block of {BACKBONE} that fine-tuning trains: {BLOCKS_TEXT}.",
     )
     augmentation: float = Field(
         1.0,
         ge=0,
         le=2,
-        description="Strength of augmentation; 0 shows the images as they are.",
+        description="Strength of augmentation; 0: none.",
     )
     patience: int = Field(
         10,
         ge=1,
-        description="Epochs without a lower validation loss before a phase ends early. Each "
-        "phase ends with its best epoch.",
+        description="Epochs without a lower validation loss after which a phase ends early. Each "
+        "phase ends with the weights of its best epoch.",
     )
-    gradient_compression: Literal["none", "fp16"] = Field(
-        "none", description="How workers send gradients to each other."
+    gradient_compression: Annotated[Literal["none", "fp16"], MayChange()] = Field(
+        "none", description="Compression of the gradients that workers exchange."
     )
-    fusion_threshold_mb: float | None = Field(
+    fusion_threshold_mb: Annotated[float | None, MayChange()] = Field(
         None,
         ge=0,
-        description="Largest buffer in MiB into which Horovod gathers gradients (default: "
+        description="Largest buffer in MiB in which Horovod collects gradients (default: "
         "Horovod's, 128).",
     )
-    cycle_time_ms: float | None = Field(
+    cycle_time_ms: Annotated[float | None, MayChange()] = Field(
         None,
         gt=0,
-        description="Horovod's pause between looking for gradients, in ms (default: Horovod's, 1).",
+        description="Interval in ms at which Horovod looks for gradients (default: Horovod's, 1).",
     )
-    data_report: bool = Field(
+    data_report: Annotated[bool, MayChange()] = Field(
         True,
-        description="Keep the report of jobs.inspect_data with the run. Left out where the decoded "
-        "images do not fit into a fifth of Ray's object store, since it reads files anew.",
+        description="Log the report of jobs.inspect_data as an artifact. Skipped if the decoded "
+        "images do not fit into a fifth of Ray's object store, since it reads all files again.",
     )
-    quantize: bool = Field(
+    quantize: Annotated[bool, MayChange()] = Field(
         True,
-        description="Register the model in 8-bit integers, if that costs at most 0.2 points of "
-        "test accuracy and is faster on this machine.",
+        description="Register the model in 8-bit integers if that costs at most 0.2 points of test "
+        "accuracy and is faster on this machine.",
     )
-    timeline: bool = Field(
-        False, description="Keep Horovod's timeline as an artifact of the run; it slows steps."
+    timeline: Annotated[bool, MayChange()] = Field(
+        False, description="Log Horovod's timeline as an artifact; it slows training."
     )
-    system_metrics: bool = Field(
-        True, description="Record how busy each node is, every 10 s, as metrics of the run."
+    system_metrics: Annotated[bool, MayChange()] = Field(
+        True,
+        description="Log CPU, memory, disk and network use of each node as metrics, every 10 s.",
     )
-    tensorboard: bool = Field(
+    tensorboard: Annotated[bool, MayChange()] = Field(
         False,
-        description="Write each epoch's figures for TensorBoard, in MASK_RAY_HOME/tensorboard and "
-        "as artifacts of the run.",
+        description="Write metrics for TensorBoard, to MASK_RAY_HOME/tensorboard and as artifacts.",
     )
-    max_failures: int = Field(
-        3, ge=-1, description="Restarts from the last checkpoint after a worker dies; -1: no limit."
+    checkpoint_every_s: Annotated[float, MayChange()] = Field(
+        5.0,
+        ge=0,
+        le=3600,
+        description="Shortest time between two checkpoints, in seconds. Each is written at the end "
+        "of an epoch; the end of a phase always writes one.",
     )
-    promote: bool = Field(
+    max_failures: Annotated[int, MayChange()] = Field(
+        3, ge=-1, description="Restarts from the last checkpoint after workers die; -1: no limit."
+    )
+    promote: Annotated[bool, MayChange()] = Field(
         True,
-        description="Compare the new version with the champion, and have it take its place if it "
-        "is better by the rule; otherwise it stays the challenger.",
+        description="Compare the new version with the champion, and promote it if it is better; "
+        "otherwise it stays the challenger.",
     )
 
     @model_validator(mode="before")
     @classmethod
     def _epochs_for_weights(cls, given: Any) -> Any:
-        """Without backbone weights nothing is worth freezing: all epochs train everything."""
+        """Without backbone weights train all layers in all epochs: nothing is worth freezing."""
         if isinstance(given, dict) and given.get("backbone_weights") == "none":
             return {"head_epochs": 0, "finetune_epochs": 15} | given
         return given
@@ -213,17 +222,17 @@ class RunSettings(DataSettings, ReportSettings, TrackingSettings, PromotionRule)
 class TrainSettings(RunSettings):
     """Train a classifier with Horovod on Ray, evaluate it and register it in MLflow."""
 
-    resume: str | None = Field(
+    resume: Annotated[str | None, MayChange()] = Field(
         None,
         pattern=r"^[0-9a-f]{32}$",
-        description="Go on with this MLflow run from its last checkpoint. Its settings are taken "
-        "from the run, but for flags that are given.",
+        description="Resume this MLflow run from its last checkpoint, with its settings; flags "
+        "override those that may change.",
     )
-    from_run: str | None = Field(
+    from_run: Annotated[str | None, MayChange()] = Field(
         None,
         pattern=r"^[0-9a-f]{32}$",
-        description="Make this MLflow run again, as a new one. Its settings are taken from the "
-        "run, but for flags that are given; a line tells what else is not as it was.",
+        description="Repeat this MLflow run as a new run, with its settings; flags override them. "
+        "Prints what else differs: data, code, libraries, platform.",
     )
 
     @model_validator(mode="after")

@@ -1,21 +1,22 @@
-"""Settings of a search for good settings."""
+"""Settings of a hyperparameter search."""
 
 from typing import Annotated, Any, Self
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from mask_ray.config.base import none_for_auto
+from mask_ray.config.backbone import SEARCHED_BLOCKS
+from mask_ray.config.base import MayChange, none_for_auto
 from mask_ray.config.training import TrainSettings
 
-# What a search draws from, evenly on a logarithmic scale.
+# Ranges that a search draws from, uniformly on a logarithmic scale.
 SEARCH_RANGES: dict[str, tuple[float, float]] = {
     "learning_rate": (1e-4, 1e-2),
     "finetune_learning_rate": (1e-5, 1e-3),
 }
-# What it chooses from. Factors, for the batch size.
+# Values that a search chooses from; for the batch size, factors.
 SEARCH_CHOICES: dict[str, tuple[Any, ...]] = {
     "batch_size": (0.5, 1, 2),
-    "finetune_from": ("block_16", "block_13", "block_10", "block_6"),
+    "finetune_from": SEARCHED_BLOCKS,
     "augmented_views": (0, 1, 3),
     "augmentation": (0.5, 1.0, 1.5),
     "warmup_epochs": (0, 1, 2),
@@ -28,8 +29,8 @@ class TuneSettings(TrainSettings):
     search: str | None = Field(
         None,
         min_length=1,
-        description="Settings to search, with commas between (default: all of these that have an "
-        "effect and are not given). "
+        description="Settings to search, separated by commas (default: all of the following that "
+        "have an effect and whose flags are not given). "
         + "; ".join(f"{k}: {low:g} to {high:g}" for k, (low, high) in SEARCH_RANGES.items())
         + "; batch_size: half, same, double; "
         + "; ".join(
@@ -37,36 +38,36 @@ class TuneSettings(TrainSettings):
             for name, values in SEARCH_CHOICES.items()
             if name != "batch_size"
         )
-        + ". The first trial takes all settings as they are without a search.",
+        + ". The first trial uses the settings of a training run without a search.",
     )
-    num_trials: int = Field(16, ge=1, le=1000, description="Trials in all.")
+    num_trials: int = Field(16, ge=1, le=1000, description="Number of trials.")
     max_concurrent: Annotated[int | None, BeforeValidator(none_for_auto)] = Field(
         None,
         ge=1,
-        description="Trials at a time (default: as many as have two CPUs, or with --use-gpu one "
-        "GPU, for each of their workers).",
+        description="Trials that run at a time (default: as many as fit, with two CPUs, or with "
+        "--use-gpu one GPU, for each worker).",
     )
     grace_epochs: Annotated[int | None, BeforeValidator(none_for_auto)] = Field(
         None,
         ge=1,
-        description="Epochs that a trial is given before it can be stopped for falling behind the "
-        "others (default: a fifth of all epochs).",
+        description="Epochs before a trial can be stopped for falling behind the others (default: "
+        "a fifth of all epochs).",
     )
-    resume: str | None = Field(
+    resume: Annotated[str | None, MayChange()] = Field(
         None,
         pattern=r"^[0-9a-f]{32}$",
-        description="Go on with the search of this MLflow run: with its unfinished trials, and "
-        "those to come. Its settings are taken from the run, but for flags that are given.",
+        description="Resume the search of this MLflow run: its unfinished trials and those that "
+        "have not started. Its settings are kept; flags override those that may change.",
     )
 
     @property
     def num_epochs(self) -> int:
-        """Epochs of a trial that is not stopped."""
+        """Epochs of a trial that is not stopped early."""
         return self.head_epochs + self.finetune_epochs
 
     @property
     def searched(self) -> list[str]:
-        """The settings that are searched."""
+        """Names of the settings to search."""
         if self.search is not None:
             return [name.strip().replace("-", "_") for name in self.search.split(",")]
         return [name for name in self._effective() if name not in self.model_fields_set]
@@ -95,7 +96,7 @@ class TuneSettings(TrainSettings):
             )
         if not self.searched:
             raise ValueError(
-                f"search must name a setting where all of them are given: "
+                f"search must name a setting if all of them have values: "
                 f"{', '.join(self._effective())}"
             )
         if self.grace_epochs is not None and self.grace_epochs > self.num_epochs:

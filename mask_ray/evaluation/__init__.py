@@ -1,7 +1,7 @@
-"""What a model is worth: metrics with intervals, calibration, weak spots, and a report of it all.
+"""Evaluate a model: metrics with intervals, calibration, slices, robustness, and a report.
 
-Scores the ONNX file that will be served, on images decoded as they will be. Needs no Keras;
-figures and reports are returned, not stored.
+Evaluates the ONNX file that will be served, on images decoded as in serving. Needs no Keras.
+Figures and reports are returned, not stored.
 """
 
 from mask_ray.evaluation.calibration import fit_temperature

@@ -1,4 +1,4 @@
-"""Charts of an evaluation as inline SVG, in the colours of the page that they are in."""
+"""Draw an evaluation's charts as inline SVG, in the colours of the page around them."""
 
 import io
 import re
@@ -8,8 +8,8 @@ import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-# Stand-ins, for the page's own colours in light and dark. Those of series are told apart by
-# people who are colour-blind: Okabe and Ito 2008, https://jfly.uni-koeln.de/color/.
+# Placeholders, replaced by the page's colours, which differ in light and dark mode. Colour-blind
+# people can distinguish those of series: Okabe and Ito 2008, https://jfly.uni-koeln.de/color/.
 _TEXT, _LINE, _ACCENT, _TRACK = "#010101", "#020202", "#030303", "#040404"
 _PAGE_COLOURS = {
     _TEXT: "var(--text)",
@@ -42,7 +42,7 @@ _SETTINGS: Any = {
 
 
 def reliability(bins: list[dict[str, Any]]) -> str:
-    """Accuracy by confidence, with how many images have it below."""
+    """Draw accuracy by confidence, and below it the number of images."""
     with matplotlib.rc_context(_SETTINGS):
         figure = Figure(figsize=(5, 4.6), layout="constrained")
         upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
@@ -58,11 +58,11 @@ def reliability(bins: list[dict[str, Any]]) -> str:
 
 
 def roc(curves: dict[str, dict[str, Any]]) -> str:
-    """True positives by false ones, a line a class."""
+    """Draw the ROC curve of each class."""
     with matplotlib.rc_context(_SETTINGS):
         figure, axes = _square()
-        for at, (name, curve) in enumerate(curves.items()):
-            _plot(axes, curve["roc"], at, f"{name} (area {curve['roc_auc']:.4f})")
+        for index, (name, curve) in enumerate(curves.items()):
+            _plot(axes, curve["roc"], index, f"{name} (area {curve['roc_auc']:.4f})")
         axes.plot([0, 1], [0, 1], color=_TEXT, linewidth=1, linestyle=":")
         axes.set(xlabel="False positive rate", ylabel="True positive rate")
         axes.legend(loc="lower right")
@@ -70,31 +70,31 @@ def roc(curves: dict[str, dict[str, Any]]) -> str:
 
 
 def precision_recall(curves: dict[str, dict[str, Any]]) -> str:
-    """Precision by recall, a line a class."""
+    """Draw the precision-recall curve of each class."""
     with matplotlib.rc_context(_SETTINGS):
         figure, axes = _square()
-        for at, (name, curve) in enumerate(curves.items()):
+        for index, (name, curve) in enumerate(curves.items()):
             label = f"{name} (average {curve['average_precision']:.4f})"
-            _plot(axes, curve["precision_recall"], at, label)
+            _plot(axes, curve["precision_recall"], index, label)
         axes.set(xlabel="Recall", ylabel="Precision")
         axes.legend(loc="lower left")
         return _svg(figure, "Precision-recall curves")
 
 
 def robustness(clean: float, by_corruption: dict[str, list[dict[str, Any]]]) -> str:
-    """Accuracy by strength, a line a corruption, from the images as they are."""
+    """Draw accuracy by strength for each corruption, starting with the original images."""
     with matplotlib.rc_context(_SETTINGS):
         figure = Figure(figsize=(7, 4), layout="constrained")
         axes = figure.subplots()
-        for at, (name, levels) in enumerate(by_corruption.items()):
+        for index, (name, levels) in enumerate(by_corruption.items()):
             values = [clean, *(level["accuracy"] for level in levels)]
-            colour, style = _SERIES[at % len(_SERIES)], _STYLES[at % len(_STYLES)]
+            colour, style = _SERIES[index % len(_SERIES)], _STYLES[index % len(_STYLES)]
             axes.plot(values, marker="o", color=colour, linestyle=style, label=name)
-        axes.set_xticks(range(4), ["as it is", "mild", "medium", "strong"])
+        axes.set_xticks(range(4), ["original", "mild", "medium", "strong"])
         axes.set_ylabel("Accuracy")
         axes.set_ylim(top=1.01)
         axes.legend(loc="lower left", ncols=2)
-        return _svg(figure, "Accuracy on images made worse")
+        return _svg(figure, "Accuracy on corrupted images")
 
 
 def _square() -> tuple[Figure, Axes]:
@@ -104,16 +104,16 @@ def _square() -> tuple[Figure, Axes]:
     return figure, axes
 
 
-def _plot(axes: Axes, points: list[list[float]], at: int, label: str) -> None:
-    colour, style = _SERIES[at % len(_SERIES)], _STYLES[at % len(_STYLES)]
+def _plot(axes: Axes, points: list[list[float]], index: int, label: str) -> None:
+    colour, style = _SERIES[index % len(_SERIES)], _STYLES[index % len(_STYLES)]
     axes.plot(*zip(*points, strict=True), color=colour, linestyle=style, label=label)
 
 
 def _svg(figure: Figure, title: str) -> str:
-    """The element alone, as wide as there is room, with its own names for what it refers to."""
-    drawn = io.StringIO()
-    figure.savefig(drawn, format="svg", transparent=True, metadata={"Date": None})
-    text = drawn.getvalue()
+    """Return the <svg> element, of flexible width, with ids that are unique on the page."""
+    output = io.StringIO()
+    figure.savefig(output, format="svg", transparent=True, metadata={"Date": None})
+    text = output.getvalue()
     text = text[text.index("<svg") :]
     text = re.sub(
         r'(<svg[^>]*?) width="[^"]*"', r"\1", re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", text)
@@ -121,6 +121,6 @@ def _svg(figure: Figure, title: str) -> str:
     text = text.replace("<svg", f'<svg role="img" aria-label="{title}"', 1)
     prefix = re.sub(r"\W", "", title).lower()
     text = re.sub(r'(\bid="|url\(#|href="#)', rf"\1{prefix}-", text)
-    for stand_in, colour in _PAGE_COLOURS.items():
-        text = text.replace(stand_in, colour)
+    for placeholder, colour in _PAGE_COLOURS.items():
+        text = text.replace(placeholder, colour)
     return text

@@ -1,4 +1,4 @@
-"""Precision, recall and false alarms of each class at every threshold of its probability."""
+"""Compute precision, recall and false positives of each class by threshold of its probability."""
 
 from typing import Any
 
@@ -18,54 +18,57 @@ _MAX_POINTS = 200
 
 
 def thresholds(predictions: Predictions) -> dict[str, list[dict[str, float | None]]]:
-    """By class: precision and recall where it is found at this probability or more.
+    """Return precision and recall of each class if it is predicted from each threshold on.
 
-    Precision is None where nothing is found, recall where there is nothing to find.
+    Precision is None if nothing is predicted, recall if the class has no images.
     """
     return {
-        name: [_at(threshold, *_of_class(predictions, index)) for threshold in THRESHOLDS]
+        name: [_counts_at(threshold, *_scores_of(predictions, index)) for threshold in THRESHOLDS]
         for index, name in enumerate(predictions.class_names)
     }
 
 
-def _of_class(
+def _scores_of(
     predictions: Predictions, index: int
 ) -> tuple[NDArray[np.bool_], NDArray[np.float64]]:
     return predictions.labels == index, predictions.probabilities[:, index]
 
 
-def _at(
+def _counts_at(
     threshold: float, positive: NDArray[np.bool_], scores: NDArray[np.float64]
 ) -> dict[str, float | None]:
     found = scores >= threshold
-    right, num_found, num = (int(m.sum()) for m in (positive & found, found, positive))
+    num_right, num_found, num = (int(m.sum()) for m in (positive & found, found, positive))
     return {
         "threshold": threshold,
-        "precision": right / num_found if num_found else None,
-        "recall": right / num if num else None,
+        "precision": num_right / num_found if num_found else None,
+        "recall": num_right / num if num else None,
         "num_found": num_found,
     }
 
 
 def curves(predictions: Predictions) -> dict[str, dict[str, Any]]:
-    """By class that has images, as have others: points of its ROC and PR curve, and their areas."""
-    found = {}
+    """Return points and areas of the ROC and precision-recall curve of each class.
+
+    Classes without images, or with all of them, are left out.
+    """
+    by_class = {}
     for index, name in enumerate(predictions.class_names):
-        positive, scores = _of_class(predictions, index)
+        positive, scores = _scores_of(predictions, index)
         if positive.all() or not positive.any():
             continue
         false_rate, true_rate, _ = roc_curve(positive, scores)
         precision, recall, _ = precision_recall_curve(positive, scores)
-        found[name] = {
+        by_class[name] = {
             "roc": _points(false_rate, true_rate),
             "roc_auc": float(roc_auc_score(positive, scores)),
             "precision_recall": _points(recall, precision),
             "average_precision": float(average_precision_score(positive, scores)),
         }
-    return found
+    return by_class
 
 
 def _points(x: NDArray[np.float64], y: NDArray[np.float64]) -> list[list[float]]:
-    """At most 200 of them, the first and last included."""
+    """Return at most 200 points, with the first and the last."""
     kept = np.unique(np.linspace(0, len(x) - 1, _MAX_POINTS).astype(int))
     return [[round(float(a), 5), round(float(b), 5)] for a, b in zip(x[kept], y[kept], strict=True)]

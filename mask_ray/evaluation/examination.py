@@ -1,6 +1,6 @@
-"""One pass of a model over labelled images, that keeps what a report tells and shows.
+"""Run a model over labelled images once, and keep what a report needs.
 
-Of any number of images it keeps a few numbers each, and the pixels of a few.
+Keeps a few numbers for each image, and the pixels of a few images.
 """
 
 from collections.abc import Sequence
@@ -25,11 +25,11 @@ _NUM_THREADS = 8
 
 @dataclass(frozen=True)
 class Traits:
-    """What images are like, an entry each.
+    """Traits of images; each field has an entry for each image.
 
     Args:
-        folder: Where the file is, its class folder included.
-        longer_side_px: Of the file's picture; 0 where the file isn't on this machine.
+        folder: Folder of the file, with its class folder.
+        longer_side_px: Longer side of the file's image; 0 if the file isn't on this machine.
         brightness: Mean luma, 0..255, of the pixels that the model sees.
         sharpness: Variance of the Laplacian of that luma; it falls with blur. Pech-Pacheco et
             al. 2000, https://doi.org/10.1109/ICPR.2000.903548.
@@ -43,14 +43,14 @@ class Traits:
 
 @dataclass(frozen=True)
 class Answer:
-    """An image and what the model takes it for.
+    """An image and the model's prediction.
 
     Args:
-        path: Of the file.
-        image: What the model saw, uint8 (S, S, 3).
-        label: Its true class.
-        predicted: What the model takes it for.
-        probability: Of `predicted`.
+        path: Path of the file.
+        image: Pixels that the model saw, uint8 (S, S, 3).
+        label: True class.
+        predicted: Predicted class.
+        probability: Probability of `predicted`.
     """
 
     path: str
@@ -62,15 +62,15 @@ class Answer:
 
 @dataclass(frozen=True)
 class Examination:
-    """What a model says of images, what those are like, and some of them.
+    """Predictions and traits of all images, and some of the images.
 
     Args:
-        predictions: Of all.
-        traits: Of all.
-        mistakes: The surest first.
-        doubts: Right answers, the least sure first.
-        sample: The first few images, which come in random order, uint8 (N, S, S, 3).
-        sample_labels: Their true classes.
+        predictions: Predictions for all images.
+        traits: Traits of all images.
+        mistakes: Wrong answers, the most confident first.
+        doubts: Right answers, the least confident first.
+        sample: The first images, which are in random order, uint8 (N, S, S, 3).
+        sample_labels: True classes of the sample.
     """
 
     predictions: Predictions
@@ -88,7 +88,7 @@ def examine(dataset: Dataset, predictor: Predictor, num_sampled: int) -> Examina
         data.DataError: the dataset has no rows.
     """
     observer = _Observer(num_sampled)
-    predictions = predict(dataset, predictor, observer.look)
+    predictions = predict(dataset, predictor, observer.add)
     return Examination(
         predictions,
         observer.traits(),
@@ -111,7 +111,7 @@ def _answer(batch: data.Batch, probabilities: Probabilities, row: int) -> Answer
 
 class _Observer:
     def __init__(self, num_sampled: int) -> None:
-        self._num_wanted = num_sampled
+        self._num_missing = num_sampled
         self._paths: list[str] = []
         self._brightness: list[NDArray[np.float64]] = []
         self._sharpness: list[NDArray[np.float64]] = []
@@ -119,23 +119,23 @@ class _Observer:
         self.mistakes: list[Answer] = []
         self.doubts: list[Answer] = []
 
-    def look(self, batch: data.Batch, probabilities: Probabilities) -> None:
+    def add(self, batch: data.Batch, probabilities: Probabilities) -> None:
         luma = _luma(batch["image"])
         self._paths += batch["path"].tolist()
         self._brightness.append(luma.mean(axis=(1, 2)))
         self._sharpness.append(_laplacian(luma).var(axis=(1, 2)))
-        self.sampled.append(batch["image"][: self._num_wanted].copy())
-        self._num_wanted -= len(self.sampled[-1])
+        self.sampled.append(batch["image"][: self._num_missing].copy())
+        self._num_missing -= len(self.sampled[-1])
         self._keep(batch, probabilities)
 
     def _keep(self, batch: data.Batch, probabilities: Probabilities) -> None:
-        """The surest mistakes and the least sure right answers so far."""
-        sureness = probabilities.max(axis=1)
+        """Keep the most confident mistakes and the least confident right answers so far."""
+        confidence = probabilities.max(axis=1)
         is_wrong = probabilities.argmax(axis=1) != batch["label"]
         wrong, right = np.flatnonzero(is_wrong), np.flatnonzero(~is_wrong)
-        for row in wrong[np.argsort(-sureness[wrong])[:NUM_MISTAKES]].tolist():
+        for row in wrong[np.argsort(-confidence[wrong])[:NUM_MISTAKES]].tolist():
             self.mistakes.append(_answer(batch, probabilities, row))
-        for row in right[np.argsort(sureness[right])[:NUM_DOUBTS]].tolist():
+        for row in right[np.argsort(confidence[right])[:NUM_DOUBTS]].tolist():
             self.doubts.append(_answer(batch, probabilities, row))
         self.mistakes = sorted(self.mistakes, key=lambda answer: -answer.probability)[:NUM_MISTAKES]
         self.doubts = sorted(self.doubts, key=lambda answer: answer.probability)[:NUM_DOUBTS]
@@ -150,7 +150,7 @@ class _Observer:
 
 
 def _luma(images: Images) -> NDArray[np.float32]:
-    """Of shape (N, S, S), 0..255; weights of ITU-R BT.601."""
+    """Return shape (N, S, S), 0..255; weights of ITU-R BT.601."""
     return images.astype(np.float32) @ np.array([0.299, 0.587, 0.114], np.float32)
 
 

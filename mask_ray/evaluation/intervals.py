@@ -1,8 +1,8 @@
-"""How far figures may be from what they would be on ever more such images: 95% intervals.
+"""95% intervals of metrics: how much they may owe to chance, given this number of images.
 
 Percentile bootstrap: Efron and Tibshirani 1993, "An Introduction to the Bootstrap", chapter 13.
-Its resamples of a share that is 1 are all 1, whatever the number of images; there the exact
-interval takes its place: Clopper and Pearson 1934, https://doi.org/10.1093/biomet/26.4.404.
+If a share is 1, so is every resample, whatever the number of images. Such shares get the exact
+interval instead: Clopper and Pearson 1934, https://doi.org/10.1093/biomet/26.4.404.
 """
 
 from collections.abc import Iterator
@@ -10,14 +10,16 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.stats import binomtest
 
 from mask_ray.evaluation.calibration import confidence_gaps
 from mask_ray.evaluation.metrics import Predictions
 
 NUM_RESAMPLES = 1000
+_CONFIDENCE = 0.95
 _PERCENTILES = (2.5, 97.5)
 
-# Resamples are drawn and weighed as one array of at most this many numbers.
+# Largest array of resamples, in numbers: more resamples are drawn in parts.
 _MAX_NUMBERS = 10_000_000
 
 Floats = NDArray[np.float64]
@@ -25,11 +27,15 @@ Interval = dict[str, float]
 
 
 def intervals(predictions: Predictions, seed: int = 0) -> dict[str, Any]:
-    """`low` and `high` of each figure of `scores.metrics`, nested as there, and of the ECE.
+    """Return `low` and `high` of the calibration error and of each metric of `compute_metrics`.
 
-    Left out where undefined: some class has no images, or F1 and ROC AUC without any mistake.
+    Nested like the metrics. Undefined intervals are left out: those of a class without images, and
+    those of F1 and ROC AUC where there is no mistake.
     """
-    parts = [_figures(predictions, counts) for counts in _resamples(len(predictions.labels), seed)]
+    parts = [
+        _resampled_metrics(predictions, counts)
+        for counts in _resamples(len(predictions.labels), seed)
+    ]
     joined = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
     found: dict[str, Any] = {}
     for (metric, class_name), values in joined.items():
@@ -41,17 +47,19 @@ def intervals(predictions: Predictions, seed: int = 0) -> dict[str, Any]:
 
 
 def share_interval(num_right: int, num: int, seed: int = 0) -> Interval:
-    """Of a share of `num` >= 1 images: the resampled numbers of right ones are binomial."""
-    if num_right == num:
-        return _of_perfect(num)
-    if num_right == 0:
-        return {"low": 0.0, "high": 1 - _of_perfect(num)["low"]}
+    """Return the interval of the share `num_right / num`, `num` >= 1.
+
+    A bootstrap of a share draws binomial numbers. Shares of 0 and 1 get the exact interval.
+    """
+    if num_right in (0, num):
+        return _exact_interval(num_right, num)
     drawn = np.random.default_rng(seed).binomial(num, num_right / num, NUM_RESAMPLES) / num
     return _percentiles(drawn)
 
 
-def _of_perfect(num: int) -> Interval:
-    return {"low": (_PERCENTILES[0] / 100) ** (1 / num), "high": 1.0}
+def _exact_interval(num_right: int, num: int) -> Interval:
+    interval = binomtest(num_right, num).proportion_ci(_CONFIDENCE, method="exact")
+    return {"low": float(interval.low), "high": float(interval.high)}
 
 
 def _percentiles(values: Floats) -> Interval:
@@ -60,36 +68,39 @@ def _percentiles(values: Floats) -> Interval:
 
 
 def _resamples(num_images: int, seed: int) -> Iterator[NDArray[np.int64]]:
-    """How often each image is drawn, shape (resamples, num_images), in parts."""
+    """Yield how often each image is drawn, shape (resamples, num_images), in parts."""
     rng = np.random.default_rng(seed)
-    num_together = min(NUM_RESAMPLES, max(1, _MAX_NUMBERS // num_images))
-    for start in range(0, NUM_RESAMPLES, num_together):
-        num = min(num_together, NUM_RESAMPLES - start)
+    part_size = min(NUM_RESAMPLES, max(1, _MAX_NUMBERS // num_images))
+    for start in range(0, NUM_RESAMPLES, part_size):
+        num = min(part_size, NUM_RESAMPLES - start)
         drawn = rng.integers(0, num_images, (num, num_images))
         drawn += num_images * np.arange(num)[:, None]
         yield np.bincount(drawn.ravel(), minlength=drawn.size).reshape(drawn.shape)
 
 
-def _figures(predictions: Predictions, counts: NDArray[np.int64]) -> dict[tuple[str, str], Floats]:
-    """Each figure, by metric and class, in each resample. NaN where it is undefined."""
-    labels, found = predictions.labels, predictions.predicted
+def _resampled_metrics(
+    predictions: Predictions, counts: NDArray[np.int64]
+) -> dict[tuple[str, str], Floats]:
+    """Return each metric in each resample, by metric and class; NaN where it is undefined."""
+    labels, predicted = predictions.labels, predictions.predicted
     weights = counts.astype(np.float64)
-    own = predictions.probabilities[np.arange(len(labels)), labels]
+    label_probabilities = predictions.probabilities[np.arange(len(labels)), labels]
     tiny = np.finfo(np.float64).eps
     figures = {
-        ("accuracy", ""): weights @ (found == labels) / len(labels),
-        ("log_loss", ""): weights @ -np.log(np.clip(own, tiny, None)) / len(labels),
+        ("accuracy", ""): weights @ (predicted == labels) / len(labels),
+        ("log_loss", ""): weights @ -np.log(np.clip(label_probabilities, tiny, None)) / len(labels),
         ("expected_calibration_error", ""): _calibration_errors(predictions, weights),
     }
     areas = []
     for index, name in enumerate(predictions.class_names):
-        is_own, is_found = labels == index, found == index
-        right, num, num_found = (weights @ m for m in (is_own & is_found, is_own, is_found))
+        is_label, is_predicted = labels == index, predicted == index
+        masks = (is_label & is_predicted, is_label, is_predicted)
+        num_right, num, num_predicted = (weights @ mask for mask in masks)
         with np.errstate(invalid="ignore"):
-            figures["precision", name] = right / num_found
-            figures["recall", name] = right / num
-            figures["f1", name] = 2 * right / (num + num_found)
-        areas.append(_areas(is_own, predictions.probabilities[:, index], weights))
+            figures["precision", name] = num_right / num_predicted
+            figures["recall", name] = num_right / num
+            figures["f1", name] = 2 * num_right / (num + num_predicted)
+        areas.append(_roc_areas(is_label, predictions.probabilities[:, index], weights))
     figures["roc_auc", ""] = np.mean(areas, axis=0)
     return figures
 
@@ -99,8 +110,11 @@ def _calibration_errors(predictions: Predictions, weights: Floats) -> Floats:
     return np.abs(weights @ gaps).sum(axis=1) / len(predictions.labels)
 
 
-def _areas(positive: NDArray[np.bool_], scores: Floats, weights: Floats) -> Floats:
-    """Area under the ROC curve: how often a positive's score beats a negative's, ties by half."""
+def _roc_areas(positive: NDArray[np.bool_], scores: Floats, weights: Floats) -> Floats:
+    """Return the area under the ROC curve in each resample.
+
+    It is the share of pairs in which a positive's score is above a negative's; ties count half.
+    """
     order = np.argsort(scores)
     starts = np.flatnonzero(np.diff(scores[order], prepend=-np.inf))
     ups = np.add.reduceat(np.where(positive[order], weights[:, order], 0), starts, axis=1)
@@ -111,10 +125,10 @@ def _areas(positive: NDArray[np.bool_], scores: Floats, weights: Floats) -> Floa
 
 
 def _exact_where_perfect(found: dict[str, Any], predictions: Predictions) -> dict[str, Any]:
-    """Shares that are 1 get their exact interval; for F1 and ROC AUC there is none to give."""
+    """Give shares of 1 their exact interval; remove those of F1 and ROC AUC, which have none."""
     labels, predicted = predictions.labels, predictions.predicted
     if (labels == predicted).all():
-        found["accuracy"] = _of_perfect(len(labels))
+        found["accuracy"] = _exact_interval(len(labels), len(labels))
     if found.get("roc_auc", {}).get("low") == 1:
         del found["roc_auc"]
     for index, name in enumerate(predictions.class_names):
@@ -123,5 +137,5 @@ def _exact_where_perfect(found: dict[str, Any], predictions: Predictions) -> dic
         for metric, of in (("recall", labels), ("precision", predicted)):
             num = int((of == index).sum())
             if num and ((labels == predicted) | (of != index)).all():
-                found[metric][name] = _of_perfect(num)
+                found[metric][name] = _exact_interval(num, num)
     return found

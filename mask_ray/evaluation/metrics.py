@@ -1,4 +1,4 @@
-"""Labelled images and a Predictor -> predictions, metrics and figures."""
+"""Predict labelled images, and compute metrics and figures from the predictions."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -26,11 +26,11 @@ BATCH_SIZE = 64
 
 @dataclass(frozen=True)
 class Predictions:
-    """What a model said of labelled images.
+    """A model's predictions on labelled images.
 
     Args:
         labels: True class of each image, shape (N,).
-        probabilities: The model's answer, shape (N, classes), float64, rows summing to 1.
+        probabilities: Shape (N, classes), float64; rows sum to 1.
         class_names: Name of each class.
     """
 
@@ -47,14 +47,14 @@ class Predictions:
 def predict(
     dataset: Dataset,
     predictor: Predictor,
-    look: Callable[[data.Batch, Probabilities], None] = lambda batch, probabilities: None,
+    on_batch: Callable[[data.Batch, Probabilities], None] = lambda batch, probabilities: None,
 ) -> Predictions:
     """Run the model over rows `image` (uint8, (S, S, 3)) and `label`.
 
     Args:
-        dataset: The rows.
+        dataset: Rows to predict.
         predictor: The model.
-        look: Is shown each batch with its probabilities.
+        on_batch: Called with each batch and its probabilities.
 
     Raises:
         data.DataError: the dataset has no rows.
@@ -63,17 +63,17 @@ def predict(
     for batch in dataset.iter_batches(batch_size=BATCH_SIZE):
         labels.append(batch["label"])
         probabilities.append(predictor.predict(batch["image"]))
-        look(batch, probabilities[-1])
+        on_batch(batch, probabilities[-1])
     if not labels:
         raise data.DataError("there are no images to evaluate on")
-    # float32 rows sum to 1 only to seven digits, and log_loss warns of the rest.
+    # float32 rows sum to 1 only to seven digits; log_loss warns about that.
     scores = np.concatenate(probabilities).astype(np.float64)
     scores /= scores.sum(axis=1, keepdims=True)
     return Predictions(np.concatenate(labels), scores, list(predictor.class_names))
 
 
 def compute_metrics(predictions: Predictions) -> dict[str, Any]:
-    """Accuracy, log loss (nats), ROC AUC, and precision, recall and F1 by class.
+    """Compute accuracy, log loss (nats), ROC AUC, and precision, recall and F1 by class.
 
     With more than two classes, ROC AUC is the mean over classes, each against the rest.
     Definitions: https://scikit-learn.org/stable/modules/model_evaluation.html.
@@ -96,7 +96,7 @@ def compute_metrics(predictions: Predictions) -> dict[str, Any]:
 
 
 def _roc_auc(predictions: Predictions) -> float | None:
-    """None where it is undefined: a class without images."""
+    """Return None if some class has no images, which leaves it undefined."""
     labels, probabilities = predictions.labels, predictions.probabilities
     if len(np.unique(labels)) < len(predictions.class_names):
         return None
@@ -105,7 +105,7 @@ def _roc_auc(predictions: Predictions) -> float | None:
 
 
 def flatten(nested: dict[str, Any], prefix: str = "") -> dict[str, float]:
-    """One level of names, as trackers want them: `recall` of `a` becomes `recall_a`."""
+    """Join nested names for trackers: `recall` of `a` becomes `recall_a`; None is left out."""
     flat: dict[str, float] = {}
     for key, value in nested.items():
         if isinstance(value, dict):
@@ -116,7 +116,7 @@ def flatten(nested: dict[str, Any], prefix: str = "") -> dict[str, float]:
 
 
 def confusion_matrix_figure(predictions: Predictions) -> Figure:
-    """Counts by true class (rows) and predicted class (columns)."""
+    """Draw counts by true class (rows) and predicted class (columns)."""
     names = predictions.class_names
     counts = confusion_matrix(predictions.labels, predictions.predicted, labels=range(len(names)))
     figure = Figure(figsize=(5, 4.5), layout="constrained")
@@ -129,7 +129,7 @@ def confusion_matrix_figure(predictions: Predictions) -> Figure:
 
 
 def roc_figure(predictions: Predictions) -> Figure:
-    """ROC curve of each class against the rest."""
+    """Draw the ROC curve of each class against the rest."""
     figure = Figure(figsize=(5, 4.5), layout="constrained")
     axes = figure.subplots()
     for index, name in enumerate(predictions.class_names):

@@ -1,4 +1,4 @@
-"""All that is found out about a model, as JSON and as one HTML page."""
+"""Put all figures about a model into a report: JSON and one HTML page."""
 
 import json
 from collections.abc import Mapping
@@ -17,7 +17,7 @@ from mask_ray.evaluation.curves import curves, thresholds
 from mask_ray.evaluation.examination import Answer, Examination
 from mask_ray.evaluation.intervals import intervals
 from mask_ray.evaluation.metrics import compute_metrics
-from mask_ray.evaluation.robustness import accuracy_when_worse
+from mask_ray.evaluation.robustness import accuracy_under_corruption
 from mask_ray.models.predictor import Predictor
 from mask_ray.reports import data_uri, jpeg
 
@@ -27,10 +27,10 @@ JSON_FILE = "evaluation.json"
 
 @dataclass(frozen=True)
 class Report:
-    """What is told of a model.
+    """Figures about a model, and the page that shows them.
 
     Args:
-        figures: All of them, of JSON's types.
+        figures: All figures, as JSON values.
         html: The page.
     """
 
@@ -39,7 +39,7 @@ class Report:
 
     @property
     def metrics(self) -> dict[str, Any]:
-        """Those of `scores.metrics`, the calibration error and their intervals."""
+        """The metrics of `compute_metrics`, the calibration error, and intervals of both."""
         names = ("num_images", "accuracy", "log_loss", "roc_auc", "precision", "recall", "f1")
         more = ("expected_calibration_error", "temperature", "intervals")
         return {name: self.figures[name] for name in names + more}
@@ -58,14 +58,14 @@ def make(
     about: Mapping[str, str],
     seed: int = 0,
 ) -> Report:
-    """Work out all figures and draw the page.
+    """Compute all figures and render the page.
 
     Args:
-        examination: What the model says of the images.
-        onnx: The model file.
-        predictor: Made from it.
-        about: What is evaluated on what, name by name, for the head of the page.
-        seed: Of resamples and corruptions.
+        examination: Predictions and traits of the images.
+        onnx: Model file.
+        predictor: Predictor of that file.
+        about: Names and values for the head of the page, such as model and data.
+        seed: Seed of resamples and corruptions.
     """
     figures = {"about": dict(about)} | _figures(examination, predictor, seed)
     names = figures["class_names"]
@@ -98,8 +98,8 @@ def _figures(examination: Examination, predictor: Predictor, seed: int) -> dict[
         "curves": curves(predictions),
         "slices": slices.as_json(slices.by_trait(predictions, examination.traits)),
         "robustness": _robustness(examination, predictor, seed),
-        "mistakes": [_told(answer, names) for answer in examination.mistakes],
-        "least_sure": [_told(answer, names) for answer in examination.doubts],
+        "mistakes": [_answer_as_json(answer, names) for answer in examination.mistakes],
+        "least_sure": [_answer_as_json(answer, names) for answer in examination.doubts],
     }
 
 
@@ -107,15 +107,15 @@ def _robustness(examination: Examination, predictor: Predictor, seed: int) -> di
     images, labels = examination.sample, examination.sample_labels
     if not len(images):
         return None
-    found = examination.predictions.predicted[: len(labels)]
+    predicted = examination.predictions.predicted[: len(labels)]
     return {
         "num_images": len(images),
-        "accuracy": float(np.mean(found == labels)),
-        "corruptions": accuracy_when_worse(predictor, images, labels, seed),
+        "accuracy": float(np.mean(predicted == labels)),
+        "corruptions": accuracy_under_corruption(predictor, images, labels, seed),
     }
 
 
-def _told(answer: Answer, names: list[str]) -> dict[str, Any]:
+def _answer_as_json(answer: Answer, names: list[str]) -> dict[str, Any]:
     return {
         "path": answer.path,
         "label": names[answer.label],
@@ -137,16 +137,16 @@ def _charts(figures: dict[str, Any]) -> dict[str, Markup]:
 
 
 def _pictures(answers: list[Answer], onnx: Path, names: list[str]) -> list[dict[str, Any]]:
-    """Of each what is told, its image as an address, and its heat map if it has one."""
+    """Return answers as JSON, with image and heat map (None if there is none) as data URIs."""
     if not answers:
         return []
     images = np.stack([answer.image for answer in answers])
-    heated = heat_maps.overlaid(onnx, images, [answer.predicted for answer in answers])
+    overlaid = heat_maps.overlay_heat_maps(onnx, images, [answer.predicted for answer in answers])
     return [
-        _told(answer, names)
+        _answer_as_json(answer, names)
         | {
             "uri": data_uri(jpeg(answer.image)),
-            "heat_map": data_uri(jpeg(heated[at])) if heated else None,
+            "heat_map": data_uri(jpeg(overlaid[index])) if overlaid else None,
         }
-        for at, answer in enumerate(answers)
+        for index, answer in enumerate(answers)
     ]

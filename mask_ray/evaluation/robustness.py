@@ -1,4 +1,4 @@
-"""Accuracy on images made worse: blurred, noisy, dark, compressed, turned, covered.
+"""Measure accuracy on corrupted images: blurred, noisy, dark, compressed, rotated, covered.
 
 After Hendrycks and Dietterich 2019, "Benchmarking Neural Network Robustness to Common Corruptions
 and Perturbations", https://arxiv.org/abs/1903.12261; strengths are chosen for photos of faces.
@@ -45,8 +45,8 @@ def _jpeg(image: Pixels, quality: float, rng: np.random.Generator) -> Pixels:
 def _rotation(image: Pixels, degrees: float, rng: np.random.Generator) -> Pixels:
     angle = float(rng.choice([-degrees, degrees]))
     mean = tuple(image.mean(axis=(0, 1)).astype(int).tolist())
-    turned = Image.fromarray(image).rotate(angle, Image.Resampling.BILINEAR, fillcolor=mean)
-    return np.asarray(turned)
+    rotated = Image.fromarray(image).rotate(angle, Image.Resampling.BILINEAR, fillcolor=mean)
+    return np.asarray(rotated)
 
 
 def _occlusion(image: Pixels, share: float, rng: np.random.Generator) -> Pixels:
@@ -57,7 +57,7 @@ def _occlusion(image: Pixels, share: float, rng: np.random.Generator) -> Pixels:
     return covered
 
 
-# Each with its strengths, from mild to strong, and how they read.
+# For each corruption its strengths, from mild to strong, and the text that describes one.
 CORRUPTIONS: dict[str, tuple[Corruption, tuple[float, ...], str]] = {
     "blur": (_blur, (0.01, 0.02, 0.04), "radius {:.0%} of the side"),
     "noise": (_noise, (0.05, 0.1, 0.2), "deviation {:.0%} of white"),
@@ -68,16 +68,16 @@ CORRUPTIONS: dict[str, tuple[Corruption, tuple[float, ...], str]] = {
 }
 
 
-def accuracy_when_worse(
+def accuracy_under_corruption(
     predictor: Predictor, images: Images, labels: NDArray[np.int64], seed: int = 0
 ) -> dict[str, list[dict[str, Any]]]:
-    """Accuracy by corruption and strength, mild first, with its interval.
+    """Return accuracy with its interval by corruption and strength, mild first.
 
     Args:
         predictor: The model.
-        images: uint8 (N, S, S, 3), N >= 1, S that of the model.
-        labels: Their true classes.
-        seed: Of noise, and of where images are covered.
+        images: uint8 (N, S, S, 3), N >= 1, S the image size of the model.
+        labels: True classes.
+        seed: Seed of noise and of the covered places.
     """
     settings = [(name, level) for name, (_, levels, _) in CORRUPTIONS.items() for level in levels]
 
@@ -85,18 +85,18 @@ def accuracy_when_worse(
         name, level = setting
         corrupt, _, text = CORRUPTIONS[name]
         rng = np.random.default_rng(seed)
-        worse = np.stack([corrupt(image, level, rng) for image in images])
-        num_right = int((predictor.predict(worse).argmax(axis=1) == labels).sum())
+        corrupted = np.stack([corrupt(image, level, rng) for image in images])
+        num_right = int((predictor.predict(corrupted).argmax(axis=1) == labels).sum())
         return {
             "strength": text.format(level),
             "accuracy": num_right / len(labels),
             "interval": share_interval(num_right, len(labels)),
         }
 
-    # While one thread makes images worse, the other's are classified.
+    # One thread corrupts images while another classifies.
     with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
-        found = list(pool.map(measure, settings))
-    told: dict[str, list[dict[str, Any]]] = {name: [] for name in CORRUPTIONS}
-    for (name, _), figures in zip(settings, found, strict=True):
-        told[name].append(figures)
-    return told
+        measured = list(pool.map(measure, settings))
+    by_corruption: dict[str, list[dict[str, Any]]] = {name: [] for name in CORRUPTIONS}
+    for (name, _), figures in zip(settings, measured, strict=True):
+        by_corruption[name].append(figures)
+    return by_corruption

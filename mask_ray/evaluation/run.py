@@ -1,4 +1,4 @@
-"""The evaluation job: a model file and labelled images -> metrics, and a report if wanted."""
+"""The evaluation job: compute metrics of a model on labelled images, and write a report."""
 
 import os
 from pathlib import Path
@@ -14,26 +14,26 @@ from mask_ray.progress import say
 
 
 def evaluate_model(settings: EvaluateSettings) -> dict[str, Any]:
-    """Evaluate the model of `settings` on its data. Ray must be running.
+    """Evaluate a model on labelled images; write a report if `output` is set. Ray must be running.
 
     Raises:
         tracking.ModelNotFoundError: there is no such model.
         ModelFileError: the file is not a classifier.
         data.DataError: the data cannot be used, or its classes are not the model's.
     """
-    # What only the report tells is left out where nobody wants one.
-    wanted = settings if settings.output else settings.model_copy(update={"robustness_images": 0})
-    made, model = evaluate(wanted)
+    # Robustness appears only in the report.
+    needed = settings if settings.output else settings.model_copy(update={"robustness_images": 0})
+    made, model = evaluate(needed)
     if settings.output is not None:
         folder = Path(settings.output).expanduser()
         made.write(folder)
         say(f"report in {folder / report.HTML_FILE}")
-    named = {"name": model.name, "version": model.version}
-    return {"model": named, "split": settings.split} | made.metrics
+    identity = {"name": model.name, "version": model.version}
+    return {"model": identity, "split": settings.split} | made.metrics
 
 
 def evaluate(settings: EvaluateSettings) -> tuple[report.Report, tracking.ResolvedModel]:
-    """The report, and the model that it is of. Raises what `run` does."""
+    """Return a report and the model that it is about. Raises the errors of `evaluate_model`."""
     resolved = tracking.resolve_model(settings.model_uri)
     predictor = Predictor(resolved.path, num_threads=os.cpu_count() or 1)
     splits = data.SPLITS if settings.split == "all" else (settings.split,)

@@ -1,4 +1,4 @@
-"""Accuracy on parts of the images, to find where a model is weak."""
+"""Compute accuracy on parts of the images, to find where a model is weak."""
 
 from collections import Counter
 from dataclasses import asdict, dataclass
@@ -18,13 +18,13 @@ _MAX_FOLDERS = 20
 
 @dataclass(frozen=True)
 class Slice:
-    """Images that have something in common, and how many of them the model gets right.
+    """Accuracy on images that have a trait in common.
 
     Args:
-        name: What they have in common.
-        num_images: At least 1.
-        accuracy: On them.
-        interval: `low` and `high` of its 95% interval.
+        name: The common trait.
+        num_images: Number of images, at least 1.
+        accuracy: Share of right answers.
+        interval: `low` and `high` of the 95% interval of the accuracy.
     """
 
     name: str
@@ -34,27 +34,27 @@ class Slice:
 
 
 def by_trait(predictions: Predictions, traits: Traits) -> dict[str, list[Slice]]:
-    """Slices by folder, and by quarters of size, brightness and sharpness.
+    """Return slices by folder, and by quarters of size, brightness and sharpness.
 
-    A trait that all images share is left out; of more than 20 folders, the largest are told.
+    A trait that all images share is left out. Of more than 20 folders, the 20 largest are kept.
     """
     right = predictions.predicted == predictions.labels
-    found = {
-        "folder": _by_value(right, _short(traits.folder)),
+    by_name = {
+        "folder": _by_value(right, _without_shared_start(traits.folder)),
         "longer side, px": _by_quarter(right, traits.longer_side_px, traits.longer_side_px > 0),
         "brightness": _by_quarter(right, traits.brightness),
         "sharpness": _by_quarter(right, traits.sharpness),
     }
-    return {trait: slices for trait, slices in found.items() if len(slices) > 1}
+    return {trait: slices for trait, slices in by_name.items() if len(slices) > 1}
 
 
 def as_json(slices: dict[str, list[Slice]]) -> dict[str, Any]:
-    """The same in plain values."""
+    """Return the slices as JSON values."""
     return {trait: [asdict(each) for each in own] for trait, own in slices.items()}
 
 
-def _short(folders: list[str]) -> list[str]:
-    """Without what all of them begin with."""
+def _without_shared_start(folders: list[str]) -> list[str]:
+    """Remove the leading folders that all paths share."""
     parts = [Path(folder).parts for folder in set(folders)]
     shared = 0
     while all(len(p) > shared + 1 for p in parts) and len({p[shared] for p in parts}) == 1:
@@ -75,7 +75,7 @@ def _by_quarter(
         right, values = right[known], values[known]
     if not len(values):
         return []
-    # Many files may have the very same size: fewer slices then.
+    # Many files may have the same size, which gives fewer slices.
     edges = np.unique(np.quantile(values, np.linspace(0, 1, _NUM_BINS + 1)))
     bins = np.searchsorted(edges[1:-1], values, side="right")
     parts = [(values[bins == index], right[bins == index]) for index in np.unique(bins)]

@@ -17,15 +17,15 @@ import tensorflow as tf
 def distributed_optimizer(
     optimizer: keras.optimizers.Optimizer, compression: Any = hvd.Compression.none
 ) -> keras.optimizers.Optimizer:
-    """A copy of `optimizer` that averages gradients over all workers before each update.
+    """Return a copy of `optimizer` that averages gradients over all workers before each update.
 
-    With `gradient_accumulation_steps`, the sums are averaged once an update, not once a step.
+    With `gradient_accumulation_steps`, gradients are averaged once per update, not per step.
     The copy's class keeps the name and module of the original, so that a model saved with it
     loads without Horovod.
 
     Args:
         optimizer: Any Keras optimizer.
-        compression: `hvd.Compression.fp16` halves what is sent.
+        compression: Compression of gradients; `hvd.Compression.fp16` halves their size.
     """
     original = type(optimizer)
 
@@ -45,15 +45,15 @@ def distributed_optimizer(
 def broadcast_state(model: keras.Model, root_rank: int = 0) -> None:
     """Give every worker the weights and optimizer state of `root_rank`.
 
-    The optimizer is built first, so that its slots take part. Seeds of random layers are left
-    as they are: workers should not draw the same augmentations.
+    The optimizer is built first, so that its variables are included. Seeds of random layers stay
+    different, so that workers do not draw the same augmentations.
     """
     model.optimizer.build(model.trainable_variables)
     if hvd.size() == 1:
         return
     shared = [*model.weights, *model.optimizer.variables]
     values = [variable.numpy() for variable in shared]
-    # As one array of bytes: `hvd.broadcast_variables` traces an operation for each variable, which
+    # One array of bytes, since `hvd.broadcast_variables` traces an operation per variable, which
     # takes seconds with hundreds of them.
     sent = np.frombuffer(b"".join(value.tobytes() for value in values), np.uint8)
     received = hvd.broadcast(tf.constant(sent), root_rank=root_rank).numpy()
@@ -65,7 +65,7 @@ def broadcast_state(model: keras.Model, root_rank: int = 0) -> None:
 def average_batch_statistics(model: keras.Model) -> None:
     """Set the moving means and variances of batch norm to their average over all workers.
 
-    Each worker updates them from its own batches, and no gradient carries them to the others.
+    Each worker updates them from its own batches, and they have no gradients to average.
     """
     moving = [v for v in model.non_trainable_variables if v.name.startswith("moving_")]
     if hvd.size() == 1 or not moving:
@@ -78,14 +78,14 @@ def average_batch_statistics(model: keras.Model) -> None:
 
 
 def global_metrics(model: keras.Model) -> dict[str, float]:
-    """The model's current metrics over the images of all workers.
+    """Return the model's current metrics over the images of all workers.
 
-    Keras metrics keep sums and counts; these are added up, not the workers' averages averaged,
-    so every image counts once also when the workers saw different numbers of them. Leaves the
-    metrics holding the global sums: reset them before the next use, as `fit` and `evaluate` do.
+    Keras metrics keep sums and counts. These are added over the workers, so every image counts
+    once, even if workers saw different numbers of images. The metrics hold the global sums
+    afterwards: reset them before the next use, as `fit` and `evaluate` do.
 
     Raises:
-        ValueError: no worker has seen an image.
+        ValueError: no worker saw an image.
     """
     variables = [v for metric in model.metrics for v in metric.variables]
     states = [tf.cast(tf.convert_to_tensor(v.value), tf.float64) for v in variables]
@@ -95,10 +95,10 @@ def global_metrics(model: keras.Model) -> dict[str, float]:
 
 
 def check_ranks_agree(model: keras.Model) -> None:
-    """Check that every worker holds the same weights, to the bit.
+    """Check that all workers have exactly the same weights.
 
     Raises:
-        RuntimeError: they differ, so the workers have been training different models.
+        RuntimeError: they differ, so the workers train different models.
     """
     checksum = 0
     for weight in model.weights:

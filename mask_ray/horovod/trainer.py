@@ -1,8 +1,8 @@
 """HorovodTrainer on Ray Train V2.
 
-Ray Train starts, watches and restarts the workers; this module only tells each of them its
-place among the others and where Horovod's rendezvous server listens. The workers find each
-other over Gloo from there: no ssh, no host names.
+Ray Train starts, watches and restarts the workers. This module only gives each of them its rank
+and the address of Horovod's rendezvous server, through which the workers connect over Gloo. No
+ssh and no host names are needed.
 """
 
 import os
@@ -24,10 +24,10 @@ from horovod.runner.http.http_server import (
 from horovod.runner.util.threads import in_thread
 from ray.train import Checkpoint, DataConfig, Result, RunConfig, ScalingConfig
 from ray.train.backend import Backend, BackendConfig
-from ray.train.v2._internal.execution.failure_handling import DefaultFailurePolicy, FailureDecision
 from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
-from ray.train.v2.api.exceptions import TrainingFailedError, WorkerGroupError
+from ray.train.v2.api.exceptions import WorkerGroupError
 
+from mask_ray import ray_internals
 from mask_ray.config import MaskRayError
 
 
@@ -36,10 +36,10 @@ class HorovodConfig(BackendConfig):
     """How the Horovod workers find each other.
 
     Args:
-        nics: Network interfaces to try, by name. By default each worker takes the interface
-            that holds its node's own address, as Ray knows it.
+        nics: Names of the network interfaces to try. By default each worker takes the interface
+            that has its node's address, as Ray knows it.
         verbose: Whether the rendezvous server logs its requests.
-        timeout_s: How long a worker waits for the others at start, in seconds.
+        timeout_s: Longest wait of a worker for the others at start, in seconds.
     """
 
     nics: set[str] | None = None
@@ -48,18 +48,18 @@ class HorovodConfig(BackendConfig):
 
     @property
     def backend_cls(self) -> type[Backend]:
-        """What Ray Train calls to set up and end Horovod."""
+        """Class that Ray Train calls to set up and end Horovod."""
         return _HorovodBackend
 
 
 class HorovodTrainer(DataParallelTrainer):
-    """Runs a training function on N Horovod workers, restarted together when one dies.
+    """Runs a training function on N Horovod workers, which restart together when one dies.
 
     The signature is that of `ray.train.horovod.HorovodTrainer`. The function calls
     `hvd.init()` and may use everything in `ray.train`: `report`, `get_checkpoint`,
     `get_dataset_shard`. `ScalingConfig(num_workers=(low, high))` makes it elastic and
-    `FailureConfig(max_failures=N)` bounds the restarts. A MaskRayError is not worth one: it is
-    for the user to mend. Ctrl-C ends the workers and is raised as KeyboardInterrupt.
+    `FailureConfig(max_failures=N)` bounds the restarts. A MaskRayError causes no restart, since
+    the user has to act on it. Ctrl-C ends the workers and is raised as KeyboardInterrupt.
 
     Raises:
         MaskRayError: from `fit`, when a worker raised it.
@@ -93,11 +93,11 @@ class HorovodTrainer(DataParallelTrainer):
         )
 
     def fit(self) -> Result:
-        """Run the workers to the end, or to an error that restarts don't mend."""
+        """Run the workers until they end, or fail with an error that no restart mends."""
         try:
             return super().fit()
         except KeyboardInterrupt:
-            # Aborting ends the controller, which Ray reports as its death.
+            # The controller ends itself when it aborts, which Ray reports as an error.
             with suppress(ray.exceptions.RayActorError):
                 ray.get(self._controller.abort.remote())
             raise
@@ -106,29 +106,26 @@ class HorovodTrainer(DataParallelTrainer):
 
     def _initialize_and_run_controller(self, **kwargs: Any) -> Result:
         assert self.run_config.failure_config is not None, "RunConfig fills it in"
-        policy = _FailurePolicy(self.run_config.failure_config)  # type: ignore[arg-type]
+        policy = ray_internals.failure_policy(self.run_config.failure_config, _is_for_user)
         return super()._initialize_and_run_controller(**kwargs | {"failure_policy": policy})
 
     def _register_sigint_handler(self, controller: Any) -> None:
-        """Leave Ctrl-C as it is: Ray's handler ends the process before `fit` returns."""
+        """Do not install Ray's handler of Ctrl-C: it ends the process before `fit` returns."""
         self._controller = controller
 
 
+def _is_for_user(error: Exception) -> bool:
+    return isinstance(error, WorkerGroupError) and _for_user(error) is not None
+
+
 def _for_user(error: WorkerGroupError) -> MaskRayError | None:
-    """What a worker says that the user can mend, if that is why the group failed."""
+    """Return the MaskRayError of a worker, if one caused the failure."""
     failures = error.worker_failures.values()
     return next((failure for failure in failures if isinstance(failure, MaskRayError)), None)
 
 
-class _FailurePolicy(DefaultFailurePolicy):
-    def make_decision(self, training_failed_error: TrainingFailedError) -> FailureDecision:
-        if isinstance(training_failed_error, WorkerGroupError) and _for_user(training_failed_error):
-            return FailureDecision.RAISE
-        return super().make_decision(training_failed_error)
-
-
 class _HorovodBackend(Backend):
-    # NCCL needs to see the GPUs of its peers on the node; each worker picks its own by local rank.
+    # NCCL must see all GPUs of the node; each worker chooses its own by local rank.
     share_cuda_visible_devices = True
 
     _server: "_NodeRendezvousServer | None" = None
@@ -162,7 +159,7 @@ class _HorovodBackend(Backend):
 
 
 class _NodeRendezvousServer(RendezvousServer):
-    """Horovod's rendezvous server, on one address where the original listens on all."""
+    """Horovod's rendezvous server, which listens on one address; the original listens on all."""
 
     def __init__(self, address: str, verbose: int) -> None:
         super().__init__(verbose)
@@ -182,8 +179,8 @@ def assign_slots(node_ips: list[str]) -> list[SlotInfo]:
     """Give every worker its rank, local rank and cross rank.
 
     Args:
-        node_ips: Address of each worker's node, by world rank. Workers of one node stand
-            together, as Ray Train ranks them.
+        node_ips: Address of each worker's node, by world rank. Workers of one node must be
+            contiguous, as Ray Train ranks them.
     """
     hosts = [HostInfo(node_ip, count) for node_ip, count in Counter(node_ips).items()]
     slots: list[SlotInfo] = get_host_assignments(hosts, len(node_ips))
@@ -192,7 +189,7 @@ def assign_slots(node_ips: list[str]) -> list[SlotInfo]:
 
 
 def rendezvous_env(address: str, port: int, config: HorovodConfig) -> dict[str, str]:
-    """Environment by which a Horovod process finds its rendezvous server over Gloo."""
+    """Return the environment with which a Horovod process finds its rendezvous server."""
     return {
         "HOROVOD_CONTROLLER": "gloo",
         "HOROVOD_CPU_OPERATIONS": "gloo",
@@ -203,14 +200,14 @@ def rendezvous_env(address: str, port: int, config: HorovodConfig) -> dict[str, 
 
 
 def choose_interface(node_ip: str, nics: set[str] | None = None) -> str:
-    """Name of the network interface of this machine that Horovod should use.
+    """Return the name of the network interface of this machine that Horovod should use.
 
     Args:
         node_ip: The node's address, as Ray knows it.
-        nics: Names to choose from instead; the first that exists here, in alphabetical order.
+        nics: Names to choose from instead; the alphabetically first that exists is used.
 
     Raises:
-        RuntimeError: no interface has that address, or none of those names exists.
+        RuntimeError: no interface has that address, or none of the names exists.
     """
     interfaces = psutil.net_if_addrs()
     if nics:

@@ -20,7 +20,7 @@ from PIL.JpegImagePlugin import JpegImageFile
 from PIL.PngImagePlugin import PngImageFile
 from PIL.WebPImagePlugin import WebPImageFile
 
-from mask_ray.config import ImageLimits
+from mask_ray.config import IMAGE_FORMATS, ImageLimits
 
 RGBArray = NDArray[np.uint8]
 
@@ -33,9 +33,10 @@ _PLUGINS: dict[str, type[ImageFile]] = {
     "GIF": GifImageFile,
     "BMP": BmpImageFile,
 }
-_ACCEPTED = "JPEG, PNG, WebP, GIF and BMP are accepted"
+_ACCEPTED_NAMES = [image_format.name for image_format in IMAGE_FORMATS]
+_ACCEPTED = f"{', '.join(_ACCEPTED_NAMES[:-1])} and {_ACCEPTED_NAMES[-1]} are accepted"
 
-# The first bytes of each format. The last group is only recognised, never opened.
+# The first bytes of each format. Those that are not accepted are only recognised, never opened.
 _SIGNATURES = {
     "JPEG": rb"\xff\xd8\xff",
     "PNG": rb"\x89PNG\r\n\x1a\n",
@@ -195,7 +196,7 @@ def _accepted_format(encoded: bytes) -> str:
             f"not an image: got {len(encoded)} bytes that begin with {encoded[:12]!r}; {_ACCEPTED}"
         )
     format_name = list(_SIGNATURES)[match.lastindex - 1]
-    if format_name not in _PLUGINS:
+    if format_name not in _ACCEPTED_NAMES:
         raise ImageFormatError(f"image is {format_name}; {_ACCEPTED}")
     return format_name
 

@@ -17,7 +17,7 @@ from mask_ray import data
 from mask_ray.config import DataSettings
 from mask_ray.data.inventory import Inventory
 from mask_ray.images.decode import decode_resized
-from mask_ray.models import mobilenet, pretrained
+from mask_ray.models import onnx_export, pretrained
 from mask_ray.models.predictor import FeatureExtractor
 from mask_ray.progress import Progress, say
 
@@ -45,7 +45,7 @@ def find(
     if len(inventory) > _MOST_IMAGES:
         say(f"labels are not checked: of {len(inventory)} images, more than {_MOST_IMAGES}")
         return None
-    backbone = mobilenet.backbone_onnx(
+    backbone = onnx_export.backbone_onnx(
         pretrained.read(backbone_weights, 1.0), image_size=_IMAGE_SIZE, alpha=1.0
     )
     features = _features(dataset, inventory, settings, backbone)

@@ -1,7 +1,7 @@
-"""The Keras model: build, freeze and thaw, save, export to ONNX.
+"""The Keras model: build, freeze and thaw, load weights, export to ONNX.
 
-The model takes raw pixels and gives probabilities; rescaling is a layer of it, so nothing outside
-has to know it. No Ray and no Horovod here.
+The model takes raw pixels and gives probabilities. Rescaling is one of its layers, so callers do
+not have to know it. Imports neither Ray nor Horovod.
 """
 
 from pathlib import Path
@@ -11,30 +11,31 @@ import numpy as np
 from keras import layers
 from numpy.typing import NDArray
 
-from mask_ray.models import mobilenet
-from mask_ray.models.mobilenet import FEATURES_NAME, INPUT_NAME, OUTPUT_NAME
+from mask_ray.models import mobilenet, onnx_export
+from mask_ray.models.file_format import FEATURES_NAME, INPUT_NAME, OUTPUT_NAME
 
 
 def build(*, num_classes: int, image_size: int, alpha: float, from_scratch: bool) -> keras.Model:
-    """MobileNetV2 with a small head, uncompiled, with random weights.
+    """Build the backbone with a small head, uncompiled, with random weights.
 
     Maps uint8 RGB of shape (N, image_size, image_size, 3) to probabilities of shape
     (N, num_classes).
 
     Args:
-        num_classes: Classes to tell apart.
+        num_classes: Number of classes.
         image_size: Side of the square input in pixels, one of `config.IMAGE_SIZES`.
         alpha: Width multiplier, one of `config.ALPHAS`.
-        from_scratch: Let batch norm follow its statistics ten batches at a time. The original
-            0.999 suits the millions of steps of ImageNet; a short run would be evaluated on
-            statistics that are mostly their initial values.
+        from_scratch: Whether the backbone starts from random weights. Batch norm then averages
+            its statistics over about ten batches. The original momentum of 0.999 suits the
+            millions of steps of ImageNet; a short run would be evaluated on statistics that are
+            mostly their initial values.
     """
-    backbone = _backbone(image_size, alpha)
+    backbone = mobilenet.build_keras(image_size, alpha)
     if from_scratch:
         for layer in _batch_norms(backbone):
             layer.momentum = 0.9
     image = layers.Input((image_size, image_size, 3), dtype="uint8", name=INPUT_NAME)
-    x = layers.Rescaling(1 / 127.5, offset=-1.0, name="rescale")(image)
+    x = layers.Rescaling(1 / mobilenet.PIXEL_CENTRE, offset=-1.0, name="rescale")(image)
     x = layers.GlobalAveragePooling2D(name=FEATURES_NAME)(backbone(x))
     x = layers.Dropout(0.2, name="dropout")(x)
     # Probabilities stay float32 where the layers below compute in fewer bits.
@@ -42,22 +43,12 @@ def build(*, num_classes: int, image_size: int, alpha: float, from_scratch: bool
     return keras.Model(image, head(x), name="classifier")
 
 
-def _backbone(image_size: int, alpha: float) -> keras.Model:
-    return keras.applications.MobileNetV2(
-        input_shape=(image_size, image_size, 3),
-        alpha=alpha,
-        include_top=False,
-        weights=None,
-        name="backbone",
-    )
-
-
 def _batch_norms(backbone: keras.Model) -> list[layers.BatchNormalization]:
     return [layer for layer in backbone.layers if isinstance(layer, layers.BatchNormalization)]
 
 
 def head_of(model: keras.Model) -> keras.Model:
-    """The layers above the features, as a model: (N, features) to probabilities.
+    """Return the layers above the features as a model: (N, features) to probabilities.
 
     It shares the layers, so training it trains the model.
     """
@@ -67,35 +58,28 @@ def head_of(model: keras.Model) -> keras.Model:
 
 
 def thaw_backbone(model: keras.Model, finetune_from: str | None = None) -> None:
-    """Make the backbone trainable, or the blocks from `finetune_from` on. Compile afterwards.
+    """Make the backbone trainable, or only its blocks from `finetune_from` up. Compile afterwards.
 
     In fine-tuning, batch norm stays in inference mode: its statistics come from far more images
     than fine-tuning sees. See https://keras.io/guides/transfer_learning.
 
     Args:
-        model: From `build`.
+        model: Model from `build`.
         finetune_from: One of `config.BLOCKS`; None trains everything, batch norm too.
     """
     backbone = model.get_layer("backbone")
     backbone.trainable = True
     if finetune_from is None:
         return
-    first = _first_layer(backbone, finetune_from)
-    for layer in backbone.layers[:first]:
+    names = [layer.name for layer in backbone.layers]
+    for layer in backbone.layers[: mobilenet.first_layer_of(finetune_from, names)]:
         layer.trainable = False
     for layer in _batch_norms(backbone):
         layer.trainable = False
 
 
-def _first_layer(backbone: keras.Model, block: str) -> int:
-    # Keras calls the first block of the paper's table, which expands nothing, "expanded_conv".
-    prefix = {"stem": "Conv1", "top": "Conv_1"}.get(block, f"{block}_")
-    names = [layer.name for layer in backbone.layers]
-    return next(index for index, name in enumerate(names) if name.startswith(prefix))
-
-
 def load_backbone_weights(model: keras.Model, weights: list[NDArray[np.float32]]) -> None:
-    """Give the model's backbone these weights, in the order of `mobilenet.read_h5`."""
+    """Set the backbone's weights, given in the order of `mobilenet.read_h5`."""
     model.get_layer("backbone").set_weights(weights)
 
 
@@ -105,13 +89,13 @@ def export_onnx(model: keras.Model, path: Path, class_names: list[str], alpha: f
     Float32 throughout, also where the model computes in fewer bits.
 
     Args:
-        model: From `build`.
-        path: Of the file.
-        class_names: For the file's metadata, which also holds the image size.
+        model: Model from `build`.
+        path: File to write.
+        class_names: Names for the file's metadata, which also holds the image size.
         alpha: The model's width multiplier.
     """
-    backbone = mobilenet.backbone_onnx(
+    backbone = onnx_export.backbone_onnx(
         model.get_layer("backbone").get_weights(), image_size=model.input_shape[1], alpha=alpha
     )
     kernel, bias = model.get_layer(OUTPUT_NAME).get_weights()
-    path.write_bytes(mobilenet.classifier_onnx(backbone, kernel, bias, class_names))
+    path.write_bytes(onnx_export.classifier_onnx(backbone, kernel, bias, class_names))

@@ -1,7 +1,7 @@
-"""The head of an exported classifier: its temperature, and the feature map that it pools.
+"""Edit exported classifiers: set the temperature of the head, add the feature map as an output.
 
-Works on files, without a framework: the classifier of `mobilenet.classifier_onnx`, in floats or
-in int8, and the `.keras` file of the same model.
+Works on files, without a framework: the file of `onnx_export.classifier_onnx`, in float32 or
+int8, and the `.keras` file of the same model.
 """
 
 import io
@@ -15,10 +15,7 @@ import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
-from mask_ray.models.mobilenet import OUTPUT_NAME
-
-TEMPERATURE = "temperature"
-FEATURE_MAP_NAME = "feature_map"
+from mask_ray.models.file_format import FEATURE_MAP_NAME, OUTPUT_NAME, TEMPERATURE_KEY
 
 _KERAS_CONFIG = "config.json"
 _KERAS_WEIGHTS = "model.weights.h5"
@@ -26,11 +23,11 @@ _KERAS_WEIGHTS = "model.weights.h5"
 
 @dataclass(frozen=True)
 class FeatureMapModel:
-    """A classifier that also gives the feature map which its head averages.
+    """A classifier that also returns the feature map that its head averages.
 
     Args:
         onnx: The encoded file, with the output `FEATURE_MAP_NAME`, float32 (N, D, rows, columns).
-        kernel: Of the dense layer, shape (D, classes).
+        kernel: Weights of the dense layer, shape (D, classes).
     """
 
     onnx: bytes
@@ -38,21 +35,24 @@ class FeatureMapModel:
 
 
 def with_temperature(encoded: bytes, temperature: float) -> bytes:
-    """The classifier with its logits divided by `temperature`, which its metadata then holds.
+    """Divide a classifier's logits by `temperature`, and record it in the metadata.
 
-    Dividing the dense layer's weights and bias does it, so the model is neither larger nor slower.
+    The dense layer's weights and bias are divided, so the model is neither larger nor slower.
 
     Args:
-        encoded: The ONNX file, of a model without a temperature.
-        temperature: Above 0. Above 1 it makes probabilities less extreme.
+        encoded: ONNX file of a model without a temperature.
+        temperature: Divisor above 0. Above 1 it makes probabilities less extreme.
+
+    Returns:
+        The new ONNX file.
 
     Raises:
         ValueError: the model has a temperature already, or no dense layer before its softmax.
     """
     model = onnx.load_from_string(encoded)
-    if any(entry.key == TEMPERATURE for entry in model.metadata_props):
-        raise ValueError(f"the model has a {TEMPERATURE} already")
-    dense = _dense(model.graph)
+    if any(entry.key == TEMPERATURE_KEY for entry in model.metadata_props):
+        raise ValueError(f"the model has a {TEMPERATURE_KEY} already")
+    dense = _find_dense(model.graph)
     if dense is None:
         raise ValueError("the model has no dense layer before its softmax")
     for tensor in model.graph.initializer:
@@ -60,41 +60,44 @@ def with_temperature(encoded: bytes, temperature: float) -> bytes:
             scaled = numpy_helper.to_array(tensor) / np.float32(temperature)
             tensor.CopyFrom(numpy_helper.from_array(scaled, tensor.name))
     entry = model.metadata_props.add()
-    entry.key, entry.value = TEMPERATURE, repr(float(temperature))
+    entry.key, entry.value = TEMPERATURE_KEY, repr(float(temperature))
     rewritten: bytes = model.SerializeToString()
     return rewritten
 
 
 def keras_with_temperature(encoded: bytes, temperature: float) -> bytes:
-    """The same for a `.keras` file of `model.build`: a ZIP archive with the weights as HDF5.
+    """Divide the logits of a `.keras` file: a ZIP archive with the weights as HDF5.
 
     Args:
-        encoded: The file.
-        temperature: Above 0.
+        encoded: File of a model from `keras_model.build`.
+        temperature: Divisor above 0.
+
+    Returns:
+        The new `.keras` file.
     """
     rewritten = io.BytesIO()
     with (
         zipfile.ZipFile(io.BytesIO(encoded)) as source,
         zipfile.ZipFile(rewritten, "w") as target,
     ):
-        group = _weights_of(json.loads(source.read(_KERAS_CONFIG)), OUTPUT_NAME)
+        group = _weights_group(json.loads(source.read(_KERAS_CONFIG)), OUTPUT_NAME)
         for entry in source.infolist():
             content = source.read(entry)
             if entry.filename == _KERAS_WEIGHTS:
-                content = _scaled(content, group, temperature)
+                content = _divide_weights(content, group, temperature)
             target.writestr(entry, content)
     return rewritten.getvalue()
 
 
-def _weights_of(config: dict[str, object], name: str) -> str:
-    """Where the weights of a dense layer are: the first is `dense`, the next `dense_1` ..."""
+def _weights_group(config: dict[str, object], name: str) -> str:
+    """Return the HDF5 group of a dense layer: `dense` for the first, then `dense_1` ..."""
     layers = config["config"]["layers"]  # type: ignore[index]
     dense = [layer["config"]["name"] for layer in layers if layer["class_name"] == "Dense"]
     number = dense.index(name)
     return f"layers/dense_{number}/vars" if number else "layers/dense/vars"
 
 
-def _scaled(weights: bytes, group: str, temperature: float) -> bytes:
+def _divide_weights(weights: bytes, group: str, temperature: float) -> bytes:
     file = io.BytesIO(weights)
     with h5py.File(file, "r+") as content:
         for variable in content[group].values():
@@ -103,14 +106,17 @@ def _scaled(weights: bytes, group: str, temperature: float) -> bytes:
 
 
 def with_feature_map(encoded: bytes) -> FeatureMapModel | None:
-    """The classifier with one more output; None if it isn't a pooled feature map and a dense layer.
+    """Add the feature map before the head to a classifier's outputs.
 
     Args:
         encoded: The ONNX file.
+
+    Returns:
+        None if the model does not end in one pooled feature map and a dense layer.
     """
     model = onnx.load_from_string(encoded)
     pools = [node for node in model.graph.node if node.op_type == "GlobalAveragePool"]
-    dense = _dense(model.graph)
+    dense = _find_dense(model.graph)
     if len(pools) != 1 or dense is None:
         return None
     name = pools[0].input[0]
@@ -122,13 +128,13 @@ def with_feature_map(encoded: bytes) -> FeatureMapModel | None:
     return FeatureMapModel(model.SerializeToString(), numpy_helper.to_array(kernel))
 
 
-def _dense(graph: onnx.GraphProto) -> onnx.NodeProto | None:
-    """The node that makes the logits, with its weights in the file."""
-    makers = {output: node for node in graph.node for output in node.output}
-    softmax = makers.get(OUTPUT_NAME)
+def _find_dense(graph: onnx.GraphProto) -> onnx.NodeProto | None:
+    """Find the node that computes the logits from weights stored in the file."""
+    producers = {output: node for node in graph.node for output in node.output}
+    softmax = producers.get(OUTPUT_NAME)
     if softmax is None or softmax.op_type != "Softmax":
         return None
-    dense = makers.get(softmax.input[0])
+    dense = producers.get(softmax.input[0])
     stored = {tensor.name for tensor in graph.initializer}
     is_dense = dense is not None and dense.op_type == "Gemm" and set(dense.input[1:]) <= stored
     return dense if is_dense else None

@@ -1,7 +1,7 @@
 """The trained model as a function: uint8 images in, class probabilities out.
 
-Runs the ONNX file that training exports, for serving, evaluation and batch prediction alike. Reads
-no images and imports neither Ray nor MLflow.
+Runs the ONNX file that training exports, for serving, evaluation and batch prediction. Decodes no
+images; imports neither Ray nor MLflow.
 """
 
 import json
@@ -14,29 +14,39 @@ import numpy.typing as npt
 import onnxruntime as ort
 
 from mask_ray.config import MaskRayError
+from mask_ray.models.file_format import (
+    CLASS_NAMES_KEY,
+    FEATURE_MAP_NAME,
+    FEATURES_NAME,
+    IMAGE_SIZE_KEY,
+    INPUT_NAME,
+    OUTPUT_NAME,
+    TEMPERATURE_KEY,
+)
 
 Images = npt.NDArray[np.uint8]
 Probabilities = npt.NDArray[np.float32]
 
 _LOG_ERRORS_ONLY = 3
 
-# Activations of more pixels than that leave the caches of a core: 355 images/s of 128 px in batches
-# of 32, 401 in batches of 8; 110 of 224 px in batches of 8, 113 in batches of 2.
-_PIXELS_TOGETHER = 8 * 128**2
+# The activations of more pixels do not fit into the caches of a core. Measured at 128 px: 355
+# images/s in batches of 32, 401 in batches of 8; at 224 px: 110 in batches of 8, 113 in batches
+# of 2.
+_MAX_PIXELS_PER_RUN = 8 * 128**2
 
 
 class ModelFileError(MaskRayError):
-    """The file is not a model that this package exports."""
+    """The file is not a model that mask_ray exported."""
 
 
 class Predictor:
     """An image classifier loaded from an ONNX file. Safe to call from several threads.
 
     Args:
-        path: The file.
-        num_threads: For one batch.
-        is_shared: Whether some batches are to leave the other cores to other work, by
-            `on_one_thread`. That costs the memory of the weights once more.
+        path: ONNX file.
+        num_threads: Threads that compute one batch.
+        is_shared: Whether `predict` may be called with `on_one_thread`. This needs the memory of
+            the weights twice.
 
     Raises:
         ModelFileError: the file cannot be loaded, or is not a uint8 image classifier with its
@@ -56,17 +66,18 @@ class Predictor:
             raise ModelFileError(f"{path} is not a classifier made by mask_ray: {error}") from None
 
     def predict(self, images: Images, *, on_one_thread: bool = False) -> Probabilities:
-        """Classify a batch.
+        """Classify a batch of images.
 
         Args:
             images: RGB pixels in 0..255 of shape (N, image_size, image_size, 3).
-            on_one_thread: Leave the other cores to other work, where the predictor is shared.
+            on_one_thread: Use one thread and leave the other cores to other work, if the
+                predictor is shared.
 
         Returns:
             Shape (N, len(class_names)), each row in 0..1 and summing to 1.
 
         Raises:
-            ValueError: images of another shape or type.
+            ValueError: the images have another shape or type.
         """
         expected = (self.image_size, self.image_size, 3)
         if images.dtype != np.uint8 or images.ndim != 4 or images.shape[1:] != expected:
@@ -77,10 +88,10 @@ class Predictor:
         if len(images) == 0:
             return np.empty((0, len(self.class_names)), np.float32)
         session = self._on_one_thread if on_one_thread else self._session
-        return _run(session, "probabilities", images)
+        return _run(session, OUTPUT_NAME, images)
 
     def warm_up(self, batch_size: int = 1) -> None:
-        """Run one batch of black images, so that no request pays for the first allocations."""
+        """Run one batch of black images, so that no request waits for the first allocations."""
         images = np.zeros((batch_size, self.image_size, self.image_size, 3), np.uint8)
         self.predict(images)
         if self._on_one_thread is not self._session:
@@ -90,15 +101,15 @@ class Predictor:
 def predict_together(
     requests: Sequence[tuple[Predictor, Images]], *, on_one_thread: bool = False
 ) -> list[Probabilities | Exception]:
-    """Classify single images, those that are for the same predictor in one batch.
+    """Classify single images, with one batch for each predictor.
 
     Args:
-        requests: A predictor each, and pixels of shape (image_size, image_size, 3) for it.
-        on_one_thread: As for `Predictor.predict`.
+        requests: Pairs of a predictor and pixels of shape (image_size, image_size, 3).
+        on_one_thread: See `Predictor.predict`.
 
     Returns:
-        In the same order: shape (classes,), or what the request's predictor raised, which
-        harms no other's.
+        For each request in order: probabilities of shape (classes,), or the error that its
+        predictor raised. An error of one predictor does not affect the others' requests.
     """
     outcomes: list[Probabilities | Exception] = [np.empty(0, np.float32)] * len(requests)
     places = defaultdict(list)
@@ -123,7 +134,7 @@ def _rows_or_error(
 
 
 class FeatureExtractor:
-    """The backbone alone, loaded from the ONNX file that `mobilenet.backbone_onnx` makes."""
+    """The backbone alone, loaded from an ONNX file of `onnx_export.backbone_onnx`."""
 
     def __init__(self, onnx: bytes, num_threads: int = 1) -> None:
         self._session = ort.InferenceSession(
@@ -131,12 +142,12 @@ class FeatureExtractor:
         )
 
     def extract(self, images: Images) -> npt.NDArray[np.float32]:
-        """Features of shape (N, D) of uint8 images of shape (N, S, S, 3)."""
-        return _run(self._session, "features", images)
+        """Return features of shape (N, D) of uint8 images of shape (N, S, S, 3)."""
+        return _run(self._session, FEATURES_NAME, images)
 
 
 class FeatureMaps:
-    """What a classifier's head averages, from the file that `onnx_head.with_feature_map` makes."""
+    """The feature map before a classifier's head, from a file of `onnx_edit.with_feature_map`."""
 
     def __init__(self, onnx: bytes) -> None:
         self._session = ort.InferenceSession(
@@ -144,15 +155,18 @@ class FeatureMaps:
         )
 
     def extract(self, images: Images) -> npt.NDArray[np.float32]:
-        """Features of shape (N, D, rows, columns) of uint8 images of shape (N, S, S, 3)."""
-        return _run(self._session, "feature_map", images)
+        """Return features of shape (N, D, rows, columns) of uint8 images of shape (N, S, S, 3)."""
+        return _run(self._session, FEATURE_MAP_NAME, images)
 
 
 def _run(session: ort.InferenceSession, output: str, images: Images) -> npt.NDArray[np.float32]:
-    """The output for all images, a few at a time."""
-    num_together = max(1, _PIXELS_TOGETHER // (images.shape[1] * images.shape[2]))
-    starts = range(0, max(1, len(images)), num_together)
-    parts = [session.run([output], {"image": images[at : at + num_together]})[0] for at in starts]
+    """Compute an output for all images, a few at a time."""
+    batch_size = max(1, _MAX_PIXELS_PER_RUN // (images.shape[1] * images.shape[2]))
+    starts = range(0, max(1, len(images)), batch_size)
+    parts = [
+        session.run([output], {INPUT_NAME: images[start : start + batch_size]})[0]
+        for start in starts
+    ]
     return np.concatenate(parts, dtype=np.float32)
 
 
@@ -186,7 +200,7 @@ def _metadata(session: ort.InferenceSession, key: str) -> str:
 
 
 def _class_names(session: ort.InferenceSession) -> tuple[str, ...]:
-    text = _metadata(session, "class_names")
+    text = _metadata(session, CLASS_NAMES_KEY)
     try:
         names = json.loads(text)
     except json.JSONDecodeError:
@@ -197,15 +211,15 @@ def _class_names(session: ort.InferenceSession) -> tuple[str, ...]:
 
 
 def _image_size(session: ort.InferenceSession) -> int:
-    text = _metadata(session, "image_size")
+    text = _metadata(session, IMAGE_SIZE_KEY)
     if not text.isdecimal() or int(text) < 1:
         raise ModelFileError(f"image_size must be a positive integer; got {text}")
     return int(text)
 
 
 def _temperature(session: ort.InferenceSession) -> float:
-    """What logits are divided by; 1 where the file says nothing of it."""
-    text = session.get_modelmeta().custom_metadata_map.get("temperature", "1")
+    """Return the divisor of the logits; 1 if the file names none."""
+    text = session.get_modelmeta().custom_metadata_map.get(TEMPERATURE_KEY, "1")
     try:
         return float(text)
     except ValueError:
@@ -213,14 +227,16 @@ def _temperature(session: ort.InferenceSession) -> float:
 
 
 def _check_tensors(session: ort.InferenceSession, image_size: int, num_classes: int) -> None:
-    _check("input", session.get_inputs(), "image", "tensor(uint8)", [image_size, image_size, 3])
-    _check("output", session.get_outputs(), "probabilities", "tensor(float)", [num_classes])
+    _check_only_tensor(
+        "input", session.get_inputs(), INPUT_NAME, "tensor(uint8)", [image_size, image_size, 3]
+    )
+    _check_only_tensor("output", session.get_outputs(), OUTPUT_NAME, "tensor(float)", [num_classes])
 
 
-def _check(
+def _check_only_tensor(
     kind: str, tensors: list[ort.NodeArg], name: str, element_type: str, shape: list[int]
 ) -> None:
-    """One tensor of this name, type and shape (N, *shape), with N left open."""
+    """Require exactly one tensor, with this name, type and shape (N, *shape), N being free."""
     actual = [(t.name, t.type, list(t.shape)) for t in tensors]
     fits = (
         len(actual) == 1
@@ -230,5 +246,5 @@ def _check(
     )
     if not fits:
         expected = f"{name}: {element_type} of shape {['N', *shape]}"
-        came = "; ".join(f"{n}: {t} of shape {s}" for n, t, s in actual)
-        raise ModelFileError(f"its {kind} must be {expected}; got {came}")
+        received = "; ".join(f"{n}: {t} of shape {s}" for n, t, s in actual)
+        raise ModelFileError(f"its {kind} must be {expected}; got {received}")

@@ -1,7 +1,7 @@
-"""The ONNX model in 8-bit integers, and whether that is worth it on this machine.
+"""Quantize a model to 8-bit integers, and decide whether that pays on this machine.
 
-Static quantization: weights per output channel, activations by the range that they have on
-training images. See https://onnxruntime.ai/docs/performance/model-optimizations/quantization.html.
+Static quantization: weights per output channel, activations by their range on training
+images. See https://onnxruntime.ai/docs/performance/model-optimizations/quantization.html.
 """
 
 import time
@@ -19,26 +19,27 @@ from onnxruntime.quantization import (
 )
 from onnxruntime.quantization.shape_inference import quant_pre_process
 
+from mask_ray.models.file_format import INPUT_NAME
 from mask_ray.models.predictor import Images, Predictor
 
 NUM_CALIBRATION_IMAGES = 512
 MAX_ACCURACY_LOSS = 0.002
 
-# As a replica sees them.
+# A usual batch of a serving replica.
 _BATCH_SIZE = 8
 _NUM_ROUNDS = 15
 
-# Not the head: it costs next to nothing, and probabilities in steps of 1/255 would not sum to 1.
+# Not the head: it takes next to no time, and probabilities in steps of 1/255 would not sum to 1.
 _QUANTIZED = ["Conv", "Clip", "Add", "GlobalAveragePool"]
 
 
 @dataclass(frozen=True)
 class Figures:
-    """What a model file is measured by.
+    """Accuracy and speed of a model file.
 
     Args:
-        accuracy: Share of the test images that it gets right.
-        images_per_second: In batches of 8, on one thread of this machine.
+        accuracy: Share of correct answers on the test split, 0..1.
+        images_per_second: Rate in batches of 8, on one thread of this machine.
     """
 
     accuracy: float
@@ -49,13 +50,13 @@ def quantize(float32: Path, int8: Path, images: Images) -> None:
     """Write an int8 version of a model, with the same inputs, outputs and metadata.
 
     Args:
-        float32: The model, as `mobilenet.classifier_onnx` makes it.
-        int8: The file to write.
+        float32: File of `onnx_export.classifier_onnx`.
+        int8: File to write.
         images: Training images, uint8 of shape (N, image_size, image_size, 3), N >= 1.
     """
     with TemporaryDirectory() as folder:
         prepared = Path(folder) / "prepared.onnx"
-        # Sizes are all known, so symbolic inference, which needs SymPy, has nothing to find.
+        # All sizes are known, so symbolic shape inference, which needs SymPy, is not needed.
         quant_pre_process(float32, prepared, skip_symbolic_shape=True)
         quantize_static(
             prepared,
@@ -64,10 +65,10 @@ def quantize(float32: Path, int8: Path, images: Images) -> None:
             quant_format=QuantFormat.QDQ,
             per_channel=True,
             op_types_to_quantize=_QUANTIZED,
-            # Of the pairs that ONNX Runtime has, the fastest on x86 CPUs.
+            # The fastest pair of types that ONNX Runtime has for x86 CPUs.
             activation_type=QuantType.QUInt8,
             weight_type=QuantType.QInt8,
-            # 7 bits: CPUs without VNNI add up pairs of products in 16 bits, which 8 would overflow.
+            # 7 bits: CPUs without VNNI add pairs of products in 16 bits, which 8 would overflow.
             reduce_range=True,
         )
 
@@ -79,14 +80,16 @@ class _Batches(CalibrationDataReader):
 
     def get_next(self) -> dict[str, Images] | None:
         batch = next(self._batches, None)
-        return None if batch is None else {"image": batch}
+        return None if batch is None else {INPUT_NAME: batch}
 
 
 def images_per_second(predictors: list[Predictor], images: Images) -> list[float]:
-    """How fast each classifies batches of 8, taking turns, so that what else runs slows all alike.
+    """Measure how fast each predictor classifies batches of 8.
+
+    They take turns, so that other work on the machine slows all of them alike.
 
     Args:
-        predictors: For images of the same size.
+        predictors: Predictors for images of the same size.
         images: uint8 of shape (N, image_size, image_size, 3), N >= 1.
     """
     batch = images[:_BATCH_SIZE]
@@ -100,9 +103,9 @@ def images_per_second(predictors: list[Predictor], images: Images) -> list[float
 
 
 def reason_against(float32: Figures, int8: Figures) -> str | None:
-    """Why the int8 model should not take the float32 model's place; None: it should."""
+    """Return why the float32 model should be kept; None if the int8 model should replace it."""
     loss = float32.accuracy - int8.accuracy
-    # Accuracies are ratios of small integers: their difference has errors of its own.
+    # Accuracies are ratios of integers; their difference has a rounding error.
     if loss > MAX_ACCURACY_LOSS + 1e-9:
         return (
             f"its test accuracy is {int8.accuracy:.4f} in place of {float32.accuracy:.4f}, "

@@ -1,4 +1,4 @@
-"""Whether a model file is fit to answer requests: it loads, and answers a few images sensibly."""
+"""Check that a model file can serve: it loads, and it answers a few images with probabilities."""
 
 from pathlib import Path
 
@@ -12,21 +12,21 @@ _SUM_TOLERANCE = 1e-3
 
 
 class ModelRefusedError(MaskRayError):
-    """The model must not be served; the message is the reason, without paths."""
+    """The model must not be served; the message gives the reason, without paths."""
 
 
-def admit(
+def load_checked(
     path: Path, num_threads: int = 1, class_names: tuple[str, ...] | None = None
 ) -> Predictor:
-    """Load a model and have it classify a few fixed images.
+    """Load a model, and check its answers to a few fixed images.
 
     Args:
-        path: The ONNX file.
-        num_threads: Of the predictor, which is shared.
-        class_names: Those that it must have, in this order; None: any.
+        path: ONNX file.
+        num_threads: Threads of the predictor, which is shared.
+        class_names: Class names that the model must have, in this order; None allows any.
 
     Raises:
-        ModelRefusedError: the file cannot be loaded, has other classes, or its answers are no
+        ModelRefusedError: the file cannot be loaded, has other classes, or its answers are not
             probabilities.
     """
     try:
@@ -43,7 +43,7 @@ def admit(
 
 
 def smoke_images(image_size: int) -> Images:
-    """Black, white, a gradient and noise: uint8 of shape (4, image_size, image_size, 3)."""
+    """Draw black, white, a gradient and noise: uint8 (4, image_size, image_size, 3)."""
     shape = (image_size, image_size, 3)
     ramp = np.linspace(0, 255, image_size).astype(np.uint8)
     gradient = np.broadcast_to(ramp[None, :, None], shape)
@@ -52,10 +52,10 @@ def smoke_images(image_size: int) -> Images:
 
 
 def check_answers(predictor: Predictor) -> None:
-    """Have a model classify `smoke_images`.
+    """Check a model's answers to `smoke_images`.
 
     Raises:
-        ModelRefusedError: it fails, or its answers are no probabilities.
+        ModelRefusedError: the model fails, or its answers are not probabilities.
     """
     images = smoke_images(predictor.image_size)
     try:
@@ -78,5 +78,5 @@ def _check_probabilities(probabilities: Probabilities) -> None:
         raise ModelRefusedError(f"probabilities must be in 0..1; got {low:g} to {high:g}")
     sums = probabilities.sum(axis=1)
     if np.abs(sums - 1).max() > _SUM_TOLERANCE:
-        came = ", ".join(f"{total:.4g}" for total in sums)
-        raise ModelRefusedError(f"probabilities must sum to 1; got sums of {came}")
+        sums_text = ", ".join(f"{total:.4g}" for total in sums)
+        raise ModelRefusedError(f"probabilities must sum to 1; got sums of {sums_text}")

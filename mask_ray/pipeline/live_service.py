@@ -1,4 +1,4 @@
-"""The service over HTTP, as the pipeline asks it: which version answers, and how."""
+"""Ask the service over HTTP: which version answers, and whether its answers are right."""
 
 import json
 import tempfile
@@ -18,22 +18,22 @@ from mask_ray.images.decode import decode_resized
 from mask_ray.models.predictor import Predictor
 
 _POLL_S = 0.5
-# Replicas look where the alias points every model_poll_s, and not all at once.
+# Each replica polls the alias every model_poll_s, and not all at the same time.
 _SWITCHED_WITHIN_S = 30
 
-# Between the same ONNX file on machines with other instructions, and of rounding in the answer.
+# The same ONNX file differs slightly between CPU types, and answers are rounded.
 _TOLERANCE = 1e-3
 
 
 class ServiceError(MaskRayError):
-    """The service does not answer as it should; the message says how."""
+    """The service does not answer, or answers wrongly; the message says how."""
 
 
 def address(serve_config: Path) -> str:
-    """Where a service of this file answers, from this machine.
+    """Return the URL at which a service started with this file answers on this machine.
 
     Raises:
-        ServiceError: it is no such file.
+        ServiceError: the file is not a Serve configuration.
     """
     try:
         http = yaml.safe_load(serve_config.read_text()).get("http_options") or {}
@@ -46,7 +46,7 @@ def address(serve_config: Path) -> str:
 
 
 def health(url: str) -> dict[str, Any] | None:
-    """What /healthz tells; None where there is no service, {} where it is not ready.
+    """Return the answer of /healthz; None if there is no service, {} if it is not ready.
 
     Raises:
         ServiceError: something else answers there.
@@ -57,22 +57,22 @@ def health(url: str) -> dict[str, Any] | None:
         return {}
     except httpx.TransportError:
         return None
-    if response.status_code in (404, 502):  # Serve without an application, or with none left
+    if response.status_code in (404, 502):  # Serve runs, but no application
         return None
     if response.status_code in (408, 429, 503, 504):
         return {}
     try:
-        told = response.json()
-        told["model"]["version"]
+        answer = response.json()
+        answer["model"]["version"]
     except (ValueError, LookupError, TypeError) as error:
         raise ServiceError(
             f"something else answers at {url}/healthz, with {response.status_code}"
         ) from error
-    return dict(told)
+    return dict(answer)
 
 
 def serves(url: str, name: str, version: str) -> bool:
-    """Whether this version answers there now."""
+    """Return whether this version answers there now."""
     return (health(url) or {}).get("model") == {"name": name, "version": version}
 
 
@@ -80,30 +80,31 @@ def await_version(url: str, name: str, version: str, timeout_s: float) -> None:
     """Wait until the service answers with this version.
 
     Raises:
-        ServiceError: it does not within `timeout_s`, serves another model, or refuses this one.
+        ServiceError: it does not do so within `timeout_s`, serves another model, or rejects this
+            version.
     """
     deadline = time.monotonic() + timeout_s
-    told: dict[str, Any] | None = None
+    answer: dict[str, Any] | None = None
     while time.monotonic() < deadline:
-        told = health(url)
-        if told:
-            _check(told, url, name, version)
-            if told["model"]["version"] == version:
+        answer = health(url)
+        if answer:
+            _check_model(answer, url, name, version)
+            if answer["model"]["version"] == version:
                 return
         time.sleep(_POLL_S)
-    if not told:
+    if not answer:
         raise ServiceError(f"nothing is ready to answer at {url} after {timeout_s:g} s")
     raise ServiceError(
-        f"{url} still answers with version {told['model']['version']} after {timeout_s:g} s, not "
+        f"{url} still answers with version {answer['model']['version']} after {timeout_s:g} s, not "
         f"{version}: it follows the champion if its model_uri is models:/{name}@champion and its "
-        "model_poll_s is above 0; otherwise deploy it anew"
+        "model_poll_s is above 0; otherwise deploy it again"
     )
 
 
-def _check(told: Mapping[str, Any], url: str, name: str, version: str) -> None:
-    if told["model"]["name"] != name:
-        raise ServiceError(f"{url} serves {told['model']['name']}, not {name}; see url")
-    for refused in told.get("refused", []):
+def _check_model(answer: Mapping[str, Any], url: str, name: str, version: str) -> None:
+    if answer["model"]["name"] != name:
+        raise ServiceError(f"{url} serves {answer['model']['name']}, not {name}; see url")
+    for refused in answer.get("refused", []):
         if refused["version"] == version:
             raise ServiceError(f"{url} refuses version {version}: {refused['reason']}")
 
@@ -117,21 +118,28 @@ class LabelledImage:
     class_name: str
 
 
-def ask(
+def check_answers(
     url: str,
     model: tuple[str, str],
     images: Sequence[LabelledImage],
     predictor: Predictor,
     limits: ImageLimits,
 ) -> dict[str, Any]:
-    """Ask about each image over HTTP, and compare with the file's own answer.
+    """Classify each image over HTTP, and compare the answers with those of the model file.
+
+    Args:
+        url: Address of the service.
+        model: Name and version that must answer.
+        images: Images to send.
+        predictor: The file of that version.
+        limits: Limits for decoding the images here.
 
     Returns:
-        How many were asked about, how many answers are as labelled, and the largest difference
-        of a probability.
+        `num_images`, `num_correct` (answers that match the label) and `largest_difference` between
+        a probability and the file's.
 
     Raises:
-        ServiceError: an answer failed, is of another version, or is not the file's.
+        ServiceError: a request failed, another version answered, or an answer is not the file's.
     """
     rows = _rows(url, images)
     deadline = time.monotonic() + _SWITCHED_WITHIN_S
@@ -144,8 +152,8 @@ def ask(
             raise ServiceError(f"{url} does not classify {image.name}: {row['error']}")
         if _model_of(row) != model:
             raise ServiceError(
-                f"{url} answers {image.name} by version {row['version']} of {row['model']}, not "
-                f"by version {model[1]} of {model[0]}"
+                f"{url} answers {image.name} with version {row['version']} of {row['model']}, not "
+                f"with version {model[1]} of {model[0]}"
             )
         differences.append(_difference(row, image, predictor, limits))
     return {
@@ -158,7 +166,7 @@ def ask(
 
 
 def _model_of(row: Mapping[str, Any]) -> tuple[str, str] | None:
-    """None: nothing answered."""
+    """Return name and version; None if there was no answer."""
     return None if row["error"] else (row["model"], row["version"])
 
 
@@ -181,9 +189,9 @@ def _difference(
     (own,) = predictor.predict(pixels[None])
     answered = np.array([row["probabilities"][name] for name in predictor.class_names])
     difference = float(np.abs(own - answered).max())
-    likeliest = predictor.class_names[int(own.argmax())]
-    if row["label"] != likeliest and difference > _TOLERANCE:
+    own_label = predictor.class_names[int(own.argmax())]
+    if row["label"] != own_label and difference > _TOLERANCE:
         raise ServiceError(
-            f"the service says {row['label']} of {image.name}, its own model file {likeliest}"
+            f"the service answers {row['label']} for {image.name}, its own model file {own_label}"
         )
     return round(difference, 6)

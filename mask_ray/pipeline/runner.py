@@ -1,8 +1,8 @@
-"""Stages in order, each a run below the pipeline's run in MLflow, and each done once.
+"""Run stages in order, each once, each in an MLflow run nested in the pipeline's run.
 
-A stage is known by its name and a digest of its inputs. Where a finished run has both as tags,
-its result is taken, and nothing is done. A stage that was cut off, even by SIGKILL, goes on in the
-run that it had begun. What stages do is not known here.
+A stage is identified by its name and a digest of its inputs. If a finished run has both as tags,
+its result is reused and the stage is skipped. A stage that was interrupted, even by SIGKILL, is
+resumed in its own run. What stages do is up to them.
 """
 
 import hashlib
@@ -34,65 +34,66 @@ class PipelineError(MaskRayError):
 
 @dataclass(frozen=True)
 class Attempt:
-    """The run in which a stage is to be done.
+    """The MLflow run of a stage: a new one, or an interrupted one to resume.
 
     Args:
-        experiment: Where a new one goes.
-        tags: What it is found by.
-        cut_off: The id of the run in which the stage was begun before, to go on with.
+        experiment: Experiment of a new run.
+        tags: Tags that identify the run.
+        resume: Id of the interrupted run; None for a new one.
     """
 
     experiment: str
     tags: dict[str, str]
-    cut_off: str | None
+    resume: str | None
 
     @contextmanager
     def open(self) -> Iterator[tracking.Run]:
-        """The run, closed as it ends."""
-        with tracking.start_run(self.experiment, self.tags, self.cut_off) as run:
+        """Open the run, and close it at the end."""
+        with tracking.start_run(self.experiment, self.tags, self.resume) as run:
             yield run
 
 
 @dataclass(frozen=True)
 class Stage:
-    """One step.
+    """One step of a pipeline.
 
     Args:
-        name: Of a word.
-        inputs: Given the results so far, all that the own result depends on; JSON values.
-        work: Given the results so far, does it, in a run with the attempt's tags that ends with
-            the result in `RESULT_FILE`.
-        holds: Whether what an earlier run made is still there.
+        name: One word.
+        inputs: Given the earlier stages' results, returns all that this stage's result depends
+            on, as JSON values.
+        work: Given the earlier stages' results, does the stage in the attempt's run, and stores
+            the result there as `RESULT_FILE`.
+        is_valid: Given the result of a finished run, returns whether what it made still exists.
     """
 
     name: str
     inputs: Callable[[Results], Result]
     work: Callable[[Results, Attempt], Result]
-    holds: Callable[[Result], bool] = field(default=lambda result: True)
+    is_valid: Callable[[Result], bool] = field(default=lambda result: True)
 
 
 def in_own_run(
     work: Callable[[Results, tracking.Run], Result],
 ) -> Callable[[Results, Attempt], Result]:
-    """The `Stage.work` of a function that opens no run by itself."""
+    """Turn a function that opens no run itself into a `Stage.work`."""
 
-    def done(results: Results, attempt: Attempt) -> Result:
+    def run_it(results: Results, attempt: Attempt) -> Result:
         with attempt.open() as run:
             result = work(results, run)
             run.log_json(result, RESULT_FILE)
         return result
 
-    return done
+    return run_it
 
 
 @dataclass(frozen=True)
-class Done:
-    """A pipeline that has come to its end.
+class Outcome:
+    """Results of a pipeline's stages.
 
     Args:
-        run_id: Its MLflow run.
-        results: Of each stage.
-        seconds: That each took; of a stage that was skipped, none are told.
+        run_id: MLflow run of the pipeline.
+        results: Result of each stage.
+        seconds: Duration of each stage that was not skipped.
     """
 
     run_id: str
@@ -100,81 +101,83 @@ class Done:
     seconds: dict[str, float]
 
 
-def run_stages(stages: Sequence[Stage], experiment: str, key: Mapping[str, Any]) -> Done:
-    """Do all stages that are not done.
+def run_stages(stages: Sequence[Stage], experiment: str, key: Mapping[str, Any]) -> Outcome:
+    """Run all stages, except those whose results can be reused.
 
     Args:
-        stages: In their order.
-        experiment: Of MLflow.
-        key: What the pipeline is known by: an unfinished one with the same is gone on with.
+        stages: Stages in order.
+        experiment: MLflow experiment.
+        key: JSON values that identify the pipeline. An unfinished pipeline with the same key is
+            resumed.
 
     Raises:
-        PipelineError: a stage failed, or the same pipeline is going on in another process.
+        PipelineError: a stage failed, or another process runs the same pipeline.
     """
     identity = {_PIPELINE_TAG: digest_of(key)}
     with _lock(identity[_PIPELINE_TAG]):
-        begun = _unfinished(tracking.find_runs(experiment, identity)[:1])
-        named = identity | tracking.name_tag(_PIPELINE_TAG)
-        with tracking.start_run(experiment, named, begun) as parent:
-            verb = "begins" if begun is None else "goes on"
+        resume = _first_unfinished(tracking.find_runs(experiment, identity)[:1])
+        tags = identity | tracking.name_tag(_PIPELINE_TAG)
+        with tracking.start_run(experiment, tags, resume) as parent:
+            verb = "starts" if resume is None else "resumes"
             say(f"pipeline {verb}: MLflow run {parent.run_id} in {tracking_uri()}")
-            done = Done(parent.run_id, {}, {})
+            outcome = Outcome(parent.run_id, {}, {})
             for stage in stages:
-                with _named(stage):
-                    done.results[stage.name] = _run_stage(stage, experiment, parent, done)
-    return done
+                with _naming_stage(stage):
+                    outcome.results[stage.name] = _run_stage(stage, experiment, parent, outcome)
+    return outcome
 
 
 def digest_of(values: Mapping[str, Any]) -> str:
-    """SHA-256, in hex, of JSON values, whatever the order of their keys."""
+    """Return the SHA-256, in hex, of JSON values; the order of keys does not matter."""
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
 
 @contextmanager
 def _lock(digest: str) -> Iterator[None]:
-    """Keep the same pipeline from running twice at a time. A process that dies lets go of it."""
+    """Lock the pipeline for this process; the lock ends with the process."""
     path = home() / "pipelines" / f"{digest}.lock"
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
         with FileLock(path, timeout=0):
             yield
     except Timeout as error:
-        raise PipelineError("the same pipeline is going on in another process") from error
+        raise PipelineError("another process is running the same pipeline") from error
 
 
-def _unfinished(runs: Sequence[tracking.Run]) -> str | None:
+def _first_unfinished(runs: Sequence[tracking.Run]) -> str | None:
     return next((run.run_id for run in runs if run.status() != "FINISHED"), None)
 
 
 @contextmanager
-def _named(stage: Stage) -> Iterator[None]:
+def _naming_stage(stage: Stage) -> Iterator[None]:
     try:
         yield
     except MaskRayError as error:
         raise PipelineError(
-            f"stage {stage.name} failed: {error}. The same command goes on from there"
+            f"stage {stage.name} failed: {error}. Run the same command to resume"
         ) from error
 
 
-def _run_stage(stage: Stage, experiment: str, parent: tracking.Run, done: Done) -> Result:
-    inputs = stage.inputs(done.results)
+def _run_stage(stage: Stage, experiment: str, parent: tracking.Run, outcome: Outcome) -> Result:
+    inputs = stage.inputs(outcome.results)
     tags = {_STAGE_TAG: stage.name, _INPUTS_TAG: digest_of({"stage": stage.name} | inputs)}
-    own_tag = f"{_PIPELINE_TAG}.{stage.name}"
+    stage_tag = f"{_PIPELINE_TAG}.{stage.name}"
     runs = tracking.find_runs(experiment, tags)
     for earlier in runs:
         if earlier.status() == "FINISHED":
             result: Result = earlier.load_json(RESULT_FILE)
-            if stage.holds(result):
-                say(f"stage {stage.name}: done before, in run {earlier.run_id}")
-                parent.set_tags({own_tag: earlier.run_id})
+            if stage.is_valid(result):
+                say(f"stage {stage.name}: skipped, done in run {earlier.run_id}")
+                parent.set_tags({stage_tag: earlier.run_id})
                 return result
-    own = {run.run_id for run in parent.nested()}
-    cut_off = _unfinished([run for run in runs if run.run_id in own])
-    say(f"stage {stage.name}: " + ("begins" if cut_off is None else f"goes on in run {cut_off}"))
+    nested = {run.run_id for run in parent.nested()}
+    resume = _first_unfinished([run for run in runs if run.run_id in nested])
+    say(f"stage {stage.name}: " + ("starts" if resume is None else f"resumes in run {resume}"))
     started = time.perf_counter()
-    attempt = Attempt(experiment, tags | parent.nested_tags(stage.name), cut_off)
-    result = stage.work(done.results, attempt)
-    done.seconds[stage.name] = round(time.perf_counter() - started, 2)
-    parent.log_metrics({f"seconds_{stage.name}": done.seconds[stage.name]})
-    parent.set_tags({own_tag: tracking.find_runs(experiment, tags)[0].run_id})
+    attempt = Attempt(experiment, tags | parent.nested_tags(stage.name), resume)
+    result = stage.work(outcome.results, attempt)
+    seconds = round(time.perf_counter() - started, 2)
+    outcome.seconds[stage.name] = seconds
+    parent.log_metrics({f"seconds_{stage.name}": seconds})
+    parent.set_tags({stage_tag: tracking.find_runs(experiment, tags)[0].run_id})
     return result

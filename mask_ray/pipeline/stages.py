@@ -1,4 +1,4 @@
-"""The stages of the line: fetch, inspect, train, evaluate, promote, deploy, smoke-test."""
+"""The pipeline's stages: fetch, inspect, train, evaluate, promote, deploy, smoke-test."""
 
 import signal
 import sys
@@ -18,6 +18,7 @@ from mask_ray.config import (
     ReportSettings,
     RunSettings,
     TrainSettings,
+    changeable_fields,
 )
 from mask_ray.data import sources
 from mask_ray.data.sources import fingerprint
@@ -37,13 +38,14 @@ from mask_ray.pipeline.runner import (
     run_stages,
 )
 from mask_ray.progress import say
-from mask_ray.serving import deployment
-from mask_ray.training import resources
-from mask_ray.training.run import MAY_CHANGE, train_model
+from mask_ray.ray_internals import started_ray
+from mask_ray.serving import service
+from mask_ray.training.run import train_model
 
 _RULE = set(PromotionRule.model_fields)
-# How a run is done, not what it makes: given anew, it is the same training, the same pipeline.
-_ONLY_HOW = MAY_CHANGE - {"quantize", "register_as", "promote"} - _RULE
+# Settings of how a run is done, not of what it makes. A change of these alone leaves the training
+# and the pipeline the same.
+_ONLY_HOW = changeable_fields(TrainSettings) - {"quantize", "register_as", "promote"} - _RULE
 _NOT_OF_TRAINING = _ONLY_HOW | _RULE | {"experiment", "promote"}
 _NOT_OF_PIPELINE = _ONLY_HOW | {"deploy_timeout_s", "serve"}
 
@@ -52,18 +54,18 @@ def run_pipeline(settings: PipelineSettings) -> dict[str, Any]:
     """Run the pipeline. Ray must be running.
 
     Returns:
-        The run's id, the model's URI and version, whether and why it is the champion, metrics of
-        the test split, the service's address and version, and seconds of each stage done.
+        The run's id, the model's URI and version, whether and why it was promoted, metrics on the
+        test split, the service's address and version, and seconds of each stage not skipped.
 
     Raises:
         PipelineError: a stage failed; the message names it.
     """
     key = settings.model_dump(mode="json", exclude=_NOT_OF_PIPELINE)
-    done = run_stages(_Line(settings).stages(), settings.experiment, key)
-    results = done.results
+    outcome = run_stages(_Stages(settings).wanted(), settings.experiment, key)
+    results = outcome.results
     promoted, deployed = results.get("promote", {}), results.get("deploy", {})
     return {
-        "run_id": done.run_id,
+        "run_id": outcome.run_id,
         "model_uri": results["train"]["model_uri"],
         "model_version": results["train"]["model_version"],
         "promoted": promoted.get("promoted", False),
@@ -71,21 +73,21 @@ def run_pipeline(settings: PipelineSettings) -> dict[str, Any]:
         "test": results["train"]["test"],
         "url": deployed.get("url"),
         "served_version": deployed.get("version"),
-        "seconds": done.seconds,
+        "seconds": outcome.seconds,
     }
 
 
 def stay_while_serving() -> None:
-    """Wait for Ctrl-C where this process's own Ray holds the service, which would end with it."""
-    if resources.started_here() and deployment.is_running():
-        # Not on standard output, whose last line is the result.
+    """Wait for Ctrl-C if the service runs in this process's own Ray, which ends with it."""
+    if started_ray() and service.is_running():
+        # Not on standard output: its last line is the result.
         print("serving until Ctrl-C: this command started Ray for itself", file=sys.stderr)
         with suppress(KeyboardInterrupt):
             signal.pause()
 
 
-class _Line:
-    """The stages for some settings."""
+class _Stages:
+    """Inputs and work of each stage, for some settings."""
 
     def __init__(self, settings: PipelineSettings) -> None:
         self._settings = settings
@@ -95,10 +97,10 @@ class _Line:
         if self._deploys:
             self._url = settings.url or live_service.address(settings.serve_config)
 
-    def stages(self) -> list[Stage]:
-        """All that are wanted, in order."""
+    def wanted(self) -> list[Stage]:
+        """Return the stages that the settings ask for, in order."""
         stages = [
-            Stage("fetch", self._fetch_inputs, in_own_run(self._fetch), _is_there),
+            Stage("fetch", self._fetch_inputs, in_own_run(self._fetch), _sources_exist),
             Stage("inspect", self._inspect_inputs, in_own_run(self._inspect)),
             Stage("train", self._train_inputs, self._train, self._is_registered),
             Stage("evaluate", self._evaluate_inputs, in_own_run(self._evaluate)),
@@ -113,8 +115,9 @@ class _Line:
         return stages
 
     def _fetch_inputs(self, results: Results) -> Result:
-        given = [s for s in (self._settings.data, self._settings.test_data) if s is not None]
-        return {"sources": given, "fingerprint": [fingerprint.of_source(s) for s in given]}
+        both = (self._settings.data, self._settings.test_data)
+        present = [source for source in both if source is not None]
+        return {"sources": present, "fingerprint": [fingerprint.of_source(s) for s in present]}
 
     def _fetch(self, results: Results, run: tracking.Run) -> Result:
         test_data = self._settings.test_data
@@ -137,9 +140,9 @@ class _Line:
         run.log_text(html(settings.data, findings), "inspection.html")
         run.log_json(as_json(findings), "inspection.json")
         run.log_metrics(evaluation.flatten(_only_numbers(findings.figures)))
-        told = "num_images", "num_unreadable", "num_near_groups", "num_groups_under_two_labels"
-        say(", ".join(f"{name} {findings.figures[name]}" for name in told))
-        return {name: findings.figures[name] for name in told}
+        names = "num_images", "num_unreadable", "num_near_groups", "num_groups_under_two_labels"
+        say(", ".join(f"{name} {findings.figures[name]}" for name in names))
+        return {name: findings.figures[name] for name in names}
 
     def _train_settings(self, results: Results) -> dict[str, Any]:
         own = self._settings.model_dump(mode="json", include=set(RunSettings.model_fields))
@@ -147,18 +150,18 @@ class _Line:
 
     def _train_inputs(self, results: Results) -> Result:
         settings = self._train_settings(results)
-        made_of = {key: value for key, value in settings.items() if key not in _NOT_OF_TRAINING}
-        return made_of | _source(results)
+        kept = {key: value for key, value in settings.items() if key not in _NOT_OF_TRAINING}
+        return kept | _fingerprint(results)
 
     def _train(self, results: Results, attempt: Attempt) -> Result:
-        settings = self._train_settings(results) | {"resume": attempt.cut_off}
+        settings = self._train_settings(results) | {"resume": attempt.resume}
         return train_model(TrainSettings(**settings), attempt.tags)
 
     def _is_registered(self, result: Result) -> bool:
         return tracking.RegisteredModel(self._name).has_version(result["model_version"])
 
     def _evaluate_inputs(self, results: Results) -> Result:
-        return self._data_settings(results) | self._robustness | _made(results)
+        return self._data_settings(results) | self._robustness | _trained_model(results)
 
     @property
     def _robustness(self) -> dict[str, Any]:
@@ -169,37 +172,37 @@ class _Line:
         settings = EvaluateSettings(
             **self._data_settings(results), **self._robustness, model_uri=uri
         )
-        made, _ = evaluate(settings)
-        run.log_text(made.html, evaluation.HTML_FILE)
-        run.log_json(made.figures, evaluation.JSON_FILE)
-        run.log_metrics(evaluation.flatten(made.metrics, "test_"))
-        return made.metrics
+        report, _ = evaluate(settings)
+        run.log_text(report.html, evaluation.HTML_FILE)
+        run.log_json(report.figures, evaluation.JSON_FILE)
+        run.log_metrics(evaluation.flatten(report.metrics, "test_"))
+        return report.metrics
 
     def _promote_inputs(self, results: Results) -> Result:
         rule = self._settings.model_dump(include=set(PromotionRule.model_fields))
-        return self._data_settings(results) | rule | _made(results)
+        return self._data_settings(results) | rule | _trained_model(results)
 
     def _promote(self, results: Results, run: tracking.Run) -> Result:
         settings = DataSettings(**self._data_settings(results))
-        images = promotion.held_out(settings, self._settings.image_size)
+        images = promotion.load_held_out(settings, self._settings.image_size)
         version = results["train"]["model_version"]
-        decision = promotion.run(self._name, version, images, self._settings)
-        for who, figures in (("challenger", decision.challenger), ("champion", decision.champion)):
+        decision = promotion.promote_if_better(self._name, version, images, self._settings)
+        for role, figures in (("challenger", decision.challenger), ("champion", decision.champion)):
             if figures is not None:
-                run.log_metrics({f"{who}_{key}": v for key, v in _numbers(figures).items()})
+                run.log_metrics({f"{role}_{key}": v for key, v in _numbers(figures).items()})
         return asdict(decision)
 
     def _champion(self, results: Results) -> str:
-        """What is to be served: the new version, or where that was not promoted, the one before.
+        """Return the version to serve: the new one if it was promoted, else the older champion.
 
         Raises:
-            PipelineError: there is none.
+            PipelineError: there is no champion.
         """
         version = tracking.aliases(self._name).get(CHAMPION)
         if version is None:
             raise PipelineError(
                 f"{self._name} has no champion to serve, since version "
-                f"{results['train']['model_version']} is not promoted: "
+                f"{results['train']['model_version']} was not promoted: "
                 f"{results['promote']['reason']}"
             )
         return version
@@ -212,15 +215,15 @@ class _Line:
         if live_service.health(self._url) is None:
             if not settings.serve:
                 raise PipelineError(
-                    f"nothing answers at {self._url}; start it by `serve run "
-                    f"{settings.serve_config}`, or have the pipeline do it by --serve"
+                    f"nothing answers at {self._url}; start it with `serve run "
+                    f"{settings.serve_config}`, or pass --serve to have the pipeline do it"
                 )
             say(f"serving at {self._url}")
-            deployment.start(settings.serve_config, f"models:/{self._name}@{CHAMPION}")
+            service.start(settings.serve_config, f"models:/{self._name}@{CHAMPION}")
         live_service.await_version(
             self._url, self._name, target["version"], settings.deploy_timeout_s
         )
-        # What was asked of one that ended since says nothing of this one.
+        # The time makes a later service another one: answers of an ended service do not count.
         return target | {"deployed": datetime.now(UTC).isoformat()}
 
     def _is_served(self, result: Result) -> bool:
@@ -235,24 +238,26 @@ class _Line:
         predictor = Predictor(path)
         settings = DataSettings(**self._data_settings(results))
         images = _test_images(settings, predictor.image_size, self._settings.smoke_images)
-        told = live_service.ask(self._url, (self._name, version), images, predictor, settings)
-        say(f"{self._url} answers by version {version}: {told}")
-        run.log_metrics(told)
-        return told
+        checked = live_service.check_answers(
+            self._url, (self._name, version), images, predictor, settings
+        )
+        say(f"{self._url} answers with version {version}: {checked}")
+        run.log_metrics(checked)
+        return checked
 
 
-def _is_there(result: Result) -> bool:
-    given = [result[key] for key in ("data", "test_data") if result[key] is not None]
-    return all(sources.is_there(source) for source in given)
+def _sources_exist(result: Result) -> bool:
+    present = [result[key] for key in ("data", "test_data") if result[key] is not None]
+    return all(sources.is_there(source) for source in present)
 
 
-def _made(results: Results) -> Result:
-    made = {key: results["train"][key] for key in ("model_uri", "run_id")}
-    return made | _source(results)
+def _trained_model(results: Results) -> Result:
+    model = {key: results["train"][key] for key in ("model_uri", "run_id")}
+    return model | _fingerprint(results)
 
 
-def _source(results: Results) -> Result:
-    """What tells the images of one moment from those of another."""
+def _fingerprint(results: Results) -> Result:
+    """Return what changes when the images change."""
     return {"fingerprint": results["fetch"]["fingerprint"]}
 
 
@@ -261,27 +266,29 @@ def _only_numbers(figures: dict[str, Any]) -> dict[str, Any]:
 
 
 def _numbers(figures: promotion.Figures) -> dict[str, float]:
-    told = {key: value for key, value in asdict(figures).items() if key != "version"}
-    return evaluation.flatten(told)
+    values = {key: value for key, value in asdict(figures).items() if key != "version"}
+    return evaluation.flatten(values)
 
 
 def _test_images(
     settings: DataSettings, image_size: int, num_images: int
 ) -> list[live_service.LabelledImage]:
-    """Some of the test split, as encoded files."""
+    """Return the first images of the test split that can be decoded, as encoded files."""
     images = data.load(settings, image_size, needed=())
     rows = images.decoded(("test",)).select_columns(["path", "label", "split", "error"])
-    found: list[live_service.LabelledImage] = []
+    chosen: list[live_service.LabelledImage] = []
     for row in rows.iter_rows():
         if row["split"] == "test" and not row["error"]:
             path, class_name = str(row["path"]), images.class_names[row["label"]]
-            found.append(live_service.LabelledImage(path, _read(path, settings), class_name))
-        if len(found) == num_images:
+            chosen.append(
+                live_service.LabelledImage(path, _read_encoded(path, settings), class_name)
+            )
+        if len(chosen) == num_images:
             break
-    return found
+    return chosen
 
 
-def _read(path: str, settings: DataSettings) -> bytes:
+def _read_encoded(path: str, settings: DataSettings) -> bytes:
     if sources.is_synthetic(settings.test_data or settings.data):
         encoded, _ = synthetic.encode(int(Path(path).stem), seed=settings.seed)
         return encoded

@@ -1,7 +1,7 @@
-"""Reports for people: one HTML file each, which needs no network and no other file.
+"""Render HTML reports: a single file each, which needs no network.
 
-Each report is a Jinja template beside this module that extends `base.html.j2`, whose style and
-macros (`parts.html.j2`) all of them share.
+Each report is a Jinja template beside this module. It extends `base.html.j2` and shares its style
+and the macros of `parts.html.j2`.
 """
 
 import base64
@@ -15,7 +15,7 @@ from PIL import Image
 
 
 def render(template: str, **values: Any) -> str:
-    """The page that `template` makes of `values`, which are escaped."""
+    """Render `template` with `values`, which are escaped."""
     environment = Environment(
         loader=PackageLoader("mask_ray.reports", package_path=""),
         autoescape=True,
@@ -28,12 +28,12 @@ def render(template: str, **values: Any) -> str:
 
 
 def data_uri(content: bytes, media_type: str = "image/jpeg") -> str:
-    """An address that is the content, for `src` of an image."""
+    """Return a data URI of the content, for `src` of an image."""
     return f"data:{media_type};base64,{base64.b64encode(content).decode()}"
 
 
 def jpeg(pixels: NDArray[np.uint8], quality: int = 80) -> bytes:
-    """A picture (uint8, RGB or grey) as JPEG."""
+    """Encode pixels (uint8, RGB or grey) as JPEG."""
     encoded = io.BytesIO()
     Image.fromarray(pixels).save(encoded, "JPEG", quality=quality)
     return encoded.getvalue()

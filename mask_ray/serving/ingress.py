@@ -23,10 +23,20 @@ _ALWAYS = {
     "RAY_SERVE_FORCE_STOP_UNHEALTHY_REPLICAS": "1",
 }
 
-_HAPROXY = {
+# What RAY_SERVE_THROUGHPUT_OPTIMIZED sets. Under that name Serve prints this list at each start.
+THROUGHPUT = {
+    # The app shares the replica's event loop: nothing slow runs on it.
+    "RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD": "0",
+    "RAY_SERVE_RUN_ROUTER_IN_SEPARATE_LOOP": "0",
+    "RAY_SERVE_USE_GRPC_BY_DEFAULT": "1",
+    # Follows the one above unless it is set; the throughput mode leaves it off.
+    "RAY_SERVE_PROXY_USE_GRPC": "0",
+    "RAY_SERVE_REQUEST_PATH_LOG_BUFFER_SIZE": "1000",
+    "RAY_SERVE_LOG_TO_STDERR": "0",
+}
+
+_HAPROXY = THROUGHPUT | {
     "RAY_SERVE_ENABLE_HA_PROXY": "1",
-    # The app shares the replica's event loop, which nothing slow runs on.
-    "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
     # Its configuration is made tighter before it starts.
     "RAY_SERVE_HAPROXY_BINARY_PATH": str(Path(sys.executable).parent / "mask-ray-haproxy"),
     # Asked of another replica: what met none, or one that died or hangs. To classify twice does no

@@ -4,20 +4,15 @@ State is an SQLite file and a folder of artifacts under `MASK_RAY_HOME`, unless
 `MLFLOW_TRACKING_URI` names a server.
 """
 
-from mask_ray.tracking.runs import (
+from mask_ray.tracking.registry import (
     ModelNotFoundError,
     RegisteredModel,
     ResolvedModel,
-    Run,
-    TrackingError,
     aliases,
-    check_shared,
-    find_runs,
-    name_tag,
     resolve_model,
-    start_run,
-    system_metrics,
 )
+from mask_ray.tracking.runs import Run, find_runs, name_tag, start_run, system_metrics
+from mask_ray.tracking.store import TrackingError, check_shared
 
 __all__ = [
     "ModelNotFoundError",

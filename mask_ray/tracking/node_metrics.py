@@ -1,4 +1,4 @@
-"""How busy each node is while a run goes on: CPU, memory, disk, network and GPUs, in MLflow."""
+"""Record each node's CPU, memory, disk, network and GPUs in MLflow while a run is active."""
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -12,11 +12,11 @@ from mask_ray.config import tracking_uri
 
 
 @contextmanager
-def recorded(run: tracking.Run) -> Iterator[None]:
-    """Record every node there is now, as `system/node_0/cpu_utilization_percentage` and so on.
+def record(run: tracking.Run) -> Iterator[None]:
+    """Record all current nodes, as `system/node_0/cpu_utilization_percentage` and so on.
 
-    Nodes are numbered as in the run's environment.json. The driver's own is watched from this
-    process, each other one by a small actor on it.
+    Nodes are numbered as in the run's environment.json. This process watches the driver's node; a
+    small actor watches each other node.
     """
     here = ray.get_runtime_context().get_node_id()
     nodes = [node["NodeID"] for node in ray.nodes() if node["Alive"]]
@@ -35,7 +35,7 @@ def recorded(run: tracking.Run) -> Iterator[None]:
 
 
 def _start_watcher(run_id: str, number: int, node_id: str) -> Any:
-    """It ends with this process; a node that is lost takes its own with it."""
+    """Start an actor on the node. It ends with this process, or with its node."""
     on_node = NodeAffinitySchedulingStrategy(node_id, soft=False)
     options: dict[str, Any] = {"num_cpus": 0, "scheduling_strategy": on_node}
     environment = {"env_vars": {"MLFLOW_TRACKING_URI": tracking_uri()}}
@@ -49,5 +49,5 @@ class _Watcher:
         self._stack.enter_context(tracking.system_metrics(run_id, node))
 
     def stop(self) -> None:
-        """Write what was not written yet."""
+        """Stop, and write what was not written yet."""
         self._stack.close()

@@ -1,6 +1,6 @@
-"""What a run was made by: code, locked and installed libraries, and the machines.
+"""Describe what a run was made with: code, locked and installed libraries, machines.
 
-With its settings and its data, all that is needed to make it again.
+Together with its settings and its data, this is what repeating a run takes.
 """
 
 import hashlib
@@ -17,9 +17,10 @@ from urllib.parse import unquote, urlparse
 import ray
 
 import mask_ray
+from mask_ray import ray_internals
 
-# What differs between two runs, as a line tells it, by the tag that holds it.
-_TOLD_AS = {
+# Descriptions of tags, for lines that name differences between runs.
+_DESCRIPTIONS = {
     "data_digest": "the images or their labels",
     "git_commit": "the code",
     "git_diff_digest": "uncommitted changes of the code",
@@ -30,7 +31,7 @@ _TOLD_AS = {
 
 
 def tags() -> dict[str, str]:
-    """The short part, which a run is tagged with: commit, digests, Python, platform."""
+    """Return the tags of a run: commit, digests, Python, platform."""
     diff = git_diff()
     return {
         "git_commit": git_commit(),
@@ -41,8 +42,14 @@ def tags() -> dict[str, str]:
     }
 
 
+def ray_job_id() -> str:
+    """Return the submission id that `ray job` commands take; outside a job, the driver's id."""
+    own: str = ray.get_runtime_context().get_job_id()
+    return ray_internals.submission_id() or own
+
+
 def environment() -> dict[str, Any]:
-    """The long part: the version of every installed library, and every node's resources.
+    """Return the version of every installed library, and the resources of every node.
 
     Ray must be running.
     """
@@ -60,7 +67,7 @@ def environment() -> dict[str, Any]:
 
 
 def _hardware(resources: Mapping[str, float]) -> dict[str, float]:
-    """CPUs, GPUs, their type, and bytes of memory; not the names of machines."""
+    """Keep CPUs, GPUs, their type and bytes of memory; leave out names of machines."""
     return {name: value for name, value in resources.items() if not name.startswith("node:")}
 
 
@@ -72,17 +79,17 @@ def _processor() -> str:
 
 
 def differences(earlier: Mapping[str, str], own: Mapping[str, str]) -> list[str]:
-    """A line for each thing that differs between two runs' tags, by which figures may differ."""
+    """Return a line for each difference between two runs' tags that may change figures."""
     return [
         f"{what} ({name}): {earlier.get(name, 'unknown')} there, {own[name]} here"
-        for name, what in _TOLD_AS.items()
+        for name, what in _DESCRIPTIONS.items()
         if name in own and own[name] != earlier.get(name)
     ]
 
 
 def lock_digest() -> str:
-    """SHA-256 of uv.lock, of which a submitted job has a copy; `unknown` without one."""
-    for folder in (_tree(), _installed_from()):
+    """Return the SHA-256 of uv.lock, which a submitted job has too; `unknown` without one."""
+    for folder in (_code_folder(), _installed_from()):
         if folder is not None and (lock := folder / "uv.lock").is_file():
             return _digest(lock.read_bytes())
     return "unknown"
@@ -93,9 +100,9 @@ def _digest(content: bytes) -> str:
 
 
 def git_commit() -> str:
-    """The commit this code is of, with `-dirty` when it differs; `unknown` outside a checkout.
+    """Return the commit of this code, with `-dirty` if it differs; `unknown` outside a checkout.
 
-    A submitted job runs in a copy without `.git`: the copy is compared with the checkout that
+    A submitted job runs in a copy without `.git`, so the copy is compared with the checkout that
     the package is installed from. `MASK_RAY_GIT_COMMIT` overrides both.
     """
     if commit := os.environ.get("MASK_RAY_GIT_COMMIT"):
@@ -106,19 +113,21 @@ def git_commit() -> str:
 
 
 def git_diff() -> str:
-    """How this code differs from its commit, as a patch; empty where it does not."""
+    """Return how this code differs from its commit, as a patch; empty if it does not."""
     return _git("diff", "--binary", "HEAD")
 
 
 def _git(*arguments: str) -> str:
-    """What git says of this code; nothing outside a checkout, or without git."""
-    checkout = next((c for c in (_tree(), _installed_from()) if c and (c / ".git").exists()), None)
+    """Run git on this code; return its output, empty outside a checkout or without git."""
+    checkout = next(
+        (c for c in (_code_folder(), _installed_from()) if c and (c / ".git").exists()), None
+    )
     if checkout is None:
         return ""
     try:
         return subprocess.run(
-            ["git", "--git-dir", checkout / ".git", "--work-tree", _tree(), *arguments],
-            cwd=_tree(),
+            ["git", "--git-dir", checkout / ".git", "--work-tree", _code_folder(), *arguments],
+            cwd=_code_folder(),
             env=os.environ | {"GIT_OPTIONAL_LOCKS": "0"},
             capture_output=True,
             text=True,
@@ -129,7 +138,7 @@ def _git(*arguments: str) -> str:
         return ""
 
 
-def _tree() -> Path:
+def _code_folder() -> Path:
     return Path(mask_ray.__file__).parent.parent
 
 

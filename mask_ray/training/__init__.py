@@ -1,1 +1,1 @@
-"""From settings to a registered model: the driver's side and the workers' side of a run."""
+"""Train a model and register it: the driver's side and the workers' side of a run."""

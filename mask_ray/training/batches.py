@@ -1,7 +1,7 @@
-"""Batches for one worker: of cached features for the head, of augmented images for the rest.
+"""Batches for one worker: cached features for the head, augmented images for other phases.
 
-Each source gives, for every epoch, the same number of training rows to every worker, in an order
-that the seed and the epoch decide.
+In every epoch each worker gets the same number of training rows, in an order that depends only on
+the seed and the epoch.
 """
 
 import zlib
@@ -20,37 +20,37 @@ from mask_ray import data
 from mask_ray.config import MaskRayError
 from mask_ray.images.augment import augment
 
-# Rows held for shuffling by a worker; 1,024 images of 128 px take 50 MB.
+# Rows that a worker holds to shuffle them; 1,024 images of 128 px take 50 MB.
 _SHUFFLE_ROWS = 1024
 _VAL_BATCH_SIZE = 256
 
-# What a model takes, and labels, int64 (N,).
+# Inputs of the model, and labels: int64 (N,).
 Batch = tuple[NDArray[Any], NDArray[np.int64]]
 
 
 class Batches(Protocol):
-    """Where a phase of the training takes its rows from."""
+    """Source of the rows of a training phase."""
 
     def train(self, epoch: int, batch_size: int) -> Iterator[Batch]:
-        """This worker's training rows of an epoch, which counts from the start of the run."""
+        """Yield this worker's training rows of an epoch, counted from the start of the run."""
 
     def val(self) -> Iterator[Batch]:
-        """This worker's validation rows. Workers may have different numbers of them, or none."""
+        """Yield this worker's validation rows; workers may have different numbers, or none."""
 
 
 class FeatureBatches:
-    """Rows of the files that `mask_ray.training.features` writes, mapped into memory.
+    """Rows from the files that `mask_ray.training.features` writes, mapped into memory.
 
-    Each epoch takes every image once, as one of its views, drawn at random.
+    Each epoch takes every image once, as one of its views, chosen at random.
 
     Args:
-        folder: Where the files are.
-        rank: This worker's.
+        folder: Folder of the files.
+        rank: Rank of this worker.
         size: Number of workers.
-        seed: The same on all workers: they share out one permutation.
+        seed: Seed of the permutation that all workers share; the same on all of them.
 
     Raises:
-        MaskRayError: the folder cannot be read from here.
+        MaskRayError: this worker cannot read the folder.
     """
 
     def __init__(self, folder: Path, rank: int, size: int, seed: int) -> None:
@@ -69,7 +69,7 @@ class FeatureBatches:
             ) from error
 
     def train(self, epoch: int, batch_size: int) -> Iterator[Batch]:
-        """Float32 (N, D) and labels."""
+        """Yield float32 (N, D) and labels."""
         num_images, num_views, _ = self._train.shape
         rng = np.random.default_rng([self._seed, epoch])
         order = self._train_order[rng.permutation(num_images)]
@@ -80,7 +80,7 @@ class FeatureBatches:
             yield self._train[rows, views[rows]].astype(np.float32), self._train_labels[rows]
 
     def val(self) -> Iterator[Batch]:
-        """Float32 (N, D) and labels."""
+        """Yield float32 (N, D) and labels."""
         own = self._val_order[self._rank :: self._size]
         for start in range(0, len(own), _VAL_BATCH_SIZE):
             rows = own[start : start + _VAL_BATCH_SIZE]
@@ -93,9 +93,9 @@ class ImageBatches:
     Args:
         train: This worker's shard of `augmented(...)`.
         val: This worker's shard of the validation images.
-        epoch: The same actor that was given to `augmented`.
-        rank: This worker's.
-        seed: Of the order of rows.
+        epoch: Actor that `augmented` also got.
+        rank: Rank of this worker.
+        seed: Seed of the order of rows.
     """
 
     def __init__(self, train: Any, val: Any, epoch: Any, rank: int, seed: int) -> None:
@@ -103,14 +103,14 @@ class ImageBatches:
         self._epoch, self._rank, self._seed = epoch, rank, seed
 
     def train(self, epoch: int, batch_size: int) -> Iterator[Batch]:
-        """Uint8 (N, S, S, 3) and labels; rows are shuffled within chunks.
+        """Yield uint8 (N, S, S, 3) and labels; rows are shuffled within chunks.
 
-        The first chunk is one batch, so that training starts as soon as that is there; each of
-        the next is twice as long, up to `_SHUFFLE_ROWS`. Ray's own `local_shuffle_buffer_size`
-        took as long for an image of 96 px as a training step.
+        The first chunk is one batch, so that training starts with the first batch; each later
+        chunk has twice as many batches, up to `_SHUFFLE_ROWS` rows. Ray's own
+        `local_shuffle_buffer_size` took as long for an image of 96 px as a training step.
         """
         if self._rank == 0:
-            # The tasks of an epoch start when the last worker asks for it, so after this.
+            # The tasks of an epoch start once all workers ask for it, so after this call.
             ray.get(self._epoch.set.remote(epoch))
         rng = np.random.default_rng([self._seed, epoch, self._rank])
         most = -(-_SHUFFLE_ROWS // batch_size)
@@ -122,13 +122,13 @@ class ImageBatches:
                 yield chunk["image"][rows], chunk["label"][rows]
 
     def val(self) -> Iterator[Batch]:
-        """Uint8 (N, S, S, 3) and labels."""
+        """Yield uint8 (N, S, S, 3) and labels."""
         for batch in self._val.iter_batches(batch_size=64, prefetch_batches=2):
             yield batch["image"], batch["label"]
 
 
 def _growing_chunks(batches: Iterable[data.Batch], most: int) -> Iterator[data.Batch]:
-    """The rows of 1, 2, 4 ... batches, up to `most`, in one."""
+    """Join 1, 2, 4 ... batches into one chunk, up to `most` of them."""
     batches, size = iter(batches), 1
     while chunk := list(islice(batches, size)):
         yield {name: np.concatenate([batch[name] for batch in chunk]) for name in chunk[0]}
@@ -136,22 +136,22 @@ def _growing_chunks(batches: Iterable[data.Batch], most: int) -> Iterator[data.B
 
 
 class Epoch:
-    """Tells Ray Data's tasks, which don't know it, what epoch they work for."""
+    """The current epoch, as an actor that the tasks of Ray Data ask."""
 
     def __init__(self) -> None:
         self._epoch = 0
 
     def set(self, epoch: int) -> None:
-        """Of the images that are asked for from now on."""
+        """Set the epoch of the images that are requested from now on."""
         self._epoch = epoch
 
     def get(self) -> int:
-        """Of the images that are now being made."""
+        """Return the epoch of the images that are now being made."""
         return self._epoch
 
 
 def start_epoch_actor() -> Any:
-    """An Epoch that lives as long as this process, and on its node: others may be lost."""
+    """Start an `Epoch` on this process's node, since other nodes may be lost."""
     here = ray.get_runtime_context().get_node_id()
     return (
         ray.remote(Epoch)
@@ -161,14 +161,14 @@ def start_epoch_actor() -> Any:
 
 
 def augmented(images: Dataset, strength: float, seed: int, epoch: Any, task_cpus: float) -> Dataset:
-    """The same rows, with another random view of each image in every epoch.
+    """Return the same rows, with another random view of each image in every epoch.
 
     Args:
-        images: Rows `image` and `label`.
-        strength: See `mask_ray.images.augment`.
-        seed: With the epoch and the image's pixels, it decides the view.
-        epoch: From `start_epoch_actor`.
-        task_cpus: What each task reserves.
+        images: Rows with columns `image` and `label`.
+        strength: Strength of augmentation, see `mask_ray.images.augment`.
+        seed: Seed that determines the view, together with the epoch and the image's pixels.
+        epoch: Actor from `start_epoch_actor`.
+        task_cpus: CPUs that each task reserves.
     """
     return data.map_rows(images, _augment, task_cpus, strength=strength, seed=seed, epoch=epoch)
 

@@ -1,10 +1,10 @@
-"""What a run needs to go on after a fault. Imports no Keras: the driver reads names from here."""
+"""Checkpoints, from which a run resumes. Imports no Keras: the driver reads names from here."""
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,8 +16,9 @@ from mask_ray.training.schedule import Position
 
 if TYPE_CHECKING:
     import keras
+    import ray.train
 
-# The model that a finished run ends with.
+# Files of the trained model, in the last checkpoint of a run.
 ONNX_FILE = "model.onnx"
 KERAS_FILE = "model.keras"
 
@@ -29,23 +30,23 @@ Weights = list[NDArray[Any]]
 
 
 class CheckpointError(MaskRayError):
-    """A checkpoint cannot be written or read; the message says what is lost and what is not."""
+    """A checkpoint cannot be written or read; the message says what is lost and what is kept."""
 
 
 def write(folder: Path, trained: "keras.Model", best: Weights, phase: int, done: Position) -> None:
     """Write a checkpoint.
 
     Args:
-        folder: An empty one.
-        trained: The model that is trained in the current phase, compiled.
-        best: Its weights of the best epoch.
-        phase: Index of the phase.
-        done: The position to go on from, perhaps in the next phase.
+        folder: An empty folder.
+        trained: The compiled model that the current phase trains.
+        best: Weights of that model at the best epoch.
+        phase: Index of the current phase.
+        done: Position to resume from, perhaps in the next phase.
 
     Raises:
-        OSError: the folder has no room for it.
+        OSError: the disk is full.
     """
-    # Not as Keras's HDF5 file, which on a full disk ends in a crash of the process.
+    # Not in Keras's HDF5 format: on a full disk it crashes the process.
     np.savez(folder / _TRAINED, *(variable.numpy() for variable in _variables(trained)))
     np.savez(folder / _BEST, *best)
     state = {
@@ -65,33 +66,50 @@ def _digest(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def read(checkpoint: Any, begin: "Callable[[int], keras.Model]") -> tuple[Position, Weights]:
-    """Read a checkpoint into the model that `begin(phase)` compiles.
+@dataclass(frozen=True)
+class Saved:
+    """Contents of a checkpoint.
 
     Args:
-        checkpoint: Of Ray Train.
-        begin: Given the phase's index, makes the model that was trained.
+        path: Folder of the checkpoint, for errors.
+        phase: Index of the phase that it was written in.
+        position: Position to resume from, perhaps in the next phase.
+        trained: Weights of the model that the phase trains, then its optimizer's variables.
+        best: Weights of that model at the best epoch.
+    """
 
-    Returns:
-        The position to go on from, and the weights of the best epoch.
+    path: str
+    phase: int
+    position: Position
+    trained: Weights
+    best: Weights
+
+    def restore(self, trained: "keras.Model") -> None:
+        """Set the weights and the optimizer's variables of a compiled model.
+
+        Raises:
+            CheckpointError: they do not fit the model.
+        """
+        with _explained_damage(self.path):
+            for variable, value in zip(_variables(trained), self.trained, strict=True):
+                variable.assign(value)
+
+
+def read(checkpoint: "ray.train.Checkpoint") -> Saved:
+    """Read a checkpoint and check it against its SHA-256 digests.
 
     Raises:
         CheckpointError: a file is missing or damaged.
     """
-    with checkpoint.as_directory() as name:
+    with checkpoint.as_directory() as name, _explained_damage(checkpoint.path):
         folder = Path(name)
-        with _damage_named(checkpoint):
-            state = json.loads((folder / _STATE).read_text())
-            phase, position = int(state["phase"]), Position(**state["position"])
-            for file_name, digest in state["sha256"].items():
-                if _digest(folder / file_name) != digest:
-                    raise ValueError(f"{file_name} is not as it was written")
-            weights, best = _load(folder / _TRAINED), _load(folder / _BEST)
-        trained = begin(phase)
-        with _damage_named(checkpoint):
-            for variable, value in zip(_variables(trained), weights, strict=True):
-                variable.assign(value)
-    return position, best
+        state = json.loads((folder / _STATE).read_text())
+        phase, position = int(state["phase"]), Position(**state["position"])
+        for file_name, digest in state["sha256"].items():
+            if _digest(folder / file_name) != digest:
+                raise ValueError(f"{file_name} is not as it was written")
+        trained, best = _load(folder / _TRAINED), _load(folder / _BEST)
+    return Saved(checkpoint.path, phase, position, trained, best)
 
 
 def _load(path: Path) -> Weights:
@@ -100,15 +118,12 @@ def _load(path: Path) -> Weights:
 
 
 @contextmanager
-def _damage_named(checkpoint: Any) -> Iterator[None]:
+def _explained_damage(path: str) -> Iterator[None]:
+    """Turn any error into one that names the damaged checkpoint and what to do."""
     try:
         yield
-    except Exception as error:  # numpy's, zipfile's and Keras's own share no base class
+    except Exception as error:  # errors of numpy, zipfile and Keras share no base class
+        first_line = (str(error).splitlines() or [type(error).__name__])[0]
         raise CheckpointError(
-            f"the checkpoint {checkpoint.path} is damaged ({_first_line(error)}). "
-            "Remove it, or start a new run"
+            f"the checkpoint {path} is damaged ({first_line}). Remove it, or start a new run"
         ) from error
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]

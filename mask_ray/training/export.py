@@ -1,4 +1,4 @@
-"""The file of a trained model that is registered: calibrated, in float32 or int8."""
+"""Make the model file that a run registers: calibrated, in float32 or int8."""
 
 import os
 from dataclasses import asdict, dataclass, field, replace
@@ -18,13 +18,13 @@ from mask_ray.training import checkpoints
 
 @dataclass(frozen=True)
 class Export:
-    """A model file, ready to be registered.
+    """A model file that is ready to be registered.
 
     Args:
-        onnx: The file.
-        temperature: What its logits are divided by, in the file.
-        examination: What it says of the test split.
-        metadata: What its version is to tell of how it was chosen.
+        onnx: Path of the file.
+        temperature: Number by which the file divides its logits.
+        examination: Predictions of the file on the test split, and what follows from them.
+        metadata: Metadata for the registered version: how the file was chosen.
     """
 
     onnx: Path
@@ -33,7 +33,7 @@ class Export:
     metadata: dict[str, Any] = field(default_factory=dict)
 
     def predictor(self) -> Predictor:
-        """The file as a function, on all cores of this machine."""
+        """Load the file, to run on all cores of this machine."""
         return _predictor(self.onnx)
 
 
@@ -45,16 +45,16 @@ def choose(
     scratch: Path,
     tracked: tracking.Run,
 ) -> Export:
-    """Calibrate a trained model; take its int8 version where that is wanted, as good, and faster.
+    """Calibrate a trained model; choose int8 if `quantize` is on and int8 is as good and faster.
 
     Args:
-        settings: Of the run.
-        images: Those of the run.
+        settings: Settings of the run.
+        images: Images of the run.
         splits: The same images, decoded.
-        trained: The checkpoint's folder, with the model as ONNX and as `.keras`.
-        scratch: Gets the model files, among them `checkpoints.KERAS_FILE`, calibrated as the ONNX
-            file of 32-bit floats is.
-        tracked: The MLflow run; it gets what both files were compared by.
+        trained: Folder of the last checkpoint, with the model as ONNX and as `.keras`.
+        scratch: Folder for the model files; `checkpoints.KERAS_FILE` gets the same temperature
+            as the float32 ONNX file.
+        tracked: The MLflow run, which gets the figures that were compared.
     """
     onnx = trained / checkpoints.ONNX_FILE
     float32 = _calibrated(settings, images, splits, onnx, scratch / "float32.onnx")
@@ -71,12 +71,12 @@ def choose(
 
 
 def of_version(settings: TrainSettings, images: ImageData, version: str) -> Export:
-    """What a run has registered already, examined once more.
+    """Examine again the version that a run has registered.
 
     Args:
-        settings: Of the run.
-        images: Those of the run.
-        version: Of the model `settings.register_as`.
+        settings: Settings of the run.
+        images: Images of the run.
+        version: Version of the model `settings.register_as`.
     """
     onnx = tracking.resolve_model(f"models:/{settings.register_as}/{version}").path
     return Export(onnx, _predictor(onnx).temperature, _examined(settings, images, onnx))
@@ -89,7 +89,7 @@ def _calibrated(
     uncalibrated: Path,
     onnx: Path,
 ) -> Export:
-    """The model with the temperature that the validation split asks for, in a file of its own."""
+    """Write the model with the temperature that fits the validation split best; examine it."""
     validated = evaluation.predict(splits["val"], _predictor(uncalibrated))
     temperature = evaluation.fit_temperature(validated)
     onnx.write_bytes(onnx_edit.with_temperature(uncalibrated.read_bytes(), temperature))

@@ -1,8 +1,8 @@
-"""What a frozen backbone makes of each image, computed once and kept for every epoch and run.
+"""Outputs of the frozen backbone (features), computed once and cached for all epochs and runs.
 
-Ray Data runs the backbone, as ONNX, over the training images, over augmented views of each, and
-over the validation images; the features go into memory-mapped files that all workers read. A set
-of files is named by all that it depends on, so that it is either right or not found.
+Ray Data runs the backbone, as ONNX, over the training images, augmented views of them, and the
+validation images; the features go into memory-mapped files that all workers read. The folder's
+name is a hash of everything that the features depend on, so a cached set is never out of date.
 """
 
 import hashlib
@@ -30,23 +30,23 @@ from mask_ray.images.augment import augment
 from mask_ray.models.predictor import FeatureExtractor
 from mask_ray.progress import Progress, say
 
-# Raise it when the same key would give other features.
+# Increase it when the code computes other features for the same key.
 _FORMAT = 2
 
 _MANIFEST = "manifest.json"
 _BATCH_SIZE = 32
 
-# The views of an image depend on its pixels and this alone, so that runs of all seeds share them.
+# Views depend only on the pixels and this seed, so that runs of all seeds share them.
 _VIEW_SEED = 0
 
 
 class FeatureError(MaskRayError):
-    """The features cannot be kept where the workers would read them."""
+    """The features cannot be written where the workers could read them."""
 
 
 @dataclass(frozen=True)
 class Key:
-    """All that the features depend on."""
+    """Everything that the features depend on."""
 
     data_digest: str
     split_digest: str
@@ -61,13 +61,13 @@ class Key:
 
     @property
     def name(self) -> str:
-        """Short enough for a folder's name."""
+        """Hash of the key, short enough to name a folder."""
         return hashlib.sha256(json.dumps(asdict(self)).encode()).hexdigest()[:24]
 
 
 @contextmanager
 def _appearing(folder: Path) -> Iterator[Path]:
-    """A folder to write into that takes its name, with a manifest, when all is written."""
+    """Yield a temporary folder, which gets a manifest and its final name when all is written."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     unfinished = Path(tempfile.mkdtemp(".unfinished", f"{folder.name}.", folder.parent))
     try:
@@ -78,14 +78,14 @@ def _appearing(folder: Path) -> Iterator[Path]:
         try:
             unfinished.replace(folder)
         except OSError:
-            if not folder.is_dir():  # another run was faster
+            if not folder.is_dir():  # otherwise another run has written the same features
                 raise
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
 
 
 def key_of(settings: TrainSettings, images: data.ImageData, backbone: bytes) -> Key:
-    """The key under which the features of these images are found."""
+    """Return the key of the features of these images."""
     return Key(
         data_digest=images.summary.digest,
         split_digest=images.summary.split_digest,
@@ -107,18 +107,17 @@ def prepare(
     own_folder: Path,
     num_cpus: float,
 ) -> Path:
-    """The folder with the features of the training and validation images, computed if need be.
+    """Find or compute the features of the training and validation images; return their folder.
 
     Args:
-        settings: Views, augmentation, and whether to look for and keep features.
-        images: The decoded images.
-        backbone: What makes the features, as an ONNX file.
-        own_folder: The run's own place, where the features go when they are not to be kept, or
-            cannot be.
+        settings: Settings of the run: augmented views, and whether to use the cache.
+        images: Decoded images.
+        backbone: The backbone as an ONNX file.
+        own_folder: Folder of this run, used when the cache is off or cannot be written.
         num_cpus: Cores to compute on.
 
     Raises:
-        FeatureError: neither place can be written to.
+        FeatureError: the run's own folder cannot be written.
     """
     key = key_of(settings, images, backbone)
     if not settings.feature_cache:
@@ -137,7 +136,7 @@ def prepare(
 def _compute_own(
     key: Key, images: data.ImageData, backbone: bytes, folder: Path, num_cpus: float
 ) -> Path:
-    if folder.exists():  # of an earlier attempt at the run
+    if folder.exists():  # left by an earlier attempt at the run
         shutil.rmtree(folder)
     try:
         return _compute(key, images, backbone, folder, num_cpus)
@@ -149,7 +148,7 @@ def _compute_own(
 
 
 def _is_whole(folder: Path) -> bool:
-    """Whether a folder has its files as they were written. A damaged one is removed."""
+    """Return whether all files match their digests; delete a damaged folder."""
     if not folder.exists():
         return False
     try:
@@ -163,7 +162,7 @@ def _is_whole(folder: Path) -> bool:
 
 
 def _digests(folder: Path) -> dict[str, str]:
-    """SHA-256 of each file but the manifest, by name."""
+    """Return the SHA-256 of each file except the manifest, by name."""
     digests = {}
     for path in sorted(folder.iterdir()):
         if path.name != _MANIFEST:
@@ -192,11 +191,15 @@ def _compute(
 
 
 def _extracted(key: Key, images: data.ImageData, backbone: bytes, num_cpus: float) -> Dataset:
-    """Rows `features` (float16, (1 + views, D)), `digest`, `label` and `split` of all but test."""
+    """Compute the features of all images outside the test split.
+
+    Returns:
+        Rows with `features` (float16, (1 + views, D)), `digest`, `label` and `split`.
+    """
     decoded = images.decoded(("train", "val"))
     if images.kept:
-        decoded = decoded.materialize()  # by tasks, which find no room beside the extractors
-    # Where images are not decoded yet, one core in four reads and decodes them.
+        decoded = decoded.materialize()  # by tasks, before the extractors take all CPUs
+    # If images are not decoded yet, a quarter of the cores reads and decodes them.
     reserved = 0 if images.kept else max(1, num_cpus // 4)
     return decoded.map_batches(
         _Extractor,
@@ -208,10 +211,10 @@ def _extracted(key: Key, images: data.ImageData, backbone: bytes, num_cpus: floa
 
 
 class _Extractor:
-    """Runs the backbone on one core of its own."""
+    """Runs the backbone over batches of images on one core."""
 
     def __init__(self, onnx: Any, num_views: int, strength: float) -> None:
-        # Ray Data passes references as they are.
+        # Ray Data does not resolve references among constructor arguments.
         self._extractor = FeatureExtractor(ray.get(onnx))
         self._num_views = num_views
         self._strength = strength
@@ -233,10 +236,10 @@ class _Extractor:
 
 
 class _Files:
-    """Features and labels of each split, filled batch by batch, and the order of their digests.
+    """Writes features and labels of each split, batch by batch, and the order of their digests.
 
-    Rows lie as they came, which depends on the seed of the run that made them, and on how often
-    it had read its images; in the order of their files' digests they are the same for every run.
+    Rows are stored in the order in which they arrive, which depends on the run that computed
+    them. Sorted by the digests of their image files they have the same order for every run.
     """
 
     def __init__(self, folder: Path, summary: data.Summary) -> None:
@@ -266,15 +269,15 @@ class _Files:
     def _open(self, split: str, shape: tuple[int, ...]) -> None:
         path = self._folder / f"{split}_features.npy"
         self._features[split] = open_memmap(path, "w+", np.float16, shape)
-        # Room for all of it now: a disk that is full later would kill the process.
+        # Reserve the whole file now: writing to a mapped file on a full disk kills the process.
         with path.open("r+b") as file:
             os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
         self._labels[split] = np.empty(shape[0], np.int64)
-        # Half of the hex digits tell as many files apart as there are.
+        # Half of the 64 hex digits are enough to tell all files apart.
         self._digests[split] = np.empty(shape[0], "S32")
 
     def finish(self) -> None:
-        assert self._filled == self._counts, f"{self._filled} rows came of {self._counts}"
+        assert self._filled == self._counts, f"{self._filled} rows arrived of {self._counts}"
         for split, labels in self._labels.items():
             self._features[split].flush()
             np.save(self._folder / f"{split}_labels.npy", labels)

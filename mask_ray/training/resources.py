@@ -1,36 +1,28 @@
-"""What a run takes of the Ray cluster: workers, and what is left to feed them."""
+"""Plan a run's share of the Ray cluster: its workers, and the CPUs that feed them."""
 
-import json
 import math
-import os
 from dataclasses import dataclass
 from typing import Any
 
 import ray
 import ray.train
-from ray._private.runtime_env.constants import RAY_JOB_CONFIG_JSON_ENV_VAR
-from ray._private.state import state as cluster_state
-from ray.train.v2._internal.constants import is_v2_enabled
 
-from mask_ray import data
+from mask_ray import data, ray_internals
 from mask_ray.config import MaskRayError, TrainSettings
-
-# V1 would reserve a CPU for itself; V2 refuses to be told.
-_V1_ONLY: dict[str, Any] = {} if is_v2_enabled() else {"trainer_resources": {"CPU": 0}}
 
 
 class ClusterError(MaskRayError):
-    """The cluster cannot hold the run; the message says what it has and what was asked."""
+    """The cluster cannot hold the run; the message says what it has and what was requested."""
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What of the cluster a run uses.
+    """The resources that a run uses.
 
     Args:
-        scaling: The Horovod workers.
-        num_cpus: Cores for computing features, before the workers start.
-        task_cpus: What a task of Ray Data reserves, beside the workers.
+        scaling: Number and resources of the Horovod workers.
+        num_cpus: CPUs for computing features, before the workers start.
+        task_cpus: CPUs that each task of Ray Data reserves, beside the workers.
     """
 
     scaling: ray.train.ScalingConfig
@@ -39,12 +31,12 @@ class Plan:
 
 
 def plan_workers(settings: TrainSettings) -> Plan:
-    """The workers' number and resources, leaving Ray Data what it needs to feed them.
+    """Choose the workers' number and resources, and leave Ray Data enough CPUs to feed them.
 
     Raises:
         ClusterError: the cluster cannot hold that many workers.
     """
-    most = cluster_state.get_max_resources_from_cluster_config() or ray.cluster_resources()
+    most = ray_internals.resources_when_grown() or ray.cluster_resources()
     resource = "GPU" if settings.use_gpu else "CPU"
     if settings.num_workers > most.get(resource, 0):
         raise ClusterError(
@@ -62,19 +54,24 @@ def plan_workers(settings: TrainSettings) -> Plan:
     if settings.min_workers not in (None, settings.num_workers):
         _check_room_on_every_node(settings)
         num_workers = (settings.min_workers, settings.num_workers)
+    # V1 would reserve a CPU for itself; V2 rejects the argument.
+    v1_only: Any = {} if ray_internals.is_train_v2() else {"trainer_resources": {"CPU": 0}}
     scaling = ray.train.ScalingConfig(
         num_workers=num_workers,
         use_gpu=settings.use_gpu,
         resources_per_worker={"CPU": cpus} | ({"GPU": 1} if settings.use_gpu else {}),
-        **_V1_ONLY,
+        **v1_only,
     )
     return Plan(scaling, ray.available_resources().get("CPU", 0), _task_cpus(settings))
 
 
 def _check_room_on_every_node(settings: TrainSettings) -> None:
-    """Refuse workers that would fill a node, which may be the last that is left of an elastic run.
+    """Reject workers that would fill a node, which may become the only one of an elastic run.
 
-    Without a task to feed them they would wait for ever.
+    Without a task to feed them they would wait without end.
+
+    Raises:
+        ClusterError: the workers of some node would leave no CPU for Ray Data.
     """
     share = settings.cpus_per_worker
     if share is None:  # `largest_share` leaves room
@@ -91,20 +88,20 @@ def _check_room_on_every_node(settings: TrainSettings) -> None:
 
 
 def _task_cpus(settings: TrainSettings) -> float:
-    """A whole core where `largest_share` leaves one on every node."""
-    free = [n.get("CPU", 0) for n in cluster_state.available_resources_per_node().values()]
+    """Return the CPUs of a task: 1 if `largest_share` leaves a core on every node."""
+    free = [n.get("CPU", 0) for n in ray_internals.free_resources_by_node()]
     return 1 if settings.cpus_per_worker is None and min(free) >= 2 else data.LEAST_TASK_CPUS
 
 
 def _cpus_per_worker(settings: TrainSettings) -> float:
-    """An equal share of the free CPUs, less one for Ray Data: whole ones where there are enough.
+    """Return an equal share of the free CPUs, without one for Ray Data; whole CPUs if possible.
 
     Raises:
         ClusterError: other work holds nearly every CPU.
     """
-    if cluster_state.get_max_resources_from_cluster_config():
-        return 1  # the cluster grows on demand; what is free now says little
-    nodes = cluster_state.available_resources_per_node().values()
+    if ray_internals.resources_when_grown():
+        return 1  # the cluster grows on demand, so what is free now says little
+    nodes = ray_internals.free_resources_by_node()
     free = [n.get("CPU", 0) for n in nodes if n.get("GPU", 0) >= 1 or not settings.use_gpu]
     share = largest_share(free, settings.num_workers)
     if share < 0.01:
@@ -116,12 +113,12 @@ def _cpus_per_worker(settings: TrainSettings) -> float:
 
 
 def largest_share(free: list[float], num_workers: int) -> float:
-    """The most CPUs that each of `num_workers` can have, none spread over two nodes.
+    """Return the most CPUs that each worker can have, with no worker spread over two nodes.
 
     Args:
-        free: CPUs free on each node. One of them, or half where there is less, is left to
-            Ray Data: on every node, since any of them may be the last that is left.
-        num_workers: Workers to place.
+        free: Free CPUs of each node. Ray Data keeps one of them, or half if there are fewer
+            than two, on every node, since any node may become the last one.
+        num_workers: Number of workers to place.
     """
     free = [cpus - min(1, cpus / 2) for cpus in free]
     shares = {cpus / count for cpus in free for count in range(1, num_workers + 1) if cpus > 0}
@@ -129,16 +126,3 @@ def largest_share(free: list[float], num_workers: int) -> float:
         if sum(math.floor(cpus / share + 1e-9) for cpus in free) >= num_workers:
             return share
     return 0.0
-
-
-def started_here() -> bool:
-    """Whether this process started the Ray that it uses, which then ends with it."""
-    node = ray._private.worker._global_node
-    return node is not None and node.head
-
-
-def ray_job_id() -> str:
-    """The submission id that `ray job` commands take, or the driver's own id outside a job."""
-    submitted = json.loads(os.environ.get(RAY_JOB_CONFIG_JSON_ENV_VAR, "{}"))
-    own: str = ray.get_runtime_context().get_job_id()
-    return str(submitted.get("metadata", {}).get("job_submission_id", own))

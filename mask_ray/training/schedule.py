@@ -1,4 +1,4 @@
-"""The plan of a training run: which phases, how long, at what learning rate, and where it is."""
+"""Phases of a training run, their learning rates, and the position of a run in them."""
 
 from dataclasses import dataclass
 from math import inf
@@ -8,7 +8,7 @@ from mask_ray.config import TrainSettings
 
 @dataclass(frozen=True)
 class Phase:
-    """Some epochs with the same layers trained: `head`, `finetune`, or `scratch` (all of them)."""
+    """Epochs that train the same layers: `head`, `finetune`, or `scratch` (all layers)."""
 
     name: str
     epochs: int
@@ -16,7 +16,7 @@ class Phase:
 
 
 def phases_of(settings: TrainSettings) -> list[Phase]:
-    """The phases a run goes through, in order; those without epochs left out."""
+    """Return the phases of a run in order, without those of no epochs."""
     rate = settings.learning_rate
     if settings.backbone_weights == "none":
         phases = [Phase("scratch", settings.finetune_epochs, rate)]
@@ -31,7 +31,7 @@ def phases_of(settings: TrainSettings) -> list[Phase]:
 
 @dataclass(frozen=True)
 class Schedule:
-    """A learning rate by step: linear from `start` to `peak`, then along a cosine to 0.
+    """Learning rate by step: linear from `start` to `peak`, then along a cosine to 0.
 
     Cosine decay: Loshchilov and Hutter 2017, https://arxiv.org/abs/1608.03983. Warm-up and
     scaling by the number of workers: Goyal et al. 2017, https://arxiv.org/abs/1706.02677.
@@ -46,7 +46,14 @@ class Schedule:
 def schedule_of(
     phase: Phase, settings: TrainSettings, *, steps_per_epoch: int, num_workers: int
 ) -> Schedule:
-    """The learning rate of a phase."""
+    """Return the learning rate of a phase.
+
+    Args:
+        phase: One of `phases_of(settings)`.
+        settings: Settings of the run.
+        steps_per_epoch: Training steps of each worker in an epoch.
+        num_workers: Number of workers.
+    """
     num_steps = phase.epochs * steps_per_epoch
     warmup_steps = min(num_steps - 1, round(settings.warmup_epochs * steps_per_epoch))
     scaled = settings.scale_learning_rate
@@ -60,14 +67,14 @@ def schedule_of(
 
 @dataclass(frozen=True)
 class Position:
-    """How far a run has come.
+    """Progress of a run.
 
     Args:
-        epoch: Epochs done, over all phases.
+        epoch: Finished epochs over all phases.
         phase: Index of the current phase; the number of phases when all are done.
-        phase_epoch: Epochs done of the current phase.
+        phase_epoch: Finished epochs of the current phase.
         best_loss: Lowest validation loss of any epoch.
-        stale_epochs: Epochs of this phase since that, or since it began.
+        stale_epochs: Epochs since the lowest loss, or since this phase began.
     """
 
     epoch: int = 0
@@ -77,7 +84,13 @@ class Position:
     stale_epochs: int = 0
 
     def after(self, val_loss: float, num_epochs: int, patience: int) -> "Position":
-        """The position after one more epoch of a phase of at most `num_epochs`."""
+        """Return the position after one more epoch of the current phase.
+
+        Args:
+            val_loss: Validation loss of the epoch.
+            num_epochs: Largest number of epochs of the phase.
+            patience: Epochs without a lower loss after which the phase ends.
+        """
         better = val_loss < self.best_loss
         best_loss = val_loss if better else self.best_loss
         stale_epochs = 0 if better else self.stale_epochs + 1

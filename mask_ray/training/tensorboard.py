@@ -1,4 +1,4 @@
-"""Curves of a run for TensorBoard."""
+"""Write the curves of a run for TensorBoard."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -7,10 +7,10 @@ import tensorflow as tf
 
 
 class EventFiles:
-    """Event files of the training and the validation images, which TensorBoard overlays.
+    """Event files of training and validation metrics, which TensorBoard draws in one chart.
 
     Args:
-        folder: Of the run. What earlier attempts at it wrote there stays.
+        folder: Folder of the run; event files of earlier attempts are kept.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -19,12 +19,12 @@ class EventFiles:
         }
 
     def add(self, phase: str, epoch: int, metrics: Mapping[str, float]) -> None:
-        """Points of the curves `PHASE/loss`, `PHASE/accuracy` and so on, on disk at once.
+        """Add points to the curves `PHASE/loss`, `PHASE/accuracy` and so on, and flush them.
 
         Args:
             phase: `head`, `finetune` or `scratch`.
-            epoch: Counted from 0 over all phases.
-            metrics: Those whose names begin with `val_` are of the validation images.
+            epoch: Epoch, counted from 0 over all phases.
+            metrics: Metrics by name; names with `val_` are of the validation images.
         """
         for name, value in metrics.items():
             writer = self._writers["val" if name.startswith("val_") else "train"]

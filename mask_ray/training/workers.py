@@ -1,27 +1,29 @@
-"""The Horovod workers of a run, ready to start: with their settings, images and checkpoints.
+"""Set up the Horovod workers of a run: their settings, images and checkpoints.
 
-Imports no more than that takes, since each trial of a search starts its workers from a process
-of its own.
+Imports little, since each trial of a search starts its workers from a process of its own.
 """
 
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import ray.train
 from ray.data import DataIterator, Dataset
 from ray.train import DataConfig
 
+from mask_ray import ray_internals
 from mask_ray.config import SplitName, TrainSettings
 from mask_ray.horovod import HorovodTrainer
 from mask_ray.training.batches import augmented, start_epoch_actor
 from mask_ray.training.resources import Plan
 from mask_ray.training.schedule import phases_of
+from mask_ray.training.worker_config import WorkerConfig
 
 
 def needs_features(settings: TrainSettings) -> bool:
-    """Whether the head is trained by itself, on features."""
+    """Return whether the head is trained alone, on features."""
     return "head" in _phase_names(settings)
 
 
@@ -30,29 +32,30 @@ def _phase_names(settings: TrainSettings) -> set[str]:
 
 
 def trainer(
-    settings: TrainSettings,
     plan: Plan,
-    config: Mapping[str, Any],
+    config: WorkerConfig,
     splits: Mapping[SplitName, Dataset],
     callbacks: Sequence[Any] = (),
-    loop: Callable[[dict[str, Any]], None] | None = None,
+    loop: Callable[[WorkerConfig], None] | None = None,
 ) -> HorovodTrainer:
-    """The trainer whose `fit` runs the workers.
+    """Return the trainer whose `fit` runs the workers.
 
     Args:
-        settings: Of the run.
-        plan: The workers, and what is left for the tasks that feed them.
-        config: See `worker.train`; its `epoch` is filled in here.
+        plan: Number and resources of the workers, and of the tasks that feed them.
+        config: What each worker gets; its `epoch` is set here.
         splits: Decoded images.
-        callbacks: Of Ray Train.
-        loop: What each worker runs (default: `worker.train`).
+        callbacks: Callbacks of Ray Train.
+        loop: Function that each worker calls (default: `loop.train`).
     """
-    # Ray Train looks after its workers every 2 s by default, and ends no sooner.
+    # Ray Train polls its workers every 2 s by default, and a run ends with a poll.
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
 
-    # Defined here, it travels by value: the workers then import what training needs, not what
-    # this module needs.
-    def train_worker(config: dict[str, Any]) -> None:
+    # A local function travels by value, so workers need not import this module.
+    def train_worker(received: dict[str, WorkerConfig]) -> None:
+        if loop is not None:
+            loop(received["worker"])
+            return
+
         from mask_ray.progress import quiet_libraries
 
         # Keras imports scikit-learn for wrappers that nothing here uses: a quarter of the start.
@@ -62,16 +65,17 @@ def trainer(
         if hidden is None:
             del sys.modules["sklearn"]
 
-        train(config)
+        train(received["worker"])
 
+    settings = config.settings
     epoch, datasets = _image_datasets(settings, splits, plan.task_cpus)
     return HorovodTrainer(
-        loop or train_worker,
-        train_loop_config={**config, "epoch": epoch},
+        train_worker,
+        train_loop_config={"worker": replace(config, epoch=epoch)},
         scaling_config=plan.scaling,
         run_config=ray.train.RunConfig(
-            name=config["run_id"],
-            storage_path=config["storage"],
+            name=config.run_id,
+            storage_path=str(config.storage),
             failure_config=ray.train.FailureConfig(max_failures=settings.max_failures),
             checkpoint_config=ray.train.CheckpointConfig(num_to_keep=1),
             callbacks=[*callbacks],
@@ -84,7 +88,10 @@ def trainer(
 def _image_datasets(
     settings: TrainSettings, splits: Mapping[SplitName, Dataset], task_cpus: float
 ) -> tuple[Any, dict[str, Dataset]]:
-    """What streams to the workers, and the Epoch that it is augmented for; none for the head."""
+    """Return the actor of the epoch and the images that stream to the workers.
+
+    If only the head is trained, from features, there are neither.
+    """
     if _phase_names(settings) == {"head"}:
         return None, {}
     epoch = start_epoch_actor()
@@ -93,10 +100,10 @@ def _image_datasets(
 
 
 class ShardConfig(DataConfig):
-    """Splits for the workers: `train` equally, all else so that no image is lost.
+    """Shards data sets: `train` equally, all others without losing an image.
 
-    Workers must take the same number of training steps, for which Ray drops up to one image
-    per worker; a validation figure should count every image once.
+    Workers must take the same number of training steps, so Ray drops up to one training image per
+    worker; a validation metric should count every image once.
     """
 
     def configure(
@@ -107,15 +114,15 @@ class ShardConfig(DataConfig):
         worker_node_ids: list[str] | None,
         **kwargs: Any,
     ) -> list[dict[str, DataIterator]]:
-        """One iterator a dataset and worker; the interface of `ray.train.DataConfig`."""
+        """Return one iterator per data set for each worker, as `ray.train.DataConfig` does."""
         shards: list[dict[str, DataIterator]] = [{} for _ in range(world_size)]
         for name, dataset in datasets.items():
             own = dataset.copy(dataset)
             own.context.execution_options = self.default_ingest_options()
-            own.context.enable_progress_bars = False  # each epoch prints a line of its own
-            # By it, files that are read anew come in another order in each epoch. It counts from
-            # here, or the order would depend on whether features had to be computed before.
-            own.context._execution_idx = 0
+            own.context.enable_progress_bars = False  # each epoch prints its own line
+            # The order of files in an epoch depends on the number of executions so far. Without
+            # this, computing features before would change the order.
+            ray_internals.restart_executions(own)
             splits = own.streaming_split(
                 world_size, equal=name == "train", locality_hints=worker_node_ids
             )

@@ -1,1 +1,1 @@
-"""Hyperparameter search with Ray Tune."""
+"""Search for hyperparameters with Ray Tune."""

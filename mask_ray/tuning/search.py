@@ -1,9 +1,8 @@
-"""A search for good settings: trials with Ray Tune, each a run below the search's own in MLflow.
+"""Search for good settings: trials with Ray Tune, each a nested MLflow run of the search's run.
 
-A trial trains as any run does, on images and features that are read once for all of them. It is
-neither scored on the test split nor exported or registered: the search ends with the settings to
-train with. Trials that fall behind are stopped early, by ASHA: Li et al. 2020,
-https://arxiv.org/abs/1810.05934.
+Trials train like any run, on images and features that are read once for all of them. They are not
+evaluated on the test split, exported or registered: the result of a search is settings. Trials
+that fall behind are stopped early, by ASHA: Li et al. 2020, https://arxiv.org/abs/1810.05934.
 """
 
 import math
@@ -12,88 +11,87 @@ import pickle
 import shutil
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import ray
 from ray import tune
-from ray._private.state import state as cluster_state
-from ray.train.v2._internal.constants import is_v2_enabled
 from ray.tune.schedulers import ASHAScheduler
 from ray.tune.search import Searcher
 
-from mask_ray import data, tracking
+from mask_ray import data, ray_internals, tracking
 from mask_ray.config import TrainSettings, TuneSettings, home
 from mask_ray.data import sources
 from mask_ray.progress import say
-from mask_ray.training import resources, workers
-from mask_ray.training import run as training
+from mask_ray.training import resources, resume, workers
+from mask_ray.training.job import Clock, Job, open_job, prepare_features, worker_config
+from mask_ray.training.worker_config import WorkerConfig
 from mask_ray.tuning import trials
 
-# At each rung of ASHA one trial in so many goes on, for so many times as many epochs.
+# At each rung of ASHA one trial in three continues, for three times as many epochs.
 _REDUCTION_FACTOR = 3
 
-# Read by Tune in this process.
+# Environment variables that Tune reads in this process.
 _TUNE_ENV = {
     # The last report of a run has no losses.
     "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",
-    # Metrics are MLflow's; no further files of them.
+    # MLflow keeps the metrics, so Tune need not write them to files too.
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
-    # Ctrl-C ends the job, as it does elsewhere.
+    # Ctrl-C must end the job, as in other jobs.
     "TUNE_DISABLE_SIGINT_HANDLER": "1",
-    # What is forgotten when this process dies; unfinished trials go on from their checkpoints.
+    # If this process dies, the last seconds of Tune's state are lost; trials have checkpoints.
     "TUNE_GLOBAL_CHECKPOINT_S": "2",
-    # The one of Tune's two outputs that can be turned off.
+    # Of Tune's two outputs only the old one can be turned off.
     "RAY_AIR_NEW_OUTPUT": "0",
 }
 
-# A trial's own process only waits for its workers. Tune wants some resource for it; this one puts
-# it on a node that stays, and takes no CPU from the workers.
-_TRIAL_RESOURCES = {"node:__internal_head__": 0.001}
+# A trial's own process only waits for its workers. Tune requires a resource for it; this one
+# places it on the head node, which stays, and takes no CPU from the workers.
+_TRIAL_RESOURCES = {ray_internals.HEAD_NODE: 0.001}
 
 
 @dataclass(frozen=True)
 class _Search:
-    """A search that has all it needs to begin.
+    """An open search, ready to start its trials.
 
     Args:
-        settings: Of the search.
+        settings: Settings of the search.
         drawn: Settings of each trial, by its number.
         job: The search's MLflow run, and the images.
-        num_concurrent: Trials at a time.
-        folder: Where Tune keeps what a resumed search goes on from, and trials their checkpoints.
+        num_concurrent: Number of trials that run at a time.
+        folder: Folder of Tune's state, from which a search resumes, and of the checkpoints.
     """
 
     settings: TuneSettings
     drawn: list[TrainSettings]
-    job: training.Job
+    job: Job
     num_concurrent: int
     folder: Path
 
 
 def search_settings(settings: TuneSettings) -> dict[str, Any]:
-    """Search. Ray must be running.
+    """Run the trials and find the best one. Ray must be running.
 
     Returns:
-        The search's MLflow run, the best trial with what was searched of its settings, the
-        numbers of trials, and seconds by stage.
+        The search's run id, the best trial with its searched settings, numbers of trials, and
+        seconds by stage.
 
     Raises:
-        trials.TuningError: no trial came to an end.
-        MaskRayError: whatever `training.opened` raises.
+        trials.TuningError: all trials failed.
+        MaskRayError: see `open_job`.
     """
-    if not is_v2_enabled():
+    if not ray_internals.is_train_v2():
         raise trials.TuningError("a search needs Ray Train V2: unset RAY_TRAIN_V2_ENABLED")
-    clock = training.Clock()
-    # Decided here and kept in the run, so that a resumed search decides alike.
+    clock = Clock()
+    # Stored with the run, so that a resumed search uses the same values.
     decided: dict[str, Any] = {
         "search": ",".join(settings.searched),
         "max_concurrent": _num_concurrent(settings),
     }
     settings = settings.model_copy(update=decided)
     drawn = trials.draw(settings)
-    with training.opened(settings, clock) as job:
+    with open_job(settings, clock) as job:
         folder = home() / "tune" / job.tracked.run_id
         search = _Search(settings, drawn, job, decided["max_concurrent"], folder)
         with clock.stage("features"):
@@ -122,29 +120,29 @@ def search_settings(settings: TuneSettings) -> dict[str, Any]:
 
 
 def stored_settings(run_id: str) -> dict[str, Any]:
-    """The settings of an earlier search, by field.
+    """Return the settings of an earlier search, by field.
 
     Raises:
-        tracking.TrackingError: there is no such run, or no settings in it.
-        training.ResumeError: it is no search.
+        tracking.TrackingError: the run or its settings do not exist.
+        resume.ResumeError: the run is a training run.
     """
-    stored = training.stored_settings(run_id)
+    stored = resume.stored_settings(run_id)
     if "num_trials" not in stored:
-        raise training.ResumeError(
-            f"run {run_id} is no search but a training run: go on with it by "
+        raise resume.ResumeError(
+            f"run {run_id} is a training run, not a search: resume it with "
             f"python -m jobs.train --resume {run_id}"
         )
     return stored
 
 
 def _num_concurrent(settings: TuneSettings) -> int:
-    grows_to = cluster_state.get_max_resources_from_cluster_config()
+    grows_to = ray_internals.resources_when_grown()
     resources = grows_to or ray.available_resources()
     return num_concurrent(settings, resources.get("CPU", 0), resources.get("GPU", 0))
 
 
 def num_concurrent(settings: TuneSettings, num_cpus: float, num_gpus: float) -> int:
-    """How many trials run at a time on so many CPUs and GPUs."""
+    """Return how many trials run at a time on so many CPUs and GPUs."""
     if settings.max_concurrent is not None:
         return min(settings.max_concurrent, settings.num_trials)
     fitting = [settings.num_trials]
@@ -154,16 +152,16 @@ def num_concurrent(settings: TuneSettings, num_cpus: float, num_gpus: float) -> 
         per_trial = settings.cpus_per_worker * settings.num_workers
         fitting.append(int((num_cpus - data.LEAST_TASK_CPUS) / per_trial))
     elif not settings.use_gpu:
-        # One to compute on, and one for the tasks that feed it.
+        # Two CPUs for each worker: one to compute on, one for the tasks that feed it.
         fitting.append(int(num_cpus / (2 * settings.num_workers)))
     return max(1, min(fitting))
 
 
 def _plan_trial(settings: TuneSettings, num_concurrent: int) -> resources.Plan:
-    """The workers of one trial, with their share of the cluster.
+    """Plan the workers of one trial, with their share of the cluster.
 
     Raises:
-        cluster.ClusterError: the cluster cannot hold so many.
+        resources.ClusterError: the cluster cannot hold so many trials at a time.
     """
     if num_concurrent == 1:
         return resources.plan_workers(settings)
@@ -173,13 +171,13 @@ def _plan_trial(settings: TuneSettings, num_concurrent: int) -> resources.Plan:
         share: Any = resources.plan_workers(together).scaling.resources_per_worker
     except resources.ClusterError as error:
         raise resources.ClusterError(
-            f"{num_concurrent} trials at a time are too many (max_concurrent): {error}"
+            f"max_concurrent is too large: {num_concurrent} trials at a time do not fit. {error}"
         ) from error
     return resources.plan_workers(settings.model_copy(update={"cpus_per_worker": share["CPU"]}))
 
 
 def _parts(search: _Search) -> dict[str, Any]:
-    """What all trials take from, by reference; their features are computed here."""
+    """Compute the features, and return what the trials share; Ray passes it by reference."""
     plan = _plan_trial(search.settings, search.num_concurrent)
     return {
         "configs": _worker_configs(search),
@@ -188,25 +186,26 @@ def _parts(search: _Search) -> dict[str, Any]:
     }
 
 
-def _worker_configs(search: _Search) -> list[dict[str, Any]]:
-    """What the workers of each trial are told, but for its MLflow run."""
-    share = {"export": False, "num_threads": _num_threads(search)}
+def _worker_configs(search: _Search) -> list[WorkerConfig]:
+    """Return what the workers of each trial need, with the run of the search as theirs."""
+    num_threads = _num_threads(search)
     folders: dict[tuple[int, float], Path] = {}
     configs = []
     for drawn in search.drawn:
-        config = training.worker_config(drawn, search.job, search.folder / "train") | share
+        config = worker_config(drawn, search.job, search.folder / "train")
+        config = replace(config, export=False, num_threads=num_threads)
         if workers.needs_features(drawn):
             views = drawn.augmented_views, drawn.augmentation if drawn.augmented_views else 0.0
             if views not in folders:
                 own_folder = search.folder / f"features-{len(folders)}"
-                folders[views] = training.prepare_features(drawn, search.job, own_folder)
-            config["features"] = folders[views]
+                folders[views] = prepare_features(drawn, search.job, own_folder)
+            config = replace(config, features=folders[views])
         configs.append(config)
     return configs
 
 
 def _num_threads(search: _Search) -> int | None:
-    """Of a worker that shares its node with those of other trials."""
+    """Return the threads of a worker; None if no other trial shares its node."""
     if search.num_concurrent == 1:
         return None
     num_workers = search.num_concurrent * search.settings.num_workers
@@ -214,7 +213,7 @@ def _num_threads(search: _Search) -> int | None:
 
 
 def _run_trials(search: _Search, parts: dict[str, Any]) -> list[str]:
-    """Run the trials that are not done; why any failed, a line each."""
+    """Run the trials that are not done; return the last line of each error."""
     os.environ.update(_TUNE_ENV)
     trainable = tune.with_resources(
         tune.with_parameters(_trial_function(), parts=parts),
@@ -224,7 +223,7 @@ def _run_trials(search: _Search, parts: dict[str, Any]) -> list[str]:
         f"{len(search.drawn)} trials of up to {search.settings.num_epochs} epochs, "
         f"{search.num_concurrent} at a time"
     )
-    # Tune writes it as the first trial starts.
+    # Tune writes this file when the first trial starts.
     if any(search.folder.glob("experiment_state-*.json")):
         tuner = tune.Tuner.restore(str(search.folder), trainable)
     else:
@@ -259,37 +258,35 @@ def _new_tuner(search: _Search, trainable: Any) -> tune.Tuner:
 
 def _scheduler(settings: TuneSettings) -> ASHAScheduler:
     return ASHAScheduler(
-        # Trials report every few seconds, not every epoch.
+        # Not all epochs are reported, so ASHA must count epochs, not reports.
         time_attr="epoch",
         metric="val_loss",
         mode="min",
         max_t=settings.num_epochs,
         grace_period=settings.grace_epochs or max(1, settings.num_epochs // 5),
         reduction_factor=_REDUCTION_FACTOR,
-        # They end by themselves.
+        # Trials end by themselves after `max_t` epochs.
         stop_last_trials=False,
     )
 
 
 def _trial_function() -> Any:
-    # Defined here, it travels by value: a trial then imports what starting workers needs, not
-    # what this module needs.
+    # A local function travels by value, so trials need not import this module.
     def trial(config: dict[str, Any], parts: dict[str, Any]) -> None:
+        from dataclasses import replace
+
         from ray.tune.integration.ray_train import TuneReportCallback
 
-        from mask_ray.config import TrainSettings
         from mask_ray.training import workers
 
-        worker_config = parts["configs"][config["number"]] | {"run_id": config["run_id"]}
         workers.trainer(
-            TrainSettings(**worker_config["settings"]),
             parts["plan"],
-            worker_config,
+            replace(parts["configs"][config["number"]], run_id=config["run_id"]),
             parts["splits"],
             callbacks=[TuneReportCallback()],
         ).fit()
-        # Nothing is returned: what a trial returns is a report, and Tune waits for ever where
-        # that comes while one of the callback's is still in its queue.
+        # Return nothing: Tune would take it for a report, and hang if a report of the callback
+        # is still in its queue.
 
     return trial
 
@@ -299,9 +296,10 @@ def _diverged(trial_id: str, result: Mapping[str, Any]) -> bool:
 
 
 class _Trials(Searcher):
-    """Hands the trials out in their order, each with an MLflow run, and closes their runs.
+    """Gives Tune the trials in order, opens an MLflow run for each, and closes it.
 
-    Tune keeps its state every few seconds, and so that of the scheduler, which Tune does not keep.
+    Tune saves this object's state every few seconds. The state includes the scheduler's, which
+    Tune itself does not save.
     """
 
     def __init__(self, search: _Search, scheduler: ASHAScheduler) -> None:
@@ -316,7 +314,7 @@ class _Trials(Searcher):
         self._run_ids = _run_ids(search.job.tracked)
 
     def suggest(self, trial_id: str) -> Any:
-        """The next trial."""
+        """Open the run of the next trial; return its number and run id."""
         if self._handed_out == len(self._drawn):
             return Searcher.FINISHED
         number = self._handed_out
@@ -326,7 +324,7 @@ class _Trials(Searcher):
         return {"number": number, "run_id": self._run_ids[number]}
 
     def _open(self, number: int) -> None:
-        """Open the trial's run: again, if it was begun before this search was resumed."""
+        """Open the trial's run, or reopen it in a resumed search."""
         if number in self._run_ids:
             tracking.Run(self._run_ids[number]).set_status("RUNNING")
         else:
@@ -340,7 +338,7 @@ class _Trials(Searcher):
     def on_trial_complete(
         self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
     ) -> None:
-        """Close its run."""
+        """Close the trial's run with its status."""
         number = self._running.pop(trial_id)
         run = tracking.Run(self._run_ids[number])
         done = error or (result or {}).get("finished", False)
@@ -350,13 +348,13 @@ class _Trials(Searcher):
         say(f"trial {number} " + ("failed" if error else "stopped early" if early else "finished"))
 
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
-        """Say so: what workers print does not tell of which trial they are."""
+        """Print the loss with the trial's number, which the workers' lines do not have."""
         if "val_loss" in result:
             loss = f"val_loss {result['val_loss']:.4f}"
             say(f"trial {self._running[trial_id]} epoch {result['epoch']}  {loss}")
 
     def save(self, checkpoint_path: str) -> None:
-        """Keep what `restore` takes."""
+        """Write the state that `restore` reads."""
         state = {
             "handed_out": self._handed_out,
             "running": self._running,
@@ -365,11 +363,11 @@ class _Trials(Searcher):
         Path(checkpoint_path).write_bytes(pickle.dumps(state))
 
     def restore(self, checkpoint_path: str) -> None:
-        """Go on from what `save` kept."""
+        """Restore a saved state, and reopen the runs of the trials that were running."""
         state = pickle.loads(Path(checkpoint_path).read_bytes())
         self._handed_out, self._running = state["handed_out"], state["running"]
         vars(self._scheduler).update(state["scheduler"])
-        # Later than the state: trials may have been begun since.
+        # Newer than the state: trials may have started since it was saved.
         self._run_ids = _run_ids(tracking.Run(self._parent_id))
         for number in self._running.values():
             self._open(number)
@@ -380,11 +378,11 @@ def _run_ids(tracked: tracking.Run) -> dict[int, str]:
 
 
 def _log_best(
-    tracked: tracking.Run, best: trials.Outcome, trial: TrainSettings, clock: training.Clock
+    tracked: tracking.Run, best: trials.Outcome, trial: TrainSettings, clock: Clock
 ) -> None:
     tracked.set_tags({"best_run_id": best.run_id})
     tracked.log_metrics({"val_loss": best.val_loss, "val_accuracy": best.val_accuracy})
     tracked.log_metrics({f"seconds_{name}": value for name, value in clock.seconds().items()})
     tracked.log_text(trials.as_yaml(trial), "best.yaml")
-    told = trials.command(trial.model_copy(update={"data": sources.shown(trial.data)}))
-    say(f"train with the best, also kept as best.yaml of the run:\n  {told}")
+    command = trials.command(trial.model_copy(update={"data": sources.shown(trial.data)}))
+    say(f"train with the best settings (also in the artifact best.yaml):\n  {command}")

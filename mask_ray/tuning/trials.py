@@ -1,4 +1,4 @@
-"""The trials of a search: what they try, what came of them, and how to train with the best."""
+"""Trials of a search: draw their settings, rank their outcomes, and print how to train the best."""
 
 import math
 import shlex
@@ -16,14 +16,14 @@ _DRAWS_PER_TRIAL = 20
 
 
 class TuningError(MaskRayError):
-    """The search cannot be made, or led to nothing; the message says why."""
+    """The search cannot run, or no trial succeeded; the message says why."""
 
 
 def draw(settings: TuneSettings) -> list[TrainSettings]:
-    """The settings of each trial: those without a search, then drawn ones.
+    """Return the settings of each trial: the given ones first, then drawn ones.
 
-    The draws depend on the seed and on what is searched. No two trials are alike, so there may be
-    fewer than `num_trials` where only few choices are searched.
+    The draws depend only on the seed and on which settings are searched. No two trials are equal,
+    so there may be fewer than `num_trials` if the searched settings have few values.
     """
     fixed = settings.model_dump(include=set(TrainSettings.model_fields)) | {
         "resume": None,
@@ -58,16 +58,16 @@ def _draw(name: str, settings: TuneSettings, rng: np.random.Generator) -> Any:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What came of a trial; its best epoch is that of the lowest validation loss.
+    """Outcome of a trial; its best epoch is the one of the lowest validation loss.
 
     Args:
-        number: Of the trial, from 0.
+        number: Number of the trial, from 0.
         run_id: Its MLflow run.
         status: `finished`, `stopped early` or `failed`.
-        num_epochs: Epochs that it came to.
-        val_loss: Of the best epoch; NaN without one.
-        val_accuracy: Of the same epoch.
-        chosen: The settings that were searched.
+        num_epochs: Number of finished epochs.
+        val_loss: Validation loss of the best epoch; NaN if there is none.
+        val_accuracy: Validation accuracy of the same epoch.
+        chosen: Values of the searched settings.
     """
 
     number: int
@@ -80,24 +80,24 @@ class Outcome:
 
     @property
     def rank(self) -> tuple[bool, bool, float]:
-        """Sorts the best first, and failures last."""
+        """Sort key: the best first, failures last."""
         return self.status == "failed", math.isnan(self.val_loss), self.val_loss
 
 
 def chosen(trial: TrainSettings, searched: Sequence[str]) -> dict[str, Any]:
-    """What was searched of a trial's settings."""
+    """Return the searched settings of a trial, by name."""
     return {name: getattr(trial, name) for name in searched}
 
 
 def outcomes(
     tracked: tracking.Run, drawn: Sequence[TrainSettings], searched: Sequence[str]
 ) -> list[Outcome]:
-    """Of the trials that were begun, the best first.
+    """Return the outcomes of all started trials, the best first.
 
     Args:
-        tracked: The search's run.
+        tracked: MLflow run of the search.
         drawn: Settings of each trial, by its number.
-        searched: Names of settings.
+        searched: Names of the searched settings.
     """
     found = []
     for run in tracked.nested():
@@ -123,24 +123,24 @@ def _outcome(number: int, run: tracking.Run, chosen: dict[str, Any]) -> Outcome:
 
 
 def best(found: Sequence[Outcome], reasons: Sequence[str]) -> Outcome:
-    """The first, if it is any good.
+    """Return the best outcome.
 
     Args:
-        found: From `outcomes`.
-        reasons: Why trials failed, a line each.
+        found: Outcomes from `outcomes`.
+        reasons: Errors of failed trials, one line each.
 
     Raises:
-        TuningError: it is not.
+        TuningError: no trial has a validation loss.
     """
     first = found[0]
     if first.status == "failed" or math.isnan(first.val_loss):
-        reason = f", lastly with: {reasons[-1]}" if reasons else " to come to a validation loss"
-        raise TuningError(f"all {len(found)} trials failed{reason}")
+        reason = f"last error: {reasons[-1]}" if reasons else "none has a validation loss"
+        raise TuningError(f"all {len(found)} trials failed; {reason}")
     return first
 
 
 def table(outcomes: Sequence[Outcome]) -> str:
-    """Columns for people."""
+    """Format outcomes as aligned columns."""
     rows = [["trial", "val_loss", "val_accuracy", "epochs", "", *outcomes[0].chosen]]
     rows += [
         [
@@ -161,14 +161,14 @@ def table(outcomes: Sequence[Outcome]) -> str:
 
 
 def as_yaml(settings: TrainSettings) -> str:
-    """A file for `jobs.train --config`, with all that has a value."""
+    """Return a file for `jobs.train --config` with all settings that have a value."""
     return str(yaml.safe_dump(settings.model_dump(mode="json", exclude_none=True), sort_keys=False))
 
 
 def command(settings: TrainSettings) -> str:
-    """The command that trains with these settings, without those that it has by default."""
+    """Return the command that trains with these settings; flags of default values are left out."""
     words = ["python", "-m", "jobs.train"]
-    for name, value in _given(settings).items():
+    for name, value in _not_default(settings).items():
         flag = f"--{name.replace('_', '-')}"
         if isinstance(value, bool):
             words.append(flag if value else flag.replace("--", "--no-"))
@@ -177,8 +177,8 @@ def command(settings: TrainSettings) -> str:
     return shlex.join(words)
 
 
-def _given(settings: TrainSettings) -> dict[str, Any]:
-    # Numbers of epochs have other defaults without weights.
+def _not_default(settings: TrainSettings) -> dict[str, Any]:
+    # Without backbone weights the numbers of epochs have other defaults.
     default = TrainSettings(data=settings.data, backbone_weights=settings.backbone_weights)
     usual = TrainSettings(data="synthetic")
     return {

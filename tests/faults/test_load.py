@@ -11,7 +11,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ from tests.support import image_files
 from tests.support.onnx_files import write_classifier
 from tests.support.polling import wait_until
 from tests.support.served import Service, served
+from tests.support.slow_model import RED
 
 # Few, so that a full replica is soon reached; a batch takes long, so that requests stay in it.
 MAX_ONGOING = 8
@@ -159,23 +160,36 @@ def assert_problem(response: httpx.Response, status: int) -> None:
     assert response.headers["x-content-type-options"] == "nosniff"
 
 
+def listening(service: Service) -> set[tuple[str, int]]:
+    """Addresses and ports of HAProxy: of all its processes, since a reload starts another one."""
+    addresses = set()
+    for process in service.haproxies:
+        with suppress(psutil.NoSuchProcess):  # ended since it was listed
+            addresses |= {
+                (connection.laddr.ip, connection.laddr.port)
+                for connection in process.net_connections("inet")
+                if connection.status == psutil.CONN_LISTEN
+            }
+    return addresses
+
+
 @THROUGH_HAPROXY
 def test_nothing_listens_beyond_this_machine(service: Service) -> None:
-    (haproxy,) = service.haproxies
-    listening = [
-        connection.laddr
-        for connection in haproxy.net_connections("inet")
-        if connection.status == psutil.CONN_LISTEN
-    ]
-    assert {ip for ip, _ in listening} == {"127.0.0.1"}
-    assert {port for _, port in listening} == {
-        service.ports[name]
-        for name in ("http", "RAY_SERVE_HAPROXY_STATS_PORT", "RAY_SERVE_HAPROXY_METRICS_PORT")
-    }
+    names = ("http", "RAY_SERVE_HAPROXY_STATS_PORT", "RAY_SERVE_HAPROXY_METRICS_PORT")
+    expected = {service.ports[name] for name in names}
+
+    def listens_on_its_ports() -> bool:
+        addresses = listening(service)
+        assert {ip for ip, _ in addresses} <= {"127.0.0.1"}
+        return {port for _, port in addresses} == expected
+
+    wait_until(listens_on_its_ports, "HAProxy on its ports alone")
 
 
 def test_a_late_answer_is_504(service: Service) -> None:
-    response = httpx.post(f"{service.url}/impatient/predict", content=image_files.jpeg())
+    red = image_files.one_pixel(RED)
+
+    response = httpx.post(f"{service.url}/impatient/predict", content=red, timeout=600)
 
     assert_problem(response, 504)
 

@@ -23,14 +23,14 @@ from tests.support.ray_jobs import SMALL, run_job
 STAGES = ["fetch", "inspect", "train", "evaluate", "promote", "deploy", "smoke-test"]
 # What it says when it is killed, one time after the other.
 KILLED_AT = [
-    "stage fetch: begins",
-    "stage inspect: begins",
+    "stage fetch: starts",
+    "stage inspect: starts",
     "scratch 1/1  loss",
     "registered as version 1 of",
-    "stage evaluate: begins",
-    "stage promote: begins",
+    "stage evaluate: starts",
+    "stage promote: starts",
     "serving at http://127.0.0.1",
-    "stage smoke-test: begins",
+    "stage smoke-test: starts",
 ]
 
 

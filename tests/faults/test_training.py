@@ -55,7 +55,7 @@ def test_a_worker_killed_in_any_phase_costs_no_quality(
         },
     )
     assert job.result["test"]["accuracy"] >= 0.97
-    assert "going on after epoch 4" in job.log, "41 where the last epoch was still reported"
+    assert "resuming after epoch 4" in job.log, "41 where the last epoch was still reported"
     assert status(job.run_id) == "FINISHED"
     assert epochs_logged(job.run_id) == list(range(42))
     assert len(mlflow.search_runs(search_all_experiments=True)) == 1
@@ -126,7 +126,7 @@ def fill(path: Path) -> None:
 
 
 def went_on_after(job: Job) -> int:
-    (line,) = (line for line in job.log.splitlines() if "going on after epoch" in line)
+    (line,) = (line for line in job.log.splitlines() if "resuming after epoch" in line)
     return int(line.partition("after epoch ")[2].split()[0])
 
 

@@ -19,7 +19,7 @@ def session_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def session_ray(session_home: Path) -> Iterator[Mapping[str, str]]:
     """A Ray of two CPUs, started by `ray start`; the environment of a command that uses it."""
-    from benchmarks import cluster
+    from benchmarks.support import cluster
     from mask_ray.serving import ingress
 
     with pytest.MonkeyPatch.context() as patch:

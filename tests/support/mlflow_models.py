@@ -31,6 +31,6 @@ def register(
     version = run.register_model(onnx_path, **options | given)
     if champion:
         model = RegisteredModel(NAME)
-        model.move("champion", version)
-        model.move("challenger", None)
+        model.set_alias("champion", version)
+        model.set_alias("challenger", None)
     return version

@@ -31,7 +31,7 @@ class Served:
 
 @contextmanager
 def serve(content: bytes, **options: object) -> Iterator[Served]:
-    served = Served(content, **options)  # type: ignore[arg-type]
+    served = Served(content, **options)
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:

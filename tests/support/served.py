@@ -12,12 +12,12 @@ import psutil
 import pytest
 import yaml
 
-from benchmarks import cluster
+from benchmarks.support import cluster
 from mask_ray import processes
 from mask_ray.demo import free_port
 from mask_ray.serving import ingress
-from tests.support.onnx_files import write_classifier
 from tests.support.project import ROOT
+from tests.support.slow_model import write_slow_for_red
 
 
 @dataclass
@@ -78,9 +78,8 @@ class Service:
 @contextmanager
 def served(folder: Path, haproxy: bool, **settings: Any) -> Iterator[Service]:
     """Serve with these settings, on free ports."""
-    names = ("RAY_SERVE_HAPROXY_STATS_PORT", "RAY_SERVE_HAPROXY_METRICS_PORT")
-    names += ("RAY_SERVE_FALLBACK_PROXY_HTTP_PORT",)
-    ports = {name: free_port() for name in names}
+    names = ("HAPROXY_STATS", "HAPROXY_METRICS", "FALLBACK_PROXY_HTTP")
+    ports = {f"RAY_SERVE_{name}_PORT": free_port() for name in names}
     with pytest.MonkeyPatch.context() as patch:
         for name, value in ingress.environment(haproxy).items():
             patch.setenv(name, value)
@@ -91,9 +90,10 @@ def served(folder: Path, haproxy: bool, **settings: Any) -> Iterator[Service]:
             port = config["http_options"]["port"] = free_port()
             (usual,) = config["applications"]
             usual["args"] |= settings
-            # Its model takes longer than an answer may.
-            slow = write_classifier(folder / "slow.onnx", num_products=150)
+            # Its model takes longer than an answer may, for a red image. It is busy then, not ill.
+            slow = write_slow_for_red(folder / "slow.onnx")
             impatient = {"model_uri": str(slow), "request_timeout_s": 0.1, "max_replicas": 1}
+            impatient |= {"health_check_timeout_s": 60}
             config["applications"].append(
                 usual
                 | {"name": "impatient", "route_prefix": "/impatient"}

@@ -15,6 +15,7 @@ from ray.data.block import BlockMetadata
 from ray.data.datasource import ReadTask
 
 from mask_ray.data.sources.location import Place
+from mask_ray.ray_internals import num_executions
 
 # Rows of a block that are in memory at a time.
 _ROWS_TOGETHER = 256
@@ -59,7 +60,7 @@ class Files(Datasource):
         """One for each block; what a task is sent is of its own files alone."""
         order = np.arange(len(self._files))
         if self._seed is not None:
-            execution = data_context._execution_idx if data_context is not None else 0
+            execution = num_executions(data_context)
             order = np.random.default_rng([self._seed, execution]).permutation(len(self._files))
         return [
             ReadTask(

@@ -18,7 +18,8 @@ from mask_ray.config import ServeSettings
 from mask_ray.serving.http import api_docs, predict, web
 from mask_ray.serving.http.auth import build_guard, require_token
 from mask_ray.serving.http.backend import Backend, Health, ReadyBackend
-from mask_ray.serving.http.errors import EXCEPTION_HANDLERS, NoSniffing, problem_responses
+from mask_ray.serving.http.errors import EXCEPTION_HANDLERS, problem_responses
+from mask_ray.serving.http.middleware import AnswerHeaders, on_unexpected_error
 from mask_ray.serving.http.open_inference import routes
 from mask_ray.serving.http.open_inference.requests import HEADER_LENGTH
 from mask_ray.serving.http.remote_images import RemoteImages
@@ -55,7 +56,7 @@ def http_app(
         version=routes.API_VERSION,
         docs_url=None,
         redoc_url=None,
-        exception_handlers=EXCEPTION_HANDLERS,
+        exception_handlers={**EXCEPTION_HANDLERS, Exception: on_unexpected_error},
         middleware=_middleware(settings, observers),
         lifespan=_lifespan,
     )
@@ -84,7 +85,7 @@ def _middleware(
     middleware = [
         Middleware(RequestIds),
         Middleware(Exchanges, *observers),
-        Middleware(NoSniffing),
+        Middleware(AnswerHeaders),
     ]
     if settings.cors_origins:
         cors = Middleware(

@@ -8,37 +8,29 @@ is decoded, and nothing here knows of models or Ray.
 import binascii
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import Any
 
 import pydantic_core
-from python_multipart.exceptions import FormParserError
-from python_multipart.multipart import MultipartParser, parse_options_header
 from starlette.requests import Request
 
-from mask_ray.config import MAX_FORM_FIELDS, PayloadLimits
-
-if TYPE_CHECKING:
-    from python_multipart.multipart import MultipartCallbacks
+from mask_ray.config import PayloadLimits
+from mask_ray.serving.http.limits import (
+    PayloadError,
+    check_num_images,
+    check_total_bytes,
+    quoted,
+    refuse_image_bytes,
+)
+from mask_ray.serving.http.multipart import FORM_TYPE, read_form
 
 FetchImage = Callable[[str], Awaitable[bytes]]
 
 # The last is what `curl --data-binary` says of any body unless told otherwise.
 _RAW_TYPES = ("", "application/octet-stream", "application/x-www-form-urlencoded")
-_FORM_TYPE = "multipart/form-data"
 _JSON_TYPE = "application/json"
 
 # In JSON, beside those that are images: enough to say which keys are too many.
 _MAX_OTHER_VALUES = 64
-# What an error repeats of a request, at most.
-_MAX_QUOTED = 60
-
-
-class PayloadError(Exception):
-    """The request holds no images that are accepted. `status` is the HTTP status that says so."""
-
-    def __init__(self, status: int, message: str) -> None:
-        super().__init__(message)
-        self.status = status
 
 
 @dataclass(frozen=True)
@@ -72,13 +64,15 @@ async def read_images(
     content_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if content_type.startswith("image/") or content_type in _RAW_TYPES:
         return Payload((await _read_raw(request, limits),), is_list=False)
-    if content_type == _FORM_TYPE:
-        return await _read_form(request, limits)
+    if content_type == FORM_TYPE:
+        chunks = _chunks(request, limits.max_form_bytes, "form")
+        form = await read_form(request.headers["content-type"], chunks, limits)
+        return Payload(form.files(), form.is_list)
     if content_type == _JSON_TYPE:
         return await _read_json(request, limits, fetch)
     raise PayloadError(
         415,
-        f"Content-Type must be image/*, application/octet-stream, {_FORM_TYPE} or {_JSON_TYPE}, "
+        f"Content-Type must be image/*, application/octet-stream, {FORM_TYPE} or {_JSON_TYPE}, "
         f"or be left out; got {quoted(content_type)}",
     )
 
@@ -109,42 +103,14 @@ def decode_base64(text: str, field: str, limits: PayloadLimits) -> bytes:
             )
     # Before it is decoded: padding makes this at most two bytes too many.
     if len(text) // 4 * 3 - 2 > limits.max_image_bytes:
-        _refuse_image_bytes(field, limits)
+        refuse_image_bytes(field, limits)
     try:
         encoded = binascii.a2b_base64(text, strict_mode=True)
     except ValueError as error:
         raise PayloadError(422, f"{field} must be base64 without line breaks: {error}") from None
     if len(encoded) > limits.max_image_bytes:
-        _refuse_image_bytes(field, limits)
+        refuse_image_bytes(field, limits)
     return encoded
-
-
-def check_num_images(num_images: int, field: str, limits: PayloadLimits) -> None:
-    """Refuse too many images, with 413."""
-    if num_images > limits.max_images:
-        raise PayloadError(
-            413, f"{field} must hold at most {limits.max_images} images; got {num_images}"
-        )
-
-
-def check_total_bytes(num_bytes: int, limits: PayloadLimits) -> None:
-    """Refuse images that are too large together, with 413."""
-    if num_bytes > limits.max_total_bytes:
-        raise PayloadError(
-            413,
-            f"images have over {limits.max_total_bytes} bytes together; at most that are allowed",
-        )
-
-
-def quoted(text: str) -> str:
-    """What an error may repeat of a request: its beginning, without control characters."""
-    return repr(text if len(text) <= _MAX_QUOTED else f"{text[:_MAX_QUOTED]}...")
-
-
-def _refuse_image_bytes(field: str, limits: PayloadLimits) -> NoReturn:
-    raise PayloadError(
-        413, f"{field} has over {limits.max_image_bytes} bytes; at most that are allowed"
-    )
 
 
 def _check_not_compressed(request: Request) -> None:
@@ -176,123 +142,6 @@ async def _chunks(request: Request, max_bytes: int, what: str) -> AsyncIterator[
 async def _read_raw(request: Request, limits: PayloadLimits) -> bytes:
     chunks = _chunks(request, limits.max_image_bytes, "image")
     return b"".join([chunk async for chunk in chunks])
-
-
-async def _read_form(request: Request, limits: PayloadLimits) -> Payload:
-    boundary = parse_options_header(request.headers["content-type"])[1].get(b"boundary")
-    if not boundary:
-        raise PayloadError(400, f"Content-Type {_FORM_TYPE} must name a boundary; got none")
-    form = _Form(limits)
-    try:
-        parser = MultipartParser(boundary, form.callbacks())
-        async for chunk in _chunks(request, limits.max_form_bytes, "form"):
-            parser.write(chunk)
-    except FormParserError as error:
-        raise PayloadError(400, f"body is not {_FORM_TYPE}: {quoted(str(error))}") from None
-    return form.payload()
-
-
-class _Form:
-    """The files of a form, gathered while the parser meets them.
-
-    Starlette's form parser would do, but for the size of a file, which it does not limit, and
-    the disk, which it writes files of over 1 MB to.
-    """
-
-    def __init__(self, limits: PayloadLimits) -> None:
-        self._limits = limits
-        self._files: list[bytes] = []
-        self._num_fields = 0
-        self._num_bytes = 0
-        self._is_list = False
-        self._is_complete = False
-        self._header_name = bytearray()
-        self._header_value = bytearray()
-        self._headers: dict[bytes, bytes] = {}
-        self._file: bytearray | None = None
-
-    def callbacks(self) -> "MultipartCallbacks":
-        """Named as python-multipart calls them."""
-        return {
-            "on_part_begin": self._begin_part,
-            "on_header_field": self._add_to_header_name,
-            "on_header_value": self._add_to_header_value,
-            "on_header_end": self._end_header,
-            "on_headers_finished": self._end_headers,
-            "on_part_data": self._add_data,
-            "on_part_end": self._end_part,
-            "on_end": self._end,
-        }
-
-    def payload(self) -> Payload:
-        """All of the form's files, once it has been read.
-
-        Raises:
-            PayloadError: 400, the form was cut off; 422, it has no file.
-        """
-        if not self._is_complete:
-            raise PayloadError(400, f"{_FORM_TYPE} is cut off: its last boundary is missing")
-        if not self._files:
-            raise PayloadError(
-                422,
-                f"{_FORM_TYPE} must have at least one file; got {self._num_fields} fields that "
-                "are not files (with curl, a file's name needs @ before it)",
-            )
-        return Payload(tuple(self._files), self._is_list or len(self._files) > 1)
-
-    def _begin_part(self) -> None:
-        self._headers = {}
-        self._file = None
-
-    def _add_to_header_name(self, data: bytes, start: int, end: int) -> None:
-        self._header_name += data[start:end]
-
-    def _add_to_header_value(self, data: bytes, start: int, end: int) -> None:
-        self._header_value += data[start:end]
-
-    def _end_header(self) -> None:
-        self._headers[bytes(self._header_name).lower()] = bytes(self._header_value)
-        self._header_name.clear()
-        self._header_value.clear()
-
-    def _end_headers(self) -> None:
-        disposition = parse_options_header(self._headers.get(b"content-disposition"))[1]
-        # A browser sends a file without a name for a field where none was chosen.
-        is_file = bool(disposition.get(b"filename"))
-        if is_file or self._headers.get(b"content-type", b"").lower().startswith(b"image/"):
-            self._begin_file(is_list=disposition.get(b"name") in (b"images", b"images[]"))
-        else:
-            self._count_field()
-
-    def _begin_file(self, is_list: bool) -> None:
-        check_num_images(len(self._files) + 1, _FORM_TYPE, self._limits)
-        self._file = bytearray()
-        self._is_list |= is_list
-
-    def _count_field(self) -> None:
-        self._num_fields += 1
-        if self._num_fields > MAX_FORM_FIELDS:
-            raise PayloadError(
-                413,
-                f"{_FORM_TYPE} must have at most {MAX_FORM_FIELDS} fields that are not files; "
-                f"got {self._num_fields}",
-            )
-
-    def _add_data(self, data: bytes, start: int, end: int) -> None:
-        if self._file is None:
-            return
-        self._num_bytes += end - start
-        check_total_bytes(self._num_bytes, self._limits)
-        if len(self._file) + end - start > self._limits.max_image_bytes:
-            _refuse_image_bytes(f"file {len(self._files) + 1}", self._limits)
-        self._file += memoryview(data)[start:end]
-
-    def _end_part(self) -> None:
-        if self._file is not None:
-            self._files.append(bytes(self._file))
-
-    def _end(self) -> None:
-        self._is_complete = True
 
 
 async def _read_json(request: Request, limits: PayloadLimits, fetch: FetchImage | None) -> Payload:

@@ -13,6 +13,7 @@ from starlette.exceptions import HTTPException
 from mask_ray.serving.http.auth import check_token
 from mask_ray.serving.http.backend import Backend, ReadyBackend, answer, arrive, ready_backend
 from mask_ray.serving.http.errors import problem_responses
+from mask_ray.serving.http.limits import ACCEPTED_FORMATS
 from mask_ray.serving.http.payloads import read_images
 from mask_ray.serving.http.responses import Prediction, predictions
 from mask_ray.serving.observability.exchanges import note
@@ -96,8 +97,8 @@ _JSON_EXAMPLES = {
     },
 }
 _BODY = {
-    "description": "JPEG, PNG, WebP, GIF (its first frame) or BMP: one image as the body, files of "
-    "a form, or base64 in JSON.",
+    "description": f"{ACCEPTED_FORMATS}, an animation's first frame: one image as the body, files "
+    "of a form, or base64 in JSON.",
     "required": True,
     "content": {
         "image/*": {"schema": _FILE},

@@ -16,7 +16,7 @@ from collections.abc import Awaitable, Callable
 import httpx
 
 from mask_ray.config import DEFAULT_PORTS, AllowedHost, RemoteImageSettings
-from mask_ray.serving.http.payloads import PayloadError, quoted
+from mask_ray.serving.http.limits import PayloadError, quoted
 
 Resolve = Callable[[str, int], Awaitable[list[str]]]
 

@@ -13,8 +13,8 @@ from concurrent.futures import ThreadPoolExecutor
 
 from mask_ray.config import ImageLimits
 from mask_ray.images.decode import decode_resized
-from mask_ray.serving.versions.alias_watch import LoadedModel, Serving
 from mask_ray.serving.versions.events import Comparison, ModelEvents
+from mask_ray.serving.versions.follower import LoadedModel, Serving
 
 # Each holds an encoded image until its turn.
 MAX_PENDING = 8

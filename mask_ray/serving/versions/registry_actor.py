@@ -18,7 +18,7 @@ from ray.exceptions import GetTimeoutError, RayActorError, WorkerCrashedError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from mask_ray.config import MaskRayError
-from mask_ray.models.smoke_test import ModelRefusedError, admit
+from mask_ray.models.smoke_test import ModelRefusedError, load_checked
 from mask_ray.serving.versions.alias_watch import AliasWatch, Wanted
 
 _NAMESPACE = "mask_ray"
@@ -148,7 +148,7 @@ def _vet(uri: str, class_names: tuple[str, ...] | None) -> tuple[str, str]:
     from mask_ray import tracking
 
     try:
-        admit(tracking.resolve_model(uri).path, class_names=class_names)
+        load_checked(tracking.resolve_model(uri).path, class_names=class_names)
     except ModelRefusedError as error:
         return "refused", str(error)
     except Exception as error:

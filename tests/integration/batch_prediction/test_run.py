@@ -92,7 +92,7 @@ def test_a_killed_prediction_goes_on_without_losing_or_repeating_a_row(
     assert not output.exists()
     other = write_classifier(tmp_path / "other.onnx", seed=1)
     settings = PredictSettings(source=str(source), model_uri=str(model), output=output)
-    with pytest.raises(OutputError, match="was begun with model_name tiny; got other"):
+    with pytest.raises(OutputError, match="was started with model_name tiny; got other"):
         predict_files(settings.model_copy(update={"model_uri": str(other)}))
     done = run_here("jobs.predict", *flags, env=cluster)
 

@@ -37,7 +37,7 @@ def ray_environment(files: dict[str, bytes]) -> Iterator[dict[str, str]]:
 
 
 def summary(*given: object) -> Summary:
-    settings = DataSettings(data=[str(source) for source in given])  # type: ignore[arg-type]
+    settings = DataSettings(data=[str(source) for source in given])
     return data.load(settings, 32).summary
 
 

@@ -10,7 +10,7 @@ from sklearn.linear_model import LogisticRegression
 
 from mask_ray.config import ImageLimits
 from mask_ray.images.decode import decode_resized
-from mask_ray.models import mobilenet
+from mask_ray.models import mobilenet, onnx_export
 from mask_ray.models.predictor import FeatureExtractor, Predictor
 from mask_ray.models.quantize import images_per_second, quantize
 
@@ -38,13 +38,13 @@ def test_int8_is_as_good_on_photos_with_real_weights(shared: Path, tmp_path: Pat
         pytest.skip(f"needs the ImageNet weights in {shared / 'weights'}")
     images, labels = photos(shared, num=1000, image_size=128)
     weights = mobilenet.read_h5(found[0].read_bytes(), alpha=1.0)
-    backbone = mobilenet.backbone_onnx(weights, image_size=128, alpha=1.0)
+    backbone = onnx_export.backbone_onnx(weights, image_size=128, alpha=1.0)
     features = FeatureExtractor(backbone, num_threads=2).extract(images)
     head = LogisticRegression(max_iter=300).fit(features[:500], labels[:500])
     kernel = np.stack([np.zeros_like(head.coef_[0]), head.coef_[0]], axis=1).astype(np.float32)
     bias = np.array([0, head.intercept_[0]], np.float32)
     float32, int8 = tmp_path / "float32.onnx", tmp_path / "int8.onnx"
-    float32.write_bytes(mobilenet.classifier_onnx(backbone, kernel, bias, NAMES))
+    float32.write_bytes(onnx_export.classifier_onnx(backbone, kernel, bias, NAMES))
 
     quantize(float32, int8, images[:256])
 

@@ -97,7 +97,7 @@ def test_done_before_it_only_says_so(
     before = Counter(runs()["tags.pipeline.stage"].dropna())
     again = run_here("jobs.pipeline", *flags, env=cluster)
     assert again.result["model_version"] == "1" and again.result["seconds"] == {}
-    assert again.log.count(": done before, in run ") == len(STAGES)
+    assert again.log.count(": skipped, done in run ") == len(STAGES)
     assert Counter(runs()["tags.pipeline.stage"].dropna()) == before
 
 
@@ -123,7 +123,7 @@ def test_a_version_is_promoted_by_hand_and_taken_back(
     compared = run_here("jobs.promote", "2", "--promotion-margin", "1", env=cluster).result
     assert not compared["promoted"]
     assert compared["champion"]["num_images"] == compared["challenger"]["num_images"] > 0
-    promotion.force(NAME, "2")
+    promotion.force_promotion(NAME, "2")
     assert tracking.aliases(NAME) == {"champion": "2", "previous": "1"}
     assert run_here("jobs.promote", "--rollback", env=cluster).result["version"] == "1"
     assert tracking.aliases(NAME) == {"champion": "1"}

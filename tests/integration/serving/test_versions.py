@@ -209,7 +209,7 @@ def test_under_load_every_answer_is_of_a_champion_and_none_is_lost(
             moves.append((version, moved_s, load.settle(version)))
         for bad, reason in ((NAN, "must be finite"), (OTHER_CLASSES, "class_names")):
             move(bad)
-            wait_until(lambda bad=bad: bad in refused(client))
+            wait_until(lambda bad=bad: bad in refused(client))  # type: ignore[misc]
             assert reason in refused(client)[bad]
         moved_s = time.monotonic()
         move("1")
@@ -304,7 +304,7 @@ def test_the_actor_that_reads_the_registry_is_made_again_and_ends_when_nobody_as
     serve.delete(APP)
     for watch in watches():
         # As if minutes had passed.
-        make_idle = ray.get_actor(**watch).__ray_call__.remote(
+        make_idle: Any = ray.get_actor(**watch).__ray_call__.remote(
             lambda actor: setattr(actor, "_asked_at", float("-inf"))
         )
         ray.wait([make_idle])

@@ -16,8 +16,8 @@ from mask_ray.data import ImageData
 from mask_ray.images import synthetic
 from mask_ray.images.augment import augment
 from mask_ray.images.decode import decode_resized
-from mask_ray.models import keras_model as models
-from mask_ray.models import mobilenet
+from mask_ray.models import onnx_export
+from mask_ray.models.file_format import FEATURES_NAME
 from mask_ray.training import features
 from mask_ray.training.features import prepare
 from tests.support import keras_models
@@ -65,7 +65,7 @@ def model() -> keras.Model:
 @pytest.fixture(scope="module")
 def backbone(settings: TrainSettings, model: keras.Model) -> bytes:
     weights = model.get_layer("backbone").get_weights()
-    return mobilenet.backbone_onnx(weights, image_size=SIZE, alpha=settings.alpha)
+    return onnx_export.backbone_onnx(weights, image_size=SIZE, alpha=settings.alpha)
 
 
 @pytest.fixture(scope="module")
@@ -91,7 +91,7 @@ def rows_of(images: ImageData, split: str) -> list[dict[str, Any]]:
 
 
 def features_by_keras(model: keras.Model, pixels: list[np.ndarray]) -> np.ndarray:
-    backbone = keras.Model(model.input, model.get_layer(models.FEATURES_NAME).output)
+    backbone = keras.Model(model.input, model.get_layer(FEATURES_NAME).output)
     return np.asarray(backbone.predict(np.stack(pixels), verbose=0))
 
 

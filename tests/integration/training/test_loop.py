@@ -10,8 +10,10 @@ import ray.train
 from mask_ray import data, tracking
 from mask_ray.config import TrainSettings
 from mask_ray.training import loop, workers
-from mask_ray.training import run as training
+from mask_ray.training.devices import dtype_policy
+from mask_ray.training.job import Job, check_enough, worker_config
 from mask_ray.training.resources import plan_workers
+from mask_ray.training.worker_config import WorkerConfig
 
 
 @pytest.mark.parametrize(
@@ -30,7 +32,7 @@ from mask_ray.training.resources import plan_workers
 def test_the_precision_is_the_gpu_s_unless_given(
     precision: str, capability: tuple[int, int], policy: str
 ) -> None:
-    assert loop.dtype_policy(precision, capability) == policy
+    assert dtype_policy(precision, capability) == policy
 
 
 @pytest.mark.parametrize(
@@ -53,15 +55,18 @@ def test_horovod_is_told_what_is_given_and_nothing_else(
 def data_set(num_train: int) -> data.ImageData:
     """A data set of which nothing but its size is looked at."""
     counts: dict[Any, Counter[str]] = {"train": Counter(a=num_train)}
-    return data.ImageData(lambda splits: None, ["a", "b"], data.Summary(counts, "", {}), kept=True)
+    nothing: Any = None
+    return data.ImageData(
+        lambda splits: nothing, ["a", "b"], data.Summary(counts, "", {}), kept=True
+    )
 
 
 def test_fewer_images_than_workers_are_refused() -> None:
     """A worker would have an empty shard."""
     settings = TrainSettings(data="photos", num_workers=9)
-    training._check_enough(settings, data_set(num_train=9))
+    check_enough(settings, data_set(num_train=9))
     with pytest.raises(data.DataError, match=r"at most the number of training images \(8\); got 9"):
-        training._check_enough(settings, data_set(num_train=8))
+        check_enough(settings, data_set(num_train=8))
 
 
 @pytest.mark.usefixtures("ray_local", "store")
@@ -69,31 +74,47 @@ def test_workers_that_differ_in_steps_end_in_one_error(home: Path) -> None:
     """Rank 0 would wait for the other for ever."""
 
     # Defined here, it travels by value: workers cannot import this module.
-    def train_short_on_rank_1(config: dict[str, Any]) -> None:
+    def train_short_on_rank_1(config: WorkerConfig) -> None:
         from itertools import islice
 
-        from mask_ray.training import loop
+        from mask_ray.training import batches, loop
 
         if ray.train.get_context().get_world_rank() == 1:
-            whole = loop.ImageBatches.train
-            loop.ImageBatches.train = lambda *given: islice(whole(*given), 1)
+            whole = batches.ImageBatches.train
+            batches.ImageBatches.train = lambda *given: islice(whole(*given), 1)  # type: ignore[method-assign]
         loop.train(config)
 
-    settings = TrainSettings(
-        data="synthetic:80",
-        image_size=96,
-        alpha=0.35,
-        backbone_weights="none",
-        batch_size=16,
-        finetune_epochs=1,
-        num_workers=2,
-    )
+    settings = small(num_workers=2, finetune_epochs=1)
+    with pytest.raises(loop.ShardError, match=r"of worker 1 ended after 1 of \d steps"):
+        fit(settings, home, loop=train_short_on_rank_1)
+
+
+@pytest.mark.usefixtures("ray_local", "store")
+def test_every_epoch_has_a_checkpoint_if_none_need_wait(home: Path, tmp_path: Path) -> None:
+    reports = tmp_path / "reports"
+
+    # Defined here, it travels by value: the controller cannot import this module.
+    class CountReports(ray.train.UserCallback):
+        def after_report(self, run_context: Any, metrics: Any, checkpoint: Any) -> None:
+            with reports.open("a") as file:
+                file.write(f"{metrics[0].get('epoch')} {checkpoint is not None}\n")
+
+    settings = small(num_workers=1, finetune_epochs=3, checkpoint_every_s=0)
+    fit(settings, home, callbacks=[CountReports()])
+    lines = reports.read_text().splitlines()
+    assert lines == ["1 True", "2 True", "3 True", "3 True"]
+
+
+def small(**given: Any) -> TrainSettings:
+    model = {"image_size": 96, "alpha": 0.35, "backbone_weights": "none"}
+    return TrainSettings(data="synthetic:80", batch_size=16, **model, **given)
+
+
+def fit(settings: TrainSettings, home: Path, **trainer: Any) -> None:
     plan = plan_workers(settings)
     images = data.load(settings, settings.image_size, task_cpus=plan.task_cpus)
     splits = {name: images.split(name) for name in data.SPLITS}
     with tracking.start_run("test", {}) as run:
-        job = training.Job(run, plan, images, splits, None)
-        config = training.worker_config(settings, job, home / "train")
-        trainer = workers.trainer(settings, plan, config, splits, loop=train_short_on_rank_1)
-        with pytest.raises(loop.ShardError, match=r"of worker 1 ended after 1 of \d steps"):
-            trainer.fit()
+        job = Job(run, plan, images, splits, None)
+        config = worker_config(settings, job, home / "train")
+        workers.trainer(plan, config, splits, **trainer).fit()

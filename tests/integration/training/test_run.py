@@ -89,6 +89,7 @@ def test_the_model_of_the_best_epoch_is_the_champion(run: Run, trained: dict[str
     assert champion.version == trained["model_version"]
     info = mlflow.models.get_model_info("models:/mask-detector@champion")
     assert info.run_id == run.info.run_id
+    assert info.metadata is not None
     assert info.metadata["class_names"] == list(synthetic.CLASS_NAMES)
     assert info.metadata["data_digest"] == run.data.tags["data_digest"]
     assert info.metadata["temperature"] == Predictor(champion.path).temperature
@@ -168,7 +169,8 @@ def test_the_served_file_is_int8_where_that_is_as_good_and_faster(
     done = run_here("jobs.train", *pretrained, *flags, env=cluster)
 
     mlflow.set_tracking_uri(tracking_uri())
-    told = mlflow.models.get_model_info(done.result["model_uri"]).metadata["quantization"]
+    info: Any = mlflow.models.get_model_info(done.result["model_uri"])
+    told = info.metadata["quantization"]
     against = reason_against(Figures(**told["float32"]), Figures(**told["int8"]))
     assert told["served"] == ("int8" if against is None else "float32")
     assert f"int8 is {'not ' if against else ''}served" in done.log

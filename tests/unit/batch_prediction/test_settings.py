@@ -32,7 +32,7 @@ def test_an_unknown_ending_is_told_those_allowed() -> None:
     with pytest.raises(ValidationError) as caught:
         PredictSettings(source="photos", output="a.json")
     assert explain(caught.value) == (
-        "output must end in .parquet or .csv where format is not given; got a.json"
+        "output must end in .parquet or .csv if format is not given; got a.json"
     )
 
 

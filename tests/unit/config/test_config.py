@@ -17,7 +17,6 @@ from mask_ray.config import (
     EvaluateSettings,
     ImageLimits,
     PipelineSettings,
-    PromoteSettings,
     PromotionRule,
     ServeSettings,
     Settings,
@@ -25,6 +24,7 @@ from mask_ray.config import (
     explain,
     home,
 )
+from mask_ray.config.promote import PromoteSettings
 from tests.support.project import ROOT
 
 DATA = {"data": "photos"}
@@ -432,8 +432,8 @@ def test_serve_config_explains_every_setting_and_has_the_defaults() -> None:
 
 
 def test_several_sources_are_one_a_line() -> None:
-    assert DataSettings(data=["a,b", "s3://c"]).data == "a,b\ns3://c"  # type: ignore[arg-type]
-    assert DataSettings(data="x", test_data=["y"]).test_data == "y"  # type: ignore[arg-type]
+    assert DataSettings(data=["a,b", "s3://c"]).data == "a,b\ns3://c"
+    assert DataSettings(data="x", test_data=["y"]).test_data == "y"
 
 
 def test_drawn_faces_are_a_source_alone() -> None:

@@ -43,7 +43,7 @@ def inventory(signatures: np.ndarray, **columns: object) -> Inventory:
         "given_groups": np.zeros(num_rows, np.uint64),
         "held_out": np.zeros(num_rows, bool),
     }
-    return Inventory(**{**own, **columns})  # type: ignore[arg-type]
+    return Inventory(**{**own, **columns})
 
 
 def plain(num_rows: int) -> np.ndarray:

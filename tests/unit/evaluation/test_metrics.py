@@ -7,7 +7,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.legend import Legend
 from PIL import Image
 
 from mask_ray.data import DataError
@@ -171,11 +173,17 @@ def test_the_confusion_matrix_shows_counts_by_true_and_predicted_class() -> None
     assert axes.get_title() == "4 images"
 
 
+def legend_of(axes: Axes) -> Legend:
+    legend = axes.get_legend()
+    assert legend is not None
+    return legend
+
+
 def test_the_roc_figure_has_a_curve_of_each_class_with_its_area() -> None:
     figure = roc_figure(THREE_CLASSES)
 
     (axes,) = figure.axes
-    assert [text.get_text() for text in axes.get_legend().get_texts()] == [
+    assert [text.get_text() for text in legend_of(axes).get_texts()] == [
         "cat (AUC = 1.00)",
         "dog (AUC = 0.67)",
         "fox (AUC = 1.00)",
@@ -189,7 +197,7 @@ def test_the_roc_figure_has_a_curve_of_each_class_with_its_area() -> None:
 def test_the_roc_figure_leaves_out_a_class_without_images() -> None:
     missing = predictions([0, 1], [[0.8, 0.1, 0.1], [0.2, 0.7, 0.1]])
     (axes,) = roc_figure(missing).axes
-    labels = [text.get_text().partition(" ")[0] for text in axes.get_legend().get_texts()]
+    labels = [text.get_text().partition(" ")[0] for text in legend_of(axes).get_texts()]
     assert labels == ["cat", "dog", "chance"]
 
 

@@ -13,7 +13,7 @@ from mlflow import MlflowClient
 from mask_ray import tracking
 from mask_ray.config import PromotionRule
 from mask_ray.evaluation import promotion
-from mask_ray.evaluation.promotion import Figures, HeldOut, PromotionError, decide
+from mask_ray.evaluation.promotion import Figures, HeldOutImages, PromotionError, decide
 from mask_ray.models.predictor import Predictor
 from mask_ray.tracking import start_run
 from tests.support.mlflow_models import NAME, register
@@ -105,7 +105,7 @@ def files(tmp_path: Path, store: None) -> dict[str, Path]:
     return written
 
 
-def labelled_as(path: Path, num_wrong: int = 0) -> HeldOut:
+def labelled_as(path: Path, num_wrong: int = 0) -> HeldOutImages:
     """Forty images whose labels are what a model says, but for some."""
     predictor = Predictor(path)
 
@@ -115,7 +115,7 @@ def labelled_as(path: Path, num_wrong: int = 0) -> HeldOut:
         labels[:num_wrong] = 1 - labels[:num_wrong]
         return Images(size, labels.tolist())
 
-    return HeldOut(at, list(CLASS_NAMES), "d1")
+    return HeldOutImages(at, list(CLASS_NAMES), "d1")
 
 
 def tags(version: str) -> dict[str, str]:
@@ -130,10 +130,10 @@ def test_the_first_version_is_champion_and_a_better_one_takes_its_place(
 ) -> None:
     assert tracking.aliases(NAME) == {"challenger": "4"}
     MlflowClient().set_registered_model_alias(NAME, "challenger", "1")
-    assert promotion.run(NAME, "1", labelled_as(files["1"]), RULE).promoted
+    assert promotion.promote_if_better(NAME, "1", labelled_as(files["1"]), RULE).promoted
     assert tracking.aliases(NAME) == {"champion": "1"}
 
-    decision = promotion.run(NAME, "2", labelled_as(files["2"]), RULE)
+    decision = promotion.promote_if_better(NAME, "2", labelled_as(files["2"]), RULE)
 
     assert decision.promoted
     assert tracking.aliases(NAME) == {"champion": "2", "previous": "1"}
@@ -149,9 +149,9 @@ def test_the_first_version_is_champion_and_a_better_one_takes_its_place(
 
 
 def test_a_version_that_is_no_better_stays_the_challenger(files: dict[str, Path]) -> None:
-    promotion.run(NAME, "1", labelled_as(files["1"]), RULE)
+    promotion.promote_if_better(NAME, "1", labelled_as(files["1"]), RULE)
     MlflowClient().set_registered_model_alias(NAME, "challenger", "3")
-    decision = promotion.run(NAME, "3", labelled_as(files["1"], num_wrong=1), RULE)
+    decision = promotion.promote_if_better(NAME, "3", labelled_as(files["1"], num_wrong=1), RULE)
     assert not decision.promoted
     assert tracking.aliases(NAME) == {"champion": "1", "challenger": "3"}
     assert tags("3")["promotion.decision"] == "not promoted"
@@ -160,45 +160,45 @@ def test_a_version_that_is_no_better_stays_the_challenger(files: dict[str, Path]
 
 
 def test_a_champion_of_other_classes_gives_way_only_to_force(files: dict[str, Path]) -> None:
-    promotion.force(NAME, "4")
-    decision = promotion.run(NAME, "1", labelled_as(files["1"]), RULE)
+    promotion.force_promotion(NAME, "4")
+    decision = promotion.promote_if_better(NAME, "1", labelled_as(files["1"]), RULE)
     assert not decision.promoted
     assert decision.reason == (
-        "the champion, version 4, cannot be compared with: its classes are cat, dog, those of the "
+        "the champion, version 4, cannot be compared: its classes are cat, dog, those of the "
         "images with_mask, without_mask"
     )
-    assert promotion.force(NAME, "1").promoted
+    assert promotion.force_promotion(NAME, "1").promoted
     assert tracking.aliases(NAME)["champion"] == "1"
 
 
 def test_rollback_goes_back_again_and_again(files: dict[str, Path]) -> None:
     for version in ("1", "3", "2"):
-        promotion.force(NAME, version)
-    assert promotion.rollback(NAME).version == "3"
+        promotion.force_promotion(NAME, version)
+    assert promotion.roll_back(NAME).version == "3"
     assert tracking.aliases(NAME) == {"champion": "3", "previous": "1", "challenger": "4"}
-    assert promotion.rollback(NAME).version == "1"
+    assert promotion.roll_back(NAME).version == "1"
     assert tracking.aliases(NAME) == {"champion": "1", "challenger": "4"}
     with pytest.raises(PromotionError, match="version 1 of mask-detector is the first champion"):
-        promotion.rollback(NAME)
+        promotion.roll_back(NAME)
 
 
 def test_rollback_passes_over_a_version_that_is_gone(files: dict[str, Path]) -> None:
     for version in ("1", "3", "2"):
-        promotion.force(NAME, version)
+        promotion.force_promotion(NAME, version)
     MlflowClient().delete_model_version(NAME, "3")
-    assert promotion.rollback(NAME).version == "1"
+    assert promotion.roll_back(NAME).version == "1"
 
 
 def test_rollback_knows_of_an_alias_that_was_moved_by_hand(files: dict[str, Path]) -> None:
-    promotion.force(NAME, "1")
+    promotion.force_promotion(NAME, "1")
     MlflowClient().set_registered_model_alias(NAME, "champion", "3")
-    assert promotion.rollback(NAME).version == "1"
+    assert promotion.roll_back(NAME).version == "1"
 
 
 def test_a_promotion_that_was_cut_off_is_completed_by_the_next(
     files: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    promotion.run(NAME, "1", labelled_as(files["1"]), RULE)
+    promotion.promote_if_better(NAME, "1", labelled_as(files["1"]), RULE)
     set_tag = tracking.RegisteredModel.set_tag
 
     def cut_off(*_: str) -> None:
@@ -206,31 +206,31 @@ def test_a_promotion_that_was_cut_off_is_completed_by_the_next(
 
     monkeypatch.setattr(tracking.RegisteredModel, "set_tag", cut_off)
     with pytest.raises(KeyboardInterrupt):
-        promotion.run(NAME, "3", labelled_as(files["3"]), RULE)
+        promotion.promote_if_better(NAME, "3", labelled_as(files["3"]), RULE)
     assert tracking.aliases(NAME)["champion"] == "3"
     monkeypatch.setattr(tracking.RegisteredModel, "set_tag", set_tag)
 
-    again = promotion.run(NAME, "3", labelled_as(files["1"]), RULE)
+    again = promotion.promote_if_better(NAME, "3", labelled_as(files["1"]), RULE)
 
     assert again.promoted and again.champion is not None and again.champion.version == "1"
     assert tracking.aliases(NAME)["previous"] == "1"
-    assert promotion.rollback(NAME).version == "1"
+    assert promotion.roll_back(NAME).version == "1"
 
 
 def test_a_champion_that_changes_meanwhile_is_compared_with_too(files: dict[str, Path]) -> None:
-    promotion.run(NAME, "1", labelled_as(files["1"]), RULE)
+    promotion.promote_if_better(NAME, "1", labelled_as(files["1"]), RULE)
     images = labelled_as(files["3"])
-    moved = []
+    moved: list[Any] = []
 
     def at(size: int) -> Any:
         if not moved:
-            moved.append(promotion.force(NAME, "2"))
-        return images.at(size)
+            moved.append(promotion.force_promotion(NAME, "2"))
+        return images.at_size(size)
 
-    decision = promotion.run(NAME, "3", replace(images, at=at), RULE)
+    decision = promotion.promote_if_better(NAME, "3", replace(images, at_size=at), RULE)
     assert decision.champion is not None and decision.champion.version == "2"
 
 
 def test_a_version_that_is_not_there_is_named(files: dict[str, Path]) -> None:
     with pytest.raises(PromotionError, match="version must be one of mask-detector's; got 9"):
-        promotion.force(NAME, "9")
+        promotion.force_promotion(NAME, "9")

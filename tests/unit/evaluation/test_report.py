@@ -19,7 +19,7 @@ from mask_ray.evaluation.calibration import (
 from mask_ray.evaluation.curves import curves, thresholds
 from mask_ray.evaluation.examination import Traits
 from mask_ray.evaluation.intervals import intervals, share_interval
-from mask_ray.evaluation.robustness import CORRUPTIONS, accuracy_when_worse
+from mask_ray.evaluation.robustness import CORRUPTIONS, accuracy_under_corruption
 from mask_ray.evaluation.slices import by_trait
 from mask_ray.models.predictor import Predictor
 from tests.support import onnx_files
@@ -212,7 +212,8 @@ def test_the_examination_keeps_a_sample_and_the_answers_to_look_at(
 def test_robustness_repeats_with_its_seed(onnx: Path, tmp_path: Path) -> None:
     found = examine(noise(tmp_path), Predictor(onnx), num_sampled=40)
     first, again = (
-        accuracy_when_worse(Predictor(onnx), found.sample, found.sample_labels) for _ in range(2)
+        accuracy_under_corruption(Predictor(onnx), found.sample, found.sample_labels)
+        for _ in range(2)
     )
     assert first == again
     assert [len(levels) for levels in first.values()] == [3] * 6
@@ -243,7 +244,7 @@ def test_a_report_needs_neither_mistakes_nor_corruptions(onnx: Path, tmp_path: P
     report = make_report(examine(rows, predictor, num_sampled=0), onnx, predictor, {})
 
     assert report.figures["num_mistakes"] == 0
-    assert "Mistakes, the surest first" not in report.html
-    assert "Right, but the least sure" in report.html
+    assert "Mistakes, the most confident first" not in report.html
+    assert "Right, but the least confident" in report.html
     assert len(report.figures["least_sure"]) == 12
     assert "Robustness" not in report.html

@@ -9,7 +9,7 @@ import h5py
 import numpy as np
 import pytest
 
-from mask_ray.models import mobilenet
+from mask_ray.models import onnx_export
 from mask_ray.models.onnx_edit import keras_with_temperature, with_feature_map, with_temperature
 from mask_ray.models.predictor import FeatureMaps, ModelFileError, Predictor
 from mask_ray.models.quantize import quantize
@@ -25,10 +25,10 @@ def images(num: int = 6) -> np.ndarray:
 def float32(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The narrowest network with random weights."""
     weights = random_weights(0.35)
-    backbone = mobilenet.backbone_onnx(weights, image_size=96, alpha=0.35)
+    backbone = onnx_export.backbone_onnx(weights, image_size=96, alpha=0.35)
     kernel = np.random.default_rng(1).normal(size=(len(weights[-1]), 2)).astype("f4") / 20
     path = tmp_path_factory.mktemp("head") / "float32.onnx"
-    path.write_bytes(mobilenet.classifier_onnx(backbone, kernel, np.array([0.3, 0], "f4"), NAMES))
+    path.write_bytes(onnx_export.classifier_onnx(backbone, kernel, np.array([0.3, 0], "f4"), NAMES))
     return path
 
 

@@ -30,7 +30,7 @@ def download(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, ...]]:
         asked.append((*arguments, options))
         raise OSError("no route\nto host")
 
-    keras = ModuleType("keras")
+    keras: Any = ModuleType("keras")
     keras.utils = ModuleType("keras.utils")
     keras.utils.get_file = refuse
     monkeypatch.setitem(sys.modules, "keras", keras)

@@ -6,7 +6,7 @@ import numpy as np
 import onnx
 import pytest
 
-from mask_ray.models import mobilenet
+from mask_ray.models import mobilenet, onnx_export
 from mask_ray.models.predictor import Predictor
 from mask_ray.models.quantize import Figures, images_per_second, quantize, reason_against
 
@@ -30,11 +30,11 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, np.ndar
     """The narrowest network, its int8 version, and images of noise."""
     folder = tmp_path_factory.mktemp("small")
     weights = random_weights(0.35)
-    backbone = mobilenet.backbone_onnx(weights, image_size=96, alpha=0.35)
+    backbone = onnx_export.backbone_onnx(weights, image_size=96, alpha=0.35)
     rng = np.random.default_rng(1)
     kernel = rng.normal(size=(len(weights[-1]), 2)).astype(np.float32) / 20
     float32, int8 = folder / "float32.onnx", folder / "int8.onnx"
-    float32.write_bytes(mobilenet.classifier_onnx(backbone, kernel, np.zeros(2, "f4"), NAMES))
+    float32.write_bytes(onnx_export.classifier_onnx(backbone, kernel, np.zeros(2, "f4"), NAMES))
     images = rng.integers(0, 256, (20, 96, 96, 3), dtype=np.uint8)
     quantize(float32, int8, images)
     return float32, int8, images

@@ -6,14 +6,14 @@ import numpy as np
 import pytest
 
 from mask_ray.models.predictor import Predictor
-from mask_ray.models.smoke_test import ModelRefusedError, admit, check_answers, smoke_images
+from mask_ray.models.smoke_test import ModelRefusedError, check_answers, load_checked, smoke_images
 from tests.support.onnx_files import CLASS_NAMES, IMAGE_SIZE, write_classifier
 
 
 def test_a_good_model_is_admitted(tmp_path: Path) -> None:
     path = write_classifier(tmp_path / "tiny.onnx")
 
-    assert admit(path, class_names=CLASS_NAMES).class_names == CLASS_NAMES
+    assert load_checked(path, class_names=CLASS_NAMES).class_names == CLASS_NAMES
 
 
 def test_a_file_that_is_no_model_is_refused_without_its_path(tmp_path: Path) -> None:
@@ -21,7 +21,7 @@ def test_a_file_that_is_no_model_is_refused_without_its_path(tmp_path: Path) -> 
     path.write_bytes(b"not a model")
 
     with pytest.raises(ModelRefusedError) as refused:
-        admit(path)
+        load_checked(path)
     assert str(refused.value).startswith("model.onnx cannot be loaded by ONNX Runtime")
     assert str(tmp_path) not in str(refused.value)
 
@@ -33,13 +33,13 @@ def test_other_classes_are_refused_unless_allowed(tmp_path: Path, names: tuple[s
     with pytest.raises(
         ModelRefusedError, match=f"must be {', '.join(CLASS_NAMES)},.*got {names[0]}"
     ):
-        admit(path, class_names=CLASS_NAMES)
-    assert admit(path).class_names == names
+        load_checked(path, class_names=CLASS_NAMES)
+    assert load_checked(path).class_names == names
 
 
 def test_answers_that_are_not_numbers_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ModelRefusedError, match="must be finite"):
-        admit(write_classifier(tmp_path / "nan.onnx", scale=float("nan")))
+        load_checked(write_classifier(tmp_path / "nan.onnx", scale=float("nan")))
 
 
 @pytest.mark.parametrize(

@@ -124,7 +124,7 @@ def test_answers_that_are_the_file_s_own_are_counted(
 ) -> None:
     answer = own_answer(predictor)
     asked.default = lambda: prediction(**answer)
-    told = live_service.ask(asked.url, MODEL, [IMAGE, IMAGE], predictor, ImageLimits())
+    told = live_service.check_answers(asked.url, MODEL, [IMAGE, IMAGE], predictor, ImageLimits())
     correct = 2 * (answer["label"] == IMAGE.class_name)
     assert told == {"num_images": 2, "num_correct": correct, "largest_difference": 0.0}
 
@@ -134,15 +134,19 @@ def test_answers_of_another_version_or_model_file_are_refused(
 ) -> None:
     monkeypatch.setattr(live_service, "_SWITCHED_WITHIN_S", 1)
     asked.default = lambda: prediction(**own_answer(predictor))
-    with pytest.raises(ServiceError, match=r"answers a.png by version 3 of mask-detector, not by"):
-        live_service.ask(asked.url, ("mask-detector", "4"), [IMAGE], predictor, ImageLimits())
+    with pytest.raises(
+        ServiceError, match=r"answers a.png with version 3 of mask-detector, not with"
+    ):
+        live_service.check_answers(
+            asked.url, ("mask-detector", "4"), [IMAGE], predictor, ImageLimits()
+        )
 
     own = own_answer(predictor)
     other = next(name for name in CLASS_NAMES if name != own["label"])
     flipped = {own["label"]: 0.1, other: 0.9}
     asked.default = lambda: prediction(label=other, probability=0.9, probabilities=flipped)
-    with pytest.raises(ServiceError, match=f"says {other} of a.png, its own model file"):
-        live_service.ask(asked.url, MODEL, [IMAGE], predictor, ImageLimits())
+    with pytest.raises(ServiceError, match=f"answers {other} for a.png, its own model file"):
+        live_service.check_answers(asked.url, MODEL, [IMAGE], predictor, ImageLimits())
 
 
 def test_a_folder_is_another_when_a_file_in_it_is(tmp_path: Path) -> None:

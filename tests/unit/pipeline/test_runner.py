@@ -48,7 +48,7 @@ class Line:
 
         return Stage(name, inputs, in_own_run(work), lambda result: name not in self.gone)
 
-    def run(self) -> runner.Done:
+    def run(self) -> runner.Outcome:
         return runner.run_stages(self._stages(), "faces", KEY)
 
 
@@ -105,7 +105,7 @@ def test_a_failure_names_its_stage_and_a_rerun_goes_on_from_there() -> None:
     line.die = fail
     with pytest.raises(PipelineError) as told:
         line.run()
-    assert str(told.value) == "stage train failed: no room. The same command goes on from there"
+    assert str(told.value) == "stage train failed: no room. Run the same command to resume"
     assert sorted(runs()["status"]) == ["FAILED", "FAILED", "FINISHED"]
 
     line.die = lambda name, where: None
@@ -146,6 +146,9 @@ def test_a_pipeline_that_died_in_a_stage_goes_on_in_the_same_runs(
 def test_the_same_pipeline_does_not_run_twice_at_a_time() -> None:
     path = home() / "pipelines" / f"{runner.digest_of(KEY)}.lock"
     path.parent.mkdir()
-    with FileLock(path), pytest.raises(PipelineError, match="is going on in another process"):
+    with (
+        FileLock(path),
+        pytest.raises(PipelineError, match="another process is running the same pipeline"),
+    ):
         Line().run()
     assert len(runs()) == 0

@@ -166,7 +166,7 @@ def test_environment_of_a_node(node: dict[str, str]) -> None:
     home = node["HOME"]
     assert node["PATH"].split(":")[0] == f"{home}/mask_ray/.venv/bin"
     assert node["RAY_AUTH_MODE"] == "token"
-    assert node["RAY_SERVE_ENABLE_HA_PROXY"] == node["RAY_SERVE_THROUGHPUT_OPTIMIZED"] == "1"
+    assert node["RAY_SERVE_ENABLE_HA_PROXY"] == node["RAY_SERVE_USE_GRPC_BY_DEFAULT"] == "1"
     assert "OMP_NUM_THREADS" not in node
 
 

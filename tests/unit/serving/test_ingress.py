@@ -108,7 +108,7 @@ def test_without_haproxy_one_line_says_so(
     variables = ingress.environment()
 
     assert variables["RAY_SERVE_ENABLE_HA_PROXY"] == "0"
-    assert "RAY_SERVE_THROUGHPUT_OPTIMIZED" not in variables
+    assert not variables.keys() & ingress.THROUGHPUT.keys()
     assert capsys.readouterr().err.startswith("warning: no haproxy is found")
     assert ingress.environment(wants_haproxy=False) == variables
     assert capsys.readouterr().err == ""

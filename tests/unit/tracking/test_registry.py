@@ -2,7 +2,7 @@
 
 import shutil
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import mlflow
 import numpy as np
@@ -83,7 +83,7 @@ def test_a_registered_model_explains_itself(in_registry: Registry) -> None:
 
 def test_a_registered_model_has_its_input_example(in_registry: Registry) -> None:
     folder = resolve_model(f"models:/{NAME}@champion").path.parent
-    example = mlflow.models.Model.load(folder).load_input_example(str(folder))
+    example: Any = mlflow.models.Model.load(folder).load_input_example(str(folder))
     np.testing.assert_array_equal(example["image"], EXAMPLE)
 
 

@@ -32,7 +32,8 @@ def data_set(digest: str = DIGEST, num_images: int = 50) -> ImageData:
         "val": Counter(a=4, b=6),
         "test": Counter(a=1, b=1),
     }
-    return ImageData(lambda splits: None, ["a", "b"], Summary(counts, digest, {}), kept=True)
+    nothing: Any = None
+    return ImageData(lambda splits: nothing, ["a", "b"], Summary(counts, digest, {}), kept=True)
 
 
 IMAGES = data_set()
@@ -223,14 +224,14 @@ def cut(path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-1])
 
 
-def overwrite(content: bytes) -> Callable[[Path], None]:
-    return lambda path: path.write_bytes(content) and None
+def overwrite(content: bytes) -> Callable[[Path], object]:
+    return lambda path: path.write_bytes(content)
 
 
-DAMAGES: dict[str, Callable[[Path], None]] = {
+DAMAGES: dict[str, Callable[[Path], object]] = {
     "flipped": flip_a_byte,
     "cut": cut,
-    "empty": lambda path: path.write_bytes(b"") and None,
+    "empty": lambda path: path.write_bytes(b""),
     "removed": Path.unlink,
 }
 MANIFESTS = [b"[]", b"null", b"{}", b'{"sha256": {}}', b'{"sha256": []}', b"\xff", b"{", b"5"]

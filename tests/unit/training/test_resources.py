@@ -5,6 +5,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from ray import train
 
 from mask_ray.config import TrainSettings
 from mask_ray.training import resources
@@ -37,9 +38,10 @@ def nodes(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
 
     def have(*cpus: float) -> None:
         total = {"CPU": sum(cpus)}
-        state = SimpleNamespace(
-            get_max_resources_from_cluster_config=lambda: None,
-            available_resources_per_node=lambda: {n: {"CPU": c} for n, c in enumerate(cpus)},
+        internals = SimpleNamespace(
+            is_train_v2=lambda: True,
+            resources_when_grown=lambda: None,
+            free_resources_by_node=lambda: [{"CPU": c} for c in cpus],
         )
         alive = [
             {"Alive": True, "Resources": {"CPU": c}, "NodeManagerAddress": f"10.0.0.{n}"}
@@ -50,10 +52,8 @@ def nodes(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
             available_resources=lambda: total,
             nodes=lambda: alive,
         )
-        monkeypatch.setattr(resources, "cluster_state", state)
-        monkeypatch.setattr(
-            resources, "ray", SimpleNamespace(**vars(ray), train=resources.ray.train)
-        )
+        monkeypatch.setattr(resources, "ray_internals", internals)
+        monkeypatch.setattr(resources, "ray", SimpleNamespace(**vars(ray), train=train))
 
     return have
 
@@ -95,7 +95,8 @@ def test_workers_that_leave_room_are_placed(
     nodes: Callable[..., None], given: dict[str, Any]
 ) -> None:
     nodes(2, 2)
-    assert plan(num_workers=2, **given).scaling.resources_per_worker["CPU"] >= 1
+    scaling: Any = plan(num_workers=2, **given).scaling
+    assert scaling.resources_per_worker["CPU"] >= 1
 
 
 def test_workers_that_would_leave_nothing_are_refused(nodes: Callable[..., None]) -> None:

@@ -16,87 +16,33 @@ Images come in one input, `image`, in either of two forms:
 Nothing here knows of HTTP servers, models or Ray.
 """
 
-import json
 import math
 import struct
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import numpy as np
-import numpy.typing as npt
 from pydantic import BaseModel, Field, StrictBool, StrictInt, StrictStr, ValidationError
 
 from mask_ray.config import PayloadLimits
 from mask_ray.images.decode import RGBArray
-from mask_ray.serving.http.payloads import (
+from mask_ray.serving.http.limits import (
     PayloadError,
     check_num_images,
     check_total_bytes,
-    decode_base64,
     quoted,
 )
+from mask_ray.serving.http.payloads import decode_base64
 
 HEADER_LENGTH = "Inference-Header-Content-Length"
 
-_INPUT = "image"
+INPUT_NAME = "image"
 _OUTPUTS = ("probabilities", "label")
 _MAX_ID_CHARACTERS = 1_024
 # Pixels of 13 images of 224 px.
 _MAX_JSON_VALUES = 2_000_000
 # More mistakes than this are not told at once.
 _MAX_MISTAKES = 3
-
-
-class ServerLive(BaseModel):
-    """Answer of `GET /v2/health/live`."""
-
-    live: Literal[True] = True
-
-
-class ServerReady(BaseModel):
-    """Answer of `GET /v2/health/ready`. Clients look at the status alone."""
-
-    ready: bool
-
-
-class ServerMetadata(BaseModel):
-    """Answer of `GET /v2`."""
-
-    name: str = "mask_ray"
-    version: str
-    extensions: list[str] = ["binary_tensor_data"]
-
-
-class TensorMetadata(BaseModel):
-    """An input or output. Sizes that vary are -1."""
-
-    name: str
-    datatype: str
-    shape: list[int]
-
-
-class ModelMetadata(BaseModel):
-    """Answer of `GET /v2/models/{name}[/versions/{version}]`."""
-
-    name: str
-    versions: list[str]
-    platform: str
-    inputs: list[TensorMetadata]
-    outputs: list[TensorMetadata]
-
-
-class ModelReady(BaseModel):
-    """Answer of `GET /v2/models/{name}[/versions/{version}]/ready`."""
-
-    name: str
-    ready: bool
-
-
-class InferError(BaseModel):
-    """Body of every answer under `/v2` whose status is not 200."""
-
-    error: str
 
 
 @dataclass(frozen=True)
@@ -114,31 +60,6 @@ class InferRequest:
     id: str | None
     images: tuple[bytes, ...] | tuple[RGBArray, ...]
     outputs: tuple[RequestedOutput, ...]
-
-
-@dataclass(frozen=True)
-class InferResponse:
-    """Body and headers of the answer to an `InferRequest`; its status is 200."""
-
-    content: bytes
-    headers: dict[str, str]
-
-
-def model_metadata(name: str, version: str | None, num_classes: int) -> ModelMetadata:
-    """What a classifier takes, in both its forms, and what it gives."""
-    return ModelMetadata(
-        name=name,
-        versions=[] if version is None else [version],
-        platform="onnxruntime_onnx",  # Triton's name for ONNX models in ONNX Runtime.
-        inputs=[
-            TensorMetadata(name=_INPUT, datatype="BYTES", shape=[-1]),
-            TensorMetadata(name=_INPUT, datatype="UINT8", shape=[-1, -1, -1, 3]),
-        ],
-        outputs=[
-            TensorMetadata(name="probabilities", datatype="FP32", shape=[-1, num_classes]),
-            TensorMetadata(name="label", datatype="BYTES", shape=[-1]),
-        ],
-    )
 
 
 def check_model(
@@ -179,39 +100,6 @@ def parse_infer_request(
     outputs = _requested_outputs(document)
     return InferRequest(document.id, _images(tensor, binary, limits), outputs)
 
-
-def infer_response(
-    request: InferRequest,
-    model_name: str,
-    model_version: str | None,
-    class_names: Sequence[str],
-    probabilities: npt.NDArray[np.float32],
-) -> InferResponse:
-    """Answer a request with the outputs it asked for, in the form it asked for.
-
-    Args:
-        request: what is answered.
-        model_name: name of the model that answers.
-        model_version: its version, if it has one.
-        class_names: C names.
-        probabilities: shape (N, C), one row for each image of the request.
-    """
-    labels = [class_names[index] for index in probabilities.argmax(axis=1)]
-    described = [_described(output, probabilities, labels) for output in request.outputs]
-    document = {
-        "model_name": model_name,
-        **({} if model_version is None else {"model_version": model_version}),
-        **({} if request.id is None else {"id": request.id}),
-        "outputs": [description for description, _ in described],
-    }
-    header = json.dumps(document).encode()
-    if not any(output.is_binary for output in request.outputs):
-        return InferResponse(header, {"content-type": "application/json"})
-    headers = {"content-type": "application/octet-stream", HEADER_LENGTH: str(len(header))}
-    return InferResponse(header + b"".join(data for _, data in described), headers)
-
-
-# Requests
 
 # Of 64 bits, as in the protocol; an error that repeats one stays short.
 _Size = Annotated[StrictInt, Field(ge=0, lt=2**63)]
@@ -288,9 +176,9 @@ def _field(location: tuple[int | str, ...]) -> str:
 
 
 def _only_input(inputs: list[_Input]) -> _Input:
-    if len(inputs) != 1 or inputs[0].name != _INPUT:
+    if len(inputs) != 1 or inputs[0].name != INPUT_NAME:
         came = ", ".join(quoted(tensor.name) for tensor in inputs[:5]) or "none"
-        raise PayloadError(400, f"inputs must be one tensor named {_INPUT}; got {came}")
+        raise PayloadError(400, f"inputs must be one tensor named {INPUT_NAME}; got {came}")
     tensor = inputs[0]
     _refuse_shared_memory(tensor.parameters, "input")
     return tensor
@@ -309,11 +197,11 @@ def _binary_data(tensor: _Input, after_json: memoryview) -> memoryview | None:
     if size != len(after_json):
         raise PayloadError(
             400,
-            f"binary_data_size of {_INPUT} must be the number of bytes after the JSON, which "
+            f"binary_data_size of {INPUT_NAME} must be the number of bytes after the JSON, which "
             f"{HEADER_LENGTH} tells: {len(after_json)}; got {size}",
         )
     if tensor.data is not None:
-        raise PayloadError(400, f"{_INPUT} must have data or binary_data_size; got both")
+        raise PayloadError(400, f"{INPUT_NAME} must have data or binary_data_size; got both")
     return after_json
 
 
@@ -347,7 +235,7 @@ def _images(
     tensor: _Input, binary: memoryview | None, limits: PayloadLimits
 ) -> tuple[bytes, ...] | tuple[RGBArray, ...]:
     if tensor.data is None and binary is None:
-        raise PayloadError(400, f"{_INPUT} must have data or binary_data_size; got neither")
+        raise PayloadError(400, f"{INPUT_NAME} must have data or binary_data_size; got neither")
     if tensor.datatype == "BYTES":
         _check_shape(tensor, num_dimensions=1, limits=limits)
         if binary is not None:
@@ -360,7 +248,7 @@ def _images(
             return _pixels_of_binary(binary, tensor.shape)
         return _pixels_of_json(tensor.data or [], tensor.shape)
     raise PayloadError(
-        400, f"datatype of {_INPUT} must be BYTES or UINT8; got {quoted(tensor.datatype)}"
+        400, f"datatype of {INPUT_NAME} must be BYTES or UINT8; got {quoted(tensor.datatype)}"
     )
 
 
@@ -371,10 +259,10 @@ def _check_shape(tensor: _Input, num_dimensions: int, limits: PayloadLimits) -> 
         allowed = "[N]" if num_dimensions == 1 else "[N, height, width, 3]"
         raise PayloadError(
             400,
-            f"shape of {_INPUT} must be {allowed} for {tensor.datatype}, with none of them 0; "
+            f"shape of {INPUT_NAME} must be {allowed} for {tensor.datatype}, with none of them 0; "
             f"got {quoted(str(shape[:9]))}",
         )
-    check_num_images(shape[0], _INPUT, limits)
+    check_num_images(shape[0], INPUT_NAME, limits)
 
 
 def _check_pixels(shape: list[int], limits: PayloadLimits) -> None:
@@ -383,7 +271,7 @@ def _check_pixels(shape: list[int], limits: PayloadLimits) -> None:
     if height * width > max_pixels:
         raise PayloadError(
             413,
-            f"shape of {_INPUT} must hold at most {max_pixels} pixels an image; "
+            f"shape of {INPUT_NAME} must hold at most {max_pixels} pixels an image; "
             f"got {quoted(str(shape))}",
         )
     check_total_bytes(math.prod(shape), limits)
@@ -402,7 +290,7 @@ def _split_binary(binary: memoryview, num_images: int, limits: PayloadLimits) ->
     if at != len(binary) or len(images) != num_images:
         raise PayloadError(
             400,
-            f"binary data of {_INPUT} must be {num_images} images as its shape says, each with "
+            f"binary data of {INPUT_NAME} must be {num_images} images as its shape says, each with "
             f"its length before it in 4 bytes; got {len(images)} and then {len(binary) - at} bytes",
         )
     check_total_bytes(sum(map(len, images)), limits)
@@ -420,7 +308,7 @@ def _check_image_bytes(num_bytes: int, index: int, limits: PayloadLimits) -> Non
     if num_bytes > limits.max_image_bytes:
         raise PayloadError(
             413,
-            f"{_INPUT}[{index}] has {num_bytes} bytes; at most {limits.max_image_bytes} are "
+            f"{INPUT_NAME}[{index}] has {num_bytes} bytes; at most {limits.max_image_bytes} are "
             "allowed",
         )
 
@@ -429,13 +317,13 @@ def _decode_strings(data: list[Any], num_images: int, limits: PayloadLimits) -> 
     if len(data) != num_images or not all(isinstance(item, str) for item in data):
         raise PayloadError(
             400,
-            f"data of {_INPUT} must be {num_images} strings of base64 as its shape says; "
+            f"data of {INPUT_NAME} must be {num_images} strings of base64 as its shape says; "
             f"got {len(data)} items{'' if len(data) != num_images else ' of other kinds'}",
         )
     images: list[bytes] = []
     for index, text in enumerate(data):
         try:
-            images.append(decode_base64(text, f"{_INPUT}[{index}]", limits))
+            images.append(decode_base64(text, f"{INPUT_NAME}[{index}]", limits))
         except PayloadError as error:
             # The protocol's status for what is malformed is 400.
             raise PayloadError(413 if error.status == 413 else 400, str(error)) from None
@@ -447,7 +335,7 @@ def _pixels_of_binary(binary: memoryview, shape: list[int]) -> tuple[RGBArray, .
     if len(binary) != math.prod(shape):
         raise PayloadError(
             400,
-            f"binary data of {_INPUT} must have {math.prod(shape)} bytes as its shape says; "
+            f"binary data of {INPUT_NAME} must have {math.prod(shape)} bytes as its shape says; "
             f"got {len(binary)}",
         )
     return tuple(np.frombuffer(binary, np.uint8).reshape(shape))
@@ -459,37 +347,14 @@ def _pixels_of_json(data: list[Any], shape: list[int]) -> tuple[RGBArray, ...]:
         # each item the room of the longest string among them.
         values = np.array(data, np.float64)
     except (ValueError, TypeError, OverflowError):
-        raise PayloadError(400, f"data of {_INPUT} must be numbers, flat or nested") from None
+        raise PayloadError(400, f"data of {INPUT_NAME} must be numbers, flat or nested") from None
     if values.shape not in ((math.prod(shape),), tuple(shape)):
         raise PayloadError(
             400,
-            f"data of {_INPUT} must be flat or nested as its shape {shape} says; "
+            f"data of {INPUT_NAME} must be flat or nested as its shape {shape} says; "
             f"got shape {list(values.shape)}",
         )
     # Written so that NaN, which null becomes, is refused too.
     if not np.all((values >= 0) & (values <= 255) & (values % 1 == 0)):
-        raise PayloadError(400, f"data of {_INPUT} must be whole numbers of 0 to 255")
+        raise PayloadError(400, f"data of {INPUT_NAME} must be whole numbers of 0 to 255")
     return tuple(values.astype(np.uint8).reshape(shape))
-
-
-# Responses
-
-
-def _described(
-    output: RequestedOutput, probabilities: npt.NDArray[np.float32], labels: list[str]
-) -> tuple[dict[str, Any], bytes]:
-    """An output's entry in the JSON, and its binary data or nothing."""
-    if output.name == "label":
-        entry = {"name": "label", "datatype": "BYTES", "shape": [len(labels)]}
-        data, values = _length_prefixed(labels), labels
-    else:
-        entry = {"name": output.name, "datatype": "FP32", "shape": list(probabilities.shape)}
-        data, values = probabilities.astype("<f4").tobytes(), probabilities.ravel().tolist()
-    if output.is_binary:
-        return entry | {"parameters": {"binary_data_size": len(data)}}, data
-    return entry | {"data": values}, b""
-
-
-def _length_prefixed(texts: list[str]) -> bytes:
-    encoded = [text.encode() for text in texts]
-    return b"".join(struct.pack("<I", len(item)) + item for item in encoded)

@@ -12,6 +12,10 @@ from mask_ray.serving.http.auth import require_token
 from mask_ray.serving.http.backend import AnyBackend, Backend, ReadyBackend, answer, arrive
 from mask_ray.serving.http.open_inference.requests import (
     HEADER_LENGTH,
+    check_model,
+    parse_infer_request,
+)
+from mask_ray.serving.http.open_inference.responses import (
     InferError,
     InferResponse,
     ModelMetadata,
@@ -19,10 +23,8 @@ from mask_ray.serving.http.open_inference.requests import (
     ServerLive,
     ServerMetadata,
     ServerReady,
-    check_model,
     infer_response,
     model_metadata,
-    parse_infer_request,
 )
 from mask_ray.serving.http.payloads import read_body
 from mask_ray.serving.observability.exchanges import note

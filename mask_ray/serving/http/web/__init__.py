@@ -7,10 +7,14 @@ endpoint serves the page to everyone, and asks for the token where images are se
 import hashlib
 from importlib import resources
 from pathlib import PurePath
+from string import Template
 
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
+
+from mask_ray.config import IMAGE_FORMATS
+from mask_ray.serving.http.limits import ACCEPTED_FORMATS
 
 # Nothing but this server's own scripts, styles and answers; thumbnails are blobs. No form ever
 # navigates, so that the token cannot end up in a URL.
@@ -52,10 +56,19 @@ _ASSETS = ("app.js", "camera.js", "icon.svg", "predict.js", "style.css")
 def routes() -> list[Route]:
     """`GET` and `HEAD` of the page at `/` and of its assets below `/web/`."""
     folder = resources.files(__name__)
-    names = {"/": "index.html"} | {f"/web/{name}": name for name in _ASSETS}
+    assets = {name: folder.joinpath(name).read_bytes() for name in _ASSETS}
     return [
-        file_route(path, name, folder.joinpath(name).read_bytes()) for path, name in names.items()
+        file_route("/", "index.html", page().encode()),
+        *(file_route(f"/web/{name}", name, content) for name, content in assets.items()),
     ]
+
+
+def page() -> str:
+    """The HTML of the page, with the image formats that the decoder accepts."""
+    return Template(resources.files(__name__).joinpath("index.html").read_text()).substitute(
+        media_types=",".join(image_format.media_type for image_format in IMAGE_FORMATS),
+        format_names=ACCEPTED_FORMATS,
+    )
 
 
 def file_route(

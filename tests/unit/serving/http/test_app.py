@@ -14,7 +14,7 @@ from mask_ray.images.decode import ImageError, ImageFormatError, ImageTooLargeEr
 from mask_ray.serving.deployment import ApplicationError, build_app
 from mask_ray.serving.http.app import http_app
 from mask_ray.serving.http.backend import Health
-from mask_ray.serving.http.errors import ProblemsForServeErrors
+from mask_ray.serving.http.middleware import ANSWER_HEADERS, ProblemsForServeErrors
 from mask_ray.serving.http.responses import Classified, ModelInfo
 from tests.support.local_backend import request
 
@@ -60,6 +60,8 @@ def assert_problem(response: httpx.Response, status: int, detail: str) -> None:
     assert set(problem) == {"type", "title", "status", "detail"}
     assert problem["status"] == status
     assert detail in problem["detail"]
+    for name, value in ANSWER_HEADERS.items():
+        assert response.headers[name] == value
 
 
 def test_answers_with_the_likeliest_class_and_the_model() -> None:

@@ -17,7 +17,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from pydantic import ValidationError
 
 from mask_ray.config import RemoteImageSettings
-from mask_ray.serving.http.payloads import PayloadError
+from mask_ray.serving.http.limits import PayloadError
 from mask_ray.serving.http.remote_images import RemoteImages, is_public, resolve
 from tests.support import image_files
 
@@ -409,7 +409,8 @@ def test_a_slow_host_is_given_up(attribute: str) -> None:
 
 def test_a_slow_resolver_is_given_up() -> None:
     async def stuck(host: str, port: int) -> list[str]:
-        return await asyncio.Event().wait() or []
+        await asyncio.Event().wait()
+        return []
 
     assert refusal(Host(), resolve=stuck, fetch_timeout_s=0.05)[0] == 422
 

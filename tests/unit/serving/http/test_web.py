@@ -10,7 +10,13 @@ from fastapi import FastAPI
 from starlette.applications import Starlette
 from starlette.types import ASGIApp
 
+from mask_ray.config import IMAGE_FORMATS, ImageFormat
 from mask_ray.serving.http import web
+from mask_ray.serving.http.app import http_app
+from tests.support import image_files, local_backend
+from tests.support.local_backend import LocalBackend
+from tests.support.onnx_files import write_classifier
+from tests.support.project import ROOT
 
 CONTENT_TYPES = {
     "/": "text/html; charset=utf-8",
@@ -38,8 +44,9 @@ def get(path: str, app: ASGIApp = PAGE, **headers: str) -> httpx.Response:
 
 
 def file_of(path: str) -> str:
-    name = path.removeprefix("/web/").lstrip("/") or "index.html"
-    return resources.files(web).joinpath(name).read_text()
+    if path == "/":
+        return web.page()
+    return resources.files(web).joinpath(path.removeprefix("/web/")).read_text()
 
 
 @pytest.mark.parametrize("path", CONTENT_TYPES)
@@ -120,6 +127,38 @@ def test_the_page_needs_nothing_that_its_policy_forbids() -> None:
 def test_the_page_works_below_any_prefix() -> None:
     assert re.findall(r'(?:href|src)="(/[^"]*)"', file_of("/")) == []
     assert 'fetch("predict"' in file_of("/web/predict.js")
+
+
+@pytest.fixture(scope="module")
+def classifier(tmp_path_factory: pytest.TempPathFactory) -> FastAPI:
+    path = write_classifier(tmp_path_factory.mktemp("model") / "tiny.onnx")
+    return http_app(LocalBackend(path))
+
+
+def test_page_api_docs_and_errors_list_the_accepted_formats(classifier: FastAPI) -> None:
+    (chosen,) = re.findall(r'id="files"[^>]*accept="([^"]*)"', file_of("/"))
+    (shown,) = re.findall(r'id="formats"[^>]*>([^.]*)\.', file_of("/"))
+    paths = get("/openapi.json", classifier).json()["paths"]
+    described = paths["/predict"]["post"]["requestBody"]["description"].partition(", an ")[0]
+    refused = local_backend.request(classifier, "POST", "/predict", content=image_files.tiff())
+    listed = refused.json()["detail"].partition("; ")[2].removesuffix(" are accepted")
+    api = (ROOT / "docs/reference/http-api.md").read_text()
+    (documented,) = re.findall(r"^Images are ([^.]*)\.", api, re.MULTILINE)
+
+    assert chosen.split(",") == [accepted.media_type for accepted in IMAGE_FORMATS]
+    names = [accepted.name for accepted in IMAGE_FORMATS]
+    for text in (shown, described, listed, documented.replace(" (first frame)", "")):
+        assert re.split(", | or | and ", text) == names
+
+
+@pytest.mark.parametrize("accepted", IMAGE_FORMATS, ids=lambda accepted: accepted.name)
+def test_every_listed_format_is_classified(classifier: FastAPI, accepted: ImageFormat) -> None:
+    headers = {"content-type": accepted.media_type}
+    photo = image_files.in_format(accepted.name.upper())
+
+    answered = local_backend.request(classifier, "POST", "/predict", content=photo, headers=headers)
+
+    assert answered.status_code == 200, answered.text
 
 
 def test_the_api_of_an_app_that_serves_it_stays_as_it_was() -> None:

@@ -1,6 +1,7 @@
 """Which images a challenger gets, and what is made of its answers."""
 
 import threading
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -8,9 +9,9 @@ import pytest
 from mask_ray.config import ImageLimits
 from mask_ray.images.decode import decode_resized
 from mask_ray.models.predictor import Predictor
-from mask_ray.serving.versions.alias_watch import LoadedModel, Serving
 from mask_ray.serving.versions.challenger import Comparer, compare, takes_part
 from mask_ray.serving.versions.events import Comparison
+from mask_ray.serving.versions.follower import LoadedModel, Serving
 from tests.support import image_files
 from tests.support.event_counts import ModelEventCounts
 from tests.support.onnx_files import write_classifier
@@ -78,7 +79,7 @@ def test_comparisons_are_counted() -> None:
     events = ModelEventCounts()
     comparer = Comparer(events)
     for agrees, difference in ((True, 0.1), (False, 0.5)):
-        comparer.offer(lambda a=agrees, d=difference: Comparison("1", "2", a, d))
+        comparer.offer(partial(Comparison, "1", "2", agrees, difference))
     comparer.close()
 
     assert events.counts() == {"compared": 2, "agreed": 1}

@@ -5,7 +5,8 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,9 @@ from mask_ray import data, tracking
 from mask_ray.config import TrainSettings, home
 from mask_ray.models import pretrained
 from mask_ray.training import workers
+from mask_ray.training.job import Job, Pretrained, worker_config
 from mask_ray.training.resources import plan_workers
-from mask_ray.training.run import Job, Pretrained, worker_config
+from mask_ray.training.worker_config import WorkerConfig
 
 _OBJECT_STORE_BYTES = 2**30
 
@@ -96,22 +98,24 @@ def _plain_command(
     np.savez(arrays, **columns)
     flags = {"arrays": arrays, "weights": weights_file, "finetune-from": training.finetune_from}
     flags |= {"batch-size": training.batch_size}
-    plain = [sys.executable, "-m", "benchmarks.plain_loop"]
+    plain = [sys.executable, "-m", "benchmarks.training.plain_loop"]
     return plain + [text for name, value in flags.items() for text in (f"--{name}", str(value))]
 
 
 def _fit(job: Job, training: TrainSettings, turns: dict[str, Any]) -> None:
     """As a run does, with the loop that takes turns, on one thread."""
-    config = worker_config(training, job, home() / "train") | {"num_threads": 1, "turns": turns}
-    workers.trainer(training, job.plan, config, job.splits, loop=_train_worker).fit()
+    config = worker_config(training, job, home() / "train")
+    config = replace(config, num_threads=1, export=False)
+    train_worker = partial(_train_worker, turns)
+    workers.trainer(job.plan, config, job.splits, loop=train_worker).fit()
 
 
-def _train_worker(config: dict[str, Any]) -> None:
+def _train_worker(turns: dict[str, Any], config: WorkerConfig) -> None:
     """Imports in the worker, not in the driver, what brings TensorFlow."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    from benchmarks import turns
+    from benchmarks.training import turns as taking_turns
 
-    turns.train(config)
+    taking_turns.train(config, turns)
 
 
 def _pairs(epochs: list[dict[str, float]]) -> Pairs:

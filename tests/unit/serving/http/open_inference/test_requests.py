@@ -1,57 +1,30 @@
-"""The protocol's messages, byte for byte as its clients send and read them."""
+"""Requests of the protocol, byte for byte as its clients send them."""
 
-import base64
-import json
-import struct
 from typing import Any
 
 import numpy as np
 import pytest
 
 from mask_ray.config import PayloadLimits
+from mask_ray.serving.http.limits import PayloadError
 from mask_ray.serving.http.open_inference.requests import (
     HEADER_LENGTH,
-    InferRequest,
-    InferResponse,
     RequestedOutput,
     check_model,
-    infer_response,
-    model_metadata,
     parse_infer_request,
 )
-from mask_ray.serving.http.payloads import PayloadError
 from tests.support import image_files
+from tests.support.infer_requests import (
+    image_input,
+    parse_binary,
+    parse_json,
+    prefixed,
+    text_of,
+)
 
 FIRST, SECOND = image_files.png(), image_files.jpeg()
 PIXELS = np.arange(2 * 4 * 5 * 3, dtype=np.uint8).reshape(2, 4, 5, 3)
-PROBABILITIES = np.array([[0.25, 0.75], [0.875, 0.125]], np.float32)
-CLASS_NAMES = ("with_mask", "ohne_Maske_é")
 SMALL = PayloadLimits(max_image_bytes=60, max_total_bytes=100, max_images=2)
-
-
-def image_input(**fields: Any) -> dict[str, Any]:
-    return {"name": "image", "shape": [1], "datatype": "BYTES"} | fields
-
-
-def prefixed(*items: bytes) -> bytes:
-    return b"".join(struct.pack("<I", len(item)) + item for item in items)
-
-
-def text_of(data: bytes) -> str:
-    return base64.b64encode(data).decode()
-
-
-def parse_json(document: Any, limits: PayloadLimits | None = None) -> InferRequest:
-    return parse_infer_request(json.dumps(document).encode(), None, limits or PayloadLimits())
-
-
-def parse_binary(
-    tensor: dict[str, Any], data: bytes, limits: PayloadLimits | None = None, **rest: Any
-) -> InferRequest:
-    """As clients send binary data: the JSON, its length in a header, and the data after it."""
-    tensor = {"parameters": {"binary_data_size": len(data)}} | tensor
-    header = json.dumps({"inputs": [tensor], **rest}).encode()
-    return parse_infer_request(header + data, str(len(header)), limits or PayloadLimits())
 
 
 def refusal(parse: Any, *arguments: Any, **options: Any) -> tuple[int, str]:
@@ -60,13 +33,6 @@ def refusal(parse: Any, *arguments: Any, **options: Any) -> tuple[int, str]:
     message = str(caught.value)
     assert len(message) < 400
     return caught.value.status, message
-
-
-def respond(request: InferRequest, version: str | None = "3") -> InferResponse:
-    return infer_response(request, "mask-detector", version, CLASS_NAMES, PROBABILITIES)
-
-
-# Requests
 
 
 def test_encoded_images_as_binary_data() -> None:
@@ -91,7 +57,7 @@ def test_pixels_as_binary_data() -> None:
     images = parse_binary(tensor, PIXELS.tobytes()).images
 
     assert len(images) == 2
-    np.testing.assert_array_equal(np.stack(images), PIXELS)  # type: ignore[arg-type]
+    np.testing.assert_array_equal(np.stack(images), PIXELS)
 
 
 @pytest.mark.parametrize("data", [PIXELS.tolist(), PIXELS.ravel().tolist()])
@@ -101,7 +67,7 @@ def test_pixels_as_json_nested_or_flat(data: list[Any]) -> None:
     images = parse_json({"inputs": [tensor]}).images
 
     assert {image.dtype for image in images} == {np.dtype(np.uint8)}  # type: ignore[union-attr]
-    np.testing.assert_array_equal(np.stack(images), PIXELS)  # type: ignore[arg-type]
+    np.testing.assert_array_equal(np.stack(images), PIXELS)
 
 
 def test_what_other_servers_understand_is_passed_over() -> None:
@@ -306,85 +272,6 @@ def test_the_limits_hold_for_pixels_before_they_are_read(shape: list[int], reaso
     assert (status, reason in message) == (413, True), message
 
 
-# Responses
-
-
-def test_an_answer_in_json() -> None:
-    response = respond(parse_json({"id": "42", "inputs": [image_input(data=["QQ=="])]}))
-
-    assert response.headers == {"content-type": "application/json"}
-    assert json.loads(response.content) == {
-        "model_name": "mask-detector",
-        "model_version": "3",
-        "id": "42",
-        "outputs": [
-            {
-                "name": "probabilities",
-                "datatype": "FP32",
-                "shape": [2, 2],
-                "data": [0.25, 0.75, 0.875, 0.125],
-            },
-            {
-                "name": "label",
-                "datatype": "BYTES",
-                "shape": [2],
-                "data": ["ohne_Maske_é", "with_mask"],
-            },
-        ],
-    }
-
-
-def test_an_answer_as_binary_data() -> None:
-    outputs = (RequestedOutput("label", True), RequestedOutput("probabilities", True))
-
-    response = respond(InferRequest(None, (b"1", b"2"), outputs))
-
-    header, data = split(response)
-    labels = prefixed("ohne_Maske_é".encode(), b"with_mask")
-    assert data == labels + PROBABILITIES.tobytes()
-    assert response.headers["content-type"] == "application/octet-stream"
-    assert [output["parameters"] for output in header["outputs"]] == [
-        {"binary_data_size": len(labels)},
-        {"binary_data_size": 16},
-    ]
-    assert not any("data" in output for output in header["outputs"])
-    assert "id" not in header
-
-
-def test_an_answer_of_both_kinds() -> None:
-    outputs = (RequestedOutput("label", False), RequestedOutput("probabilities", True))
-
-    header, data = split(respond(InferRequest(None, (b"1", b"2"), outputs), version=None))
-
-    assert header["outputs"][0]["data"] == ["ohne_Maske_é", "with_mask"]
-    assert data == PROBABILITIES.tobytes()
-    assert "model_version" not in header
-
-
-def split(response: InferResponse) -> tuple[dict[str, Any], bytes]:
-    length = int(response.headers[HEADER_LENGTH])
-    return json.loads(response.content[:length]), response.content[length:]
-
-
-# Models
-
-
-def test_model_metadata_is_as_the_protocol_has_it() -> None:
-    assert model_metadata("mask-detector", "3", 2).model_dump() == {
-        "name": "mask-detector",
-        "versions": ["3"],
-        "platform": "onnxruntime_onnx",
-        "inputs": [
-            {"name": "image", "datatype": "BYTES", "shape": [-1]},
-            {"name": "image", "datatype": "UINT8", "shape": [-1, -1, -1, 3]},
-        ],
-        "outputs": [
-            {"name": "probabilities", "datatype": "FP32", "shape": [-1, 2]},
-            {"name": "label", "datatype": "BYTES", "shape": [-1]},
-        ],
-    }
-
-
 def test_only_the_model_that_is_served_has_a_path() -> None:
     check_model("mask-detector", "3", "mask-detector")
     check_model("mask-detector", "3", "mask-detector", "3")
@@ -396,58 +283,6 @@ def test_only_the_model_that_is_served_has_a_path() -> None:
     assert "must be left out" in refusal(check_model, "file", None, "file", "1")[1]
 
 
-# Triton's client
-
-
-def test_the_very_bytes_of_tritons_client() -> None:
-    """What `tritonclient.http` sends where no outputs are named, and reads its answer from."""
-    header = (
-        b'{"inputs":[{"name":"image","shape":[2],"datatype":"BYTES","parameters":'
-        b'{"binary_data_size":13}}],"parameters":{"binary_data_output":true}}'
-    )
-    body = header + b"\x03\x00\x00\x00ABC\x02\x00\x00\x00DE"
-
-    request = parse_infer_request(body, "138", PayloadLimits())
-    response = respond(request)
-
-    assert request.images == (b"ABC", b"DE")
-    assert response.headers[HEADER_LENGTH] == "264"
-    assert response.content[264:] == (
-        b"\x00\x00\x80>\x00\x00@?\x00\x00`?\x00\x00\x00>"
-        b"\x0d\x00\x00\x00ohne_Maske_\xc3\xa9\x09\x00\x00\x00with_mask"
-    )
-
-
-@pytest.mark.parametrize("is_binary", [True, False])
-def test_tritons_client_is_understood_and_understands(is_binary: bool) -> None:
-    client = pytest.importorskip("tritonclient.http", reason="needs tritonclient[http]")
-    if is_binary:
-        encoded = np.array([FIRST, SECOND], np.object_)
-    else:
-        encoded = np.array([text_of(FIRST), text_of(SECOND)], np.object_)
-    tensor = client.InferInput("image", [2], "BYTES")
-    tensor.set_data_from_numpy(encoded, binary_data=is_binary)
-    outputs = [
-        client.InferRequestedOutput(name, binary_data=is_binary)
-        for name in ("label", "probabilities")
-    ]
-    body, length = client.InferenceServerClient.generate_request_body([tensor], outputs=outputs)
-
-    request = parse_infer_request(body, None if length is None else str(length), PayloadLimits())
-    response = respond(request)
-
-    assert request.images == (FIRST, SECOND)
-    header_length = response.headers.get(HEADER_LENGTH)
-    result = client.InferenceServerClient.parse_response_body(
-        response.content, header_length=header_length and int(header_length)
-    )
-    np.testing.assert_array_equal(result.as_numpy("probabilities"), PROBABILITIES)
-    labels = [
-        label.decode() if isinstance(label, bytes) else label for label in result.as_numpy("label")
-    ]
-    assert labels == ["ohne_Maske_é", "with_mask"]
-
-
 def test_tritons_client_sends_pixels() -> None:
     client = pytest.importorskip("tritonclient.http", reason="needs tritonclient[http]")
     tensor = client.InferInput("image", [2, 4, 5, 3], "UINT8")
@@ -456,7 +291,7 @@ def test_tritons_client_sends_pixels() -> None:
 
     request = parse_infer_request(body, str(length), PayloadLimits())
 
-    np.testing.assert_array_equal(np.stack(request.images), PIXELS)  # type: ignore[arg-type]
+    np.testing.assert_array_equal(np.stack(request.images), PIXELS)
     assert all(output.is_binary for output in request.outputs)
 
 

@@ -13,10 +13,9 @@ import psutil
 from mlflow import MlflowClient
 from mlflow.entities import Run
 
-from benchmarks.cluster import Cluster
+from benchmarks import ROOT
+from benchmarks.support.cluster import Cluster
 from mask_ray.config import MaskRayError
-
-ROOT = Path(__file__).parent.parent
 
 
 @dataclass(frozen=True)

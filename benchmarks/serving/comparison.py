@@ -16,9 +16,10 @@ from typing import Self
 import httpx
 from pydantic import Field, model_validator
 
-from benchmarks import load, machine, script, served_models, servers, table
-from benchmarks.load import Load
-from benchmarks.servers import Models, Server
+from benchmarks.serving import load, served_models, servers
+from benchmarks.serving.load import Load
+from benchmarks.serving.servers import Models, Server
+from benchmarks.support import machine, script, table
 from mask_ray.config import ImageLimits, MaskRayError, Settings, TrainSettings, home
 from mask_ray.images.decode import decode_resized
 from mask_ray.models.predictor import Predictor
@@ -133,7 +134,7 @@ def write_models(settings: ServingSettings, image_size: int, folder: Path) -> Mo
     backbone_weights = str(settings.backbone_weights.resolve())
     served_models.write_onnx(onnx, backbone_weights, image_size)
     if folder.name == "keras":
-        command = [sys.executable, "-m", "benchmarks.served_models"]
+        command = [sys.executable, "-m", "benchmarks.serving.served_models"]
         command += [str(keras), backbone_weights, str(image_size)]
         done = subprocess.run(command, capture_output=True, text=True)
         if done.returncode:
@@ -210,5 +211,6 @@ def _row(
     ]
 
 
-if __name__ == "__main__":
+def main() -> None:
+    """Run the benchmark with the flags of the command line."""
     script.main(ServingSettings, _run)

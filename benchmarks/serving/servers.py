@@ -13,9 +13,9 @@ from typing import Any
 import httpx
 import yaml
 
-from benchmarks import cluster
-from benchmarks.job import ROOT
-from benchmarks.load import JSON, MULTIPART, RAW, Form
+from benchmarks import ROOT
+from benchmarks.serving.load import JSON, MULTIPART, RAW, Form
+from benchmarks.support import cluster
 from mask_ray import processes
 from mask_ray.config import MaskRayError
 from mask_ray.demo import free_port

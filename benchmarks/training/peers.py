@@ -1,6 +1,6 @@
 """Two ways to train a mask detector in Keras alone, each a process of its own.
 
-    python -m benchmarks.peers demo|plain --photos SPLIT.json --weights FILE.h5 --target 0.98
+    python -m benchmarks.training.peers demo|plain --photos SPLIT.json --weights FILE.h5 ...
 
 Its last line is one JSON object: seconds and validation accuracy of each epoch. Ends with the
 first epoch that reaches the target.
@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 # As the demo imports it; Keras 3 keeps it there, for code of its day.
 from tensorflow.keras.preprocessing.image import ImageDataGenerator
 
-from benchmarks.splits import Labelled, Split
+from benchmarks.training.splits import Labelled, Split
 from mask_ray.config import TrainSettings
 from mask_ray.images.decode import decode_resized
 from mask_ray.models import keras_model as models

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from mask_ray.images.decode import decode_resized
-from mask_ray.models import mobilenet, pretrained, quantize
+from mask_ray.models import mobilenet, onnx_export, pretrained, quantize
 from mask_ray.models.predictor import Predictor
 
 CLASS_NAMES = ["with_mask", "without_mask"]
@@ -20,8 +20,8 @@ _ALPHA = 1.0
 def write_onnx(path: Path, backbone_weights: str, image_size: int) -> Path:
     """As training writes it."""
     values = pretrained.read(backbone_weights, _ALPHA)
-    backbone = mobilenet.backbone_onnx(values, image_size=image_size, alpha=_ALPHA)
-    path.write_bytes(mobilenet.classifier_onnx(backbone, *_head(len(values[-1])), CLASS_NAMES))
+    backbone = onnx_export.backbone_onnx(values, image_size=image_size, alpha=_ALPHA)
+    path.write_bytes(onnx_export.classifier_onnx(backbone, *_head(len(values[-1])), CLASS_NAMES))
     return path
 
 

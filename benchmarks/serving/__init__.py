@@ -1,0 +1,1 @@
+"""Benchmarks of prediction: the HTTP service under load and over time, and batch prediction."""

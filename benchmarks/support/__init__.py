@@ -1,0 +1,1 @@
+"""What several benchmarks share: a Ray of their own, tables, memory, facts about the machine."""

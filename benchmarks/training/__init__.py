@@ -1,0 +1,1 @@
+"""Benchmarks of training: speed, overhead, scaling over workers, time to an accuracy."""

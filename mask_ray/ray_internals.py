@@ -1,0 +1,126 @@
+"""Private names of Ray, each behind a function that says what it stands for.
+
+Ray may rename any of them in any release: an upgrade starts with this file. All were seen in Ray
+2.60. They are imported where they are used, so that a process pays only for the ones it calls.
+Two private methods are overridden elsewhere, in `mask_ray.horovod.trainer.HorovodTrainer`.
+"""
+
+import json
+import os
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ray.data import DataContext, Dataset
+
+# A resource of the head node alone, which `ray start --head` and `ray.init` define.
+HEAD_NODE = "node:__internal_head__"
+
+
+def is_train_v2() -> bool:
+    """Return whether `ray.train` is Ray Train V2 in this process.
+
+    `ray.train.v2._internal.constants.is_v2_enabled` reads `RAY_TRAIN_V2_ENABLED`.
+    """
+    from ray.train.v2._internal.constants import is_v2_enabled
+
+    return bool(is_v2_enabled())
+
+
+def resources_when_grown() -> Mapping[str, float] | None:
+    """Return the resources of an autoscaling cluster at its largest; None if it does not scale.
+
+    `ray._private.state.state` holds the cluster's configuration, which no public name gives.
+    """
+    from ray._private.state import state
+
+    return state.get_max_resources_from_cluster_config()
+
+
+def free_resources_by_node() -> list[dict[str, float]]:
+    """Return the resources that are free on each node.
+
+    `ray._private.state.state`; public `ray.available_resources` adds the nodes up.
+    """
+    from ray._private.state import state
+
+    return [*state.available_resources_per_node().values()]
+
+
+def started_ray() -> bool:
+    """Return whether this process started the Ray that it uses, which then ends with it.
+
+    `ray._private.worker._global_node` is the node that this process started or joined.
+    """
+    from ray._private import worker
+
+    node = worker._global_node
+    return node is not None and bool(node.head)
+
+
+def submission_id() -> str | None:
+    """Return the id of the Ray job that this driver was submitted as; None outside a job.
+
+    `ray job submit` leaves the job's configuration in an environment variable.
+    """
+    from ray._private.runtime_env.constants import RAY_JOB_CONFIG_JSON_ENV_VAR
+
+    submitted = json.loads(os.environ.get(RAY_JOB_CONFIG_JSON_ENV_VAR, "{}"))
+    found: str | None = submitted.get("metadata", {}).get("job_submission_id")
+    return found
+
+
+def train_logger_names() -> tuple[str, ...]:
+    """Return the loggers on which Ray Train reports every checkpoint of a worker.
+
+    The module `ray.train.v2._internal.execution.context` names its logger by its file.
+    """
+    from ray.train.v2._internal.execution import context
+
+    return "ray.train", context.__file__
+
+
+def failure_policy(failure_config: Any, is_final: Callable[[Exception], bool]) -> Any:
+    """Return a policy for Ray Train's controller that does not restart after a final error.
+
+    A subclass of `ray.train.v2._internal.execution.failure_handling.DefaultFailurePolicy`.
+
+    Args:
+        failure_config: A `ray.train.FailureConfig`, for all other errors.
+        is_final: Whether a training error is one that no restart mends.
+    """
+    from ray.train.v2._internal.execution.failure_handling import (
+        DefaultFailurePolicy,
+        FailureDecision,
+    )
+
+    class Policy(DefaultFailurePolicy):
+        def make_decision(self, training_failed_error: Any) -> FailureDecision:
+            if is_final(training_failed_error):
+                return FailureDecision.RAISE
+            return super().make_decision(training_failed_error)
+
+    return Policy(failure_config)
+
+
+def num_executions(context: "DataContext | None") -> int:
+    """Return how often the data set of this context has been executed; 0 without a context.
+
+    `DataContext._execution_idx`, by which Ray's own readers shuffle files in every epoch.
+    """
+    return context._execution_idx if context is not None else 0
+
+
+def restart_executions(dataset: "Dataset") -> None:
+    """Make the next execution of a data set its first: see `num_executions`."""
+    dataset.context._execution_idx = 0
+
+
+def get_serve_logs_dir() -> str:
+    """Return the folder on this node where Ray Serve writes its logs.
+
+    `ray.serve._private.logging_utils.get_serve_logs_dir`.
+    """
+    from ray.serve._private import logging_utils
+
+    return str(logging_utils.get_serve_logs_dir())

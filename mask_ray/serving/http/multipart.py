@@ -1,0 +1,150 @@
+"""The files of a `multipart/form-data` body."""
+
+from collections.abc import AsyncIterator
+from typing import TYPE_CHECKING
+
+from python_multipart.exceptions import FormParserError
+from python_multipart.multipart import MultipartParser, parse_options_header
+
+from mask_ray.config import MAX_FORM_FIELDS, PayloadLimits
+from mask_ray.serving.http.limits import (
+    PayloadError,
+    check_num_images,
+    check_total_bytes,
+    quoted,
+    refuse_image_bytes,
+)
+
+if TYPE_CHECKING:
+    from python_multipart.multipart import MultipartCallbacks
+
+FORM_TYPE = "multipart/form-data"
+
+
+async def read_form(
+    content_type: str, chunks: AsyncIterator[bytes], limits: PayloadLimits
+) -> "FormFiles":
+    """Read a form from the chunks of its body.
+
+    Raises:
+        PayloadError: 400, the form is malformed; 413, over `limits`.
+    """
+    boundary = parse_options_header(content_type)[1].get(b"boundary")
+    if not boundary:
+        raise PayloadError(400, f"Content-Type {FORM_TYPE} must name a boundary; got none")
+    form = FormFiles(limits)
+    try:
+        parser = MultipartParser(boundary, form.callbacks())
+        async for chunk in chunks:
+            parser.write(chunk)
+    except FormParserError as error:
+        raise PayloadError(400, f"body is not {FORM_TYPE}: {quoted(str(error))}") from None
+    return form
+
+
+class FormFiles:
+    """The files of a form, gathered while the parser meets them.
+
+    Starlette's form parser would do, but for the size of a file, which it does not limit, and
+    the disk, which it writes files of over 1 MB to.
+    """
+
+    def __init__(self, limits: PayloadLimits) -> None:
+        self._limits = limits
+        self._files: list[bytes] = []
+        self._num_fields = 0
+        self._num_bytes = 0
+        self._is_list = False
+        self._is_complete = False
+        self._header_name = bytearray()
+        self._header_value = bytearray()
+        self._headers: dict[bytes, bytes] = {}
+        self._file: bytearray | None = None
+
+    def callbacks(self) -> "MultipartCallbacks":
+        """Named as python-multipart calls them."""
+        return {
+            "on_part_begin": self._begin_part,
+            "on_header_field": self._add_to_header_name,
+            "on_header_value": self._add_to_header_value,
+            "on_header_end": self._end_header,
+            "on_headers_finished": self._end_headers,
+            "on_part_data": self._add_data,
+            "on_part_end": self._end_part,
+            "on_end": self._end,
+        }
+
+    @property
+    def is_list(self) -> bool:
+        """Whether there are several files, or any under the name `images`."""
+        return self._is_list or len(self._files) > 1
+
+    def files(self) -> tuple[bytes, ...]:
+        """All of the form's files, once it has been read.
+
+        Raises:
+            PayloadError: 400, the form was cut off; 422, it has no file.
+        """
+        if not self._is_complete:
+            raise PayloadError(400, f"{FORM_TYPE} is cut off: its last boundary is missing")
+        if not self._files:
+            raise PayloadError(
+                422,
+                f"{FORM_TYPE} must have at least one file; got {self._num_fields} fields that "
+                "are not files (with curl, a file's name needs @ before it)",
+            )
+        return tuple(self._files)
+
+    def _begin_part(self) -> None:
+        self._headers = {}
+        self._file = None
+
+    def _add_to_header_name(self, data: bytes, start: int, end: int) -> None:
+        self._header_name += data[start:end]
+
+    def _add_to_header_value(self, data: bytes, start: int, end: int) -> None:
+        self._header_value += data[start:end]
+
+    def _end_header(self) -> None:
+        self._headers[bytes(self._header_name).lower()] = bytes(self._header_value)
+        self._header_name.clear()
+        self._header_value.clear()
+
+    def _end_headers(self) -> None:
+        disposition = parse_options_header(self._headers.get(b"content-disposition"))[1]
+        # A browser sends a file without a name for a field where none was chosen.
+        is_file = bool(disposition.get(b"filename"))
+        if is_file or self._headers.get(b"content-type", b"").lower().startswith(b"image/"):
+            self._begin_file(is_list=disposition.get(b"name") in (b"images", b"images[]"))
+        else:
+            self._count_field()
+
+    def _begin_file(self, is_list: bool) -> None:
+        check_num_images(len(self._files) + 1, FORM_TYPE, self._limits)
+        self._file = bytearray()
+        self._is_list |= is_list
+
+    def _count_field(self) -> None:
+        self._num_fields += 1
+        if self._num_fields > MAX_FORM_FIELDS:
+            raise PayloadError(
+                413,
+                f"{FORM_TYPE} must have at most {MAX_FORM_FIELDS} fields that are not files; "
+                f"got {self._num_fields}",
+            )
+
+    def _add_data(self, data: bytes, start: int, end: int) -> None:
+        if self._file is None:
+            return
+        self._num_bytes += end - start
+        check_total_bytes(self._num_bytes, self._limits)
+        if len(self._file) + end - start > self._limits.max_image_bytes:
+            refuse_image_bytes(f"file {len(self._files) + 1}", self._limits)
+        self._file += memoryview(data)[start:end]
+
+    def _end_part(self) -> None:
+        if self._file is not None:
+            self._files.append(bytes(self._file))
+
+    def _end(self) -> None:
+        self._is_complete = True

@@ -1,0 +1,140 @@
+"""Registered models in MLflow: versions, tags, aliases, and their files on this machine."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import unquote, urlparse
+
+import mlflow
+from mlflow import MlflowClient
+from mlflow.exceptions import MlflowException
+from mlflow.store.artifact.utils.models import get_model_name_and_version
+
+from mask_ray.config import MaskRayError, tracking_uri
+from mask_ray.tracking.store import connect, translate_errors
+
+_ONNX_FILE = "model.onnx"
+
+
+class ModelNotFoundError(MaskRayError):
+    """No model under this URI; the message says how to make one."""
+
+
+@dataclass(frozen=True)
+class ResolvedModel:
+    """A model file on this machine, with its name and version in the registry."""
+
+    path: Path
+    name: str
+    version: str | None
+
+
+class RegisteredModel:
+    """A registered model: its versions, their tags, and its aliases."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        with translate_errors():
+            connect()
+            self._client = MlflowClient()
+
+    def tags(self) -> dict[str, str]:
+        """Return the tags of the model as a whole."""
+        with translate_errors():
+            return dict(self._client.get_registered_model(self.name).tags)
+
+    def set_tag(self, key: str, value: str) -> None:
+        """Set a tag of the model as a whole."""
+        with translate_errors():
+            self._client.set_registered_model_tag(self.name, key, value)
+
+    def has_version(self, version: str) -> bool:
+        """Return whether there is such a version."""
+        with translate_errors():
+            found = self._client.search_model_versions(f"name = '{self.name}'")
+        return version in {str(known.version) for known in found}
+
+    def run_id_of(self, version: str) -> str:
+        """Return the id of the run that made a version."""
+        with translate_errors():
+            return str(self._client.get_model_version(self.name, version).run_id)
+
+    def version_tags(self, version: str) -> dict[str, str]:
+        """Return the tags of a version."""
+        with translate_errors():
+            return dict(self._client.get_model_version(self.name, version).tags)
+
+    def tag_version(self, version: str, tags: Mapping[str, str]) -> None:
+        """Set tags of a version."""
+        with translate_errors():
+            for key, value in tags.items():
+                self._client.set_model_version_tag(self.name, version, key, value)
+
+    def set_alias(self, alias: str, version: str | None) -> None:
+        """Point the alias to this version; None deletes the alias."""
+        with translate_errors():
+            if version is None:
+                self._client.delete_registered_model_alias(self.name, alias)
+            else:
+                self._client.set_registered_model_alias(self.name, alias, version)
+
+
+def resolve_model(uri: str) -> ResolvedModel:
+    """Find a model's ONNX file; download it from the registry if needed.
+
+    Args:
+        uri: An MLflow model URI (`models:/name@alias`, `models:/name/3`, `runs:/.../model`) or
+            the path of an `.onnx` file.
+
+    Raises:
+        ModelNotFoundError: there is none; the message names a command that makes one.
+    """
+    if ":/" not in uri or uri.startswith("file:"):
+        return _model_file(Path(unquote(urlparse(uri).path)) if ":/" in uri else Path(uri))
+    connect()
+    try:
+        name, version = _name_and_version(uri)
+        # By version, since the alias may move meanwhile.
+        exact_uri = uri if version is None else f"models:/{name}/{version}"
+        folder = Path(mlflow.artifacts.download_artifacts(artifact_uri=exact_uri))
+    except MlflowException as error:
+        raise ModelNotFoundError(
+            f"no model {uri} in {tracking_uri()} ({error.message}). Make one with "
+            "`ray job submit --working-dir . -- python -m jobs.train --data DIR`, or `make demo`"
+        ) from error
+    return ResolvedModel(folder / _ONNX_FILE, name, version)
+
+
+def aliases(name: str) -> dict[str, str]:
+    """Return the version of each alias of a registered model; empty if there is no such model.
+
+    Raises:
+        TrackingError: the tracking store does not answer.
+    """
+    with translate_errors():
+        connect()
+        try:
+            found = MlflowClient().get_registered_model(name).aliases
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+                raise
+            return {}
+    return {alias: str(version) for alias, version in found.items()}
+
+
+def _model_file(path: Path) -> ResolvedModel:
+    path = path.expanduser().absolute()
+    if not path.is_file():
+        raise ModelNotFoundError(
+            f"model_uri must be an MLflow model URI (models:/name@alias) or an .onnx file; "
+            f"there is no file {path}"
+        )
+    return ResolvedModel(path, path.stem, None)
+
+
+def _name_and_version(uri: str) -> tuple[str, str | None]:
+    """Return name and version in the registry; of another URI, the URI itself and None."""
+    if not uri.startswith("models:/"):
+        return uri, None
+    name, *version = get_model_name_and_version(MlflowClient(), uri)
+    return (name, str(version[0])) if version else (uri, None)

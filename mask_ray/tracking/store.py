@@ -1,0 +1,66 @@
+"""Connect to the MLflow store, and turn its errors into one line."""
+
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import mlflow
+from mlflow.exceptions import MlflowException
+
+from mask_ray.config import MaskRayError, home, local_tracking_uri, tracking_uri
+
+
+class TrackingError(MaskRayError):
+    """The tracking store cannot be used as configured."""
+
+
+def _is_server() -> bool:
+    return tracking_uri().partition(":")[0] in ("http", "https", "databricks")
+
+
+def check_shared(num_nodes: int) -> None:
+    """Reject a store that only one of several nodes can reach.
+
+    Raises:
+        TrackingError: the cluster has several nodes and the store is a local file.
+    """
+    if num_nodes > 1 and not _is_server():
+        raise TrackingError(
+            f"a cluster of {num_nodes} nodes needs a tracking server that all of them reach: "
+            f"set MLFLOW_TRACKING_URI to http(s)://...; got {tracking_uri()}"
+        )
+
+
+def connect() -> None:
+    """Point MLflow at the store; create the folder of the local one if it is missing."""
+    # MLflow's default of 7 retries takes minutes to report a server that is down.
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "4")
+    for name in ("mlflow.store.db.utils", "mlflow.utils.uv_utils", "alembic"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    # It warns that `pip` is missing, as it is in environments made by uv.
+    logging.getLogger("mlflow.utils.environment").setLevel(logging.ERROR)
+    if tracking_uri() == local_tracking_uri():
+        home().mkdir(parents=True, exist_ok=True)
+    mlflow.set_tracking_uri(tracking_uri())
+
+
+def find_or_create_experiment(name: str) -> str:
+    """Return the id of the experiment of this name."""
+    experiment = mlflow.get_experiment_by_name(name)
+    if experiment is not None:
+        return str(experiment.experiment_id)
+    # Without a server, MLflow's default is a folder in the working directory, which is deleted
+    # after a submitted job.
+    location = None if _is_server() else (home() / "mlartifacts").as_uri()
+    return str(mlflow.create_experiment(name, artifact_location=location))
+
+
+@contextmanager
+def translate_errors() -> Iterator[None]:
+    """Turn errors of the store, its files or the network into a TrackingError of one line."""
+    try:
+        yield
+    except (MlflowException, OSError) as error:  # requests' errors are OSErrors too
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise TrackingError(f"the tracking store {tracking_uri()} fails: {reason}") from error

@@ -1,0 +1,243 @@
+"""Open a run: its MLflow run, its images and its share of the cluster."""
+
+import json
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import ray
+from ray.data import Dataset
+
+from mask_ray import data, tracking
+from mask_ray.config import SplitName, TrainSettings, home, tracking_uri
+from mask_ray.data import sources
+from mask_ray.inspection.run import as_json, html, inspect
+from mask_ray.models import onnx_export, pretrained
+from mask_ray.progress import say
+from mask_ray.tracking import node_metrics, provenance
+from mask_ray.training import features
+from mask_ray.training.resources import Plan, plan_workers
+from mask_ray.training.resume import SETTINGS_FILE, check_resumable, locked
+from mask_ray.training.worker_config import WorkerConfig
+
+_FILE_LIST = "files.parquet"
+_DATA_REPORT = "data_report.json"
+
+
+@dataclass(frozen=True)
+class Pretrained:
+    """The backbone's pretrained weights.
+
+    Args:
+        weights: Reference to the weights in Ray's object store.
+        backbone: ONNX file of the backbone, which computes features.
+    """
+
+    weights: Any
+    backbone: bytes
+
+
+@dataclass(frozen=True)
+class Job:
+    """An open run, ready to train.
+
+    Args:
+        tracked: The MLflow run.
+        plan: Number and resources of the workers.
+        images: Images of all splits.
+        splits: The same images, decoded, by split.
+        pretrained: Weights of the backbone; None to train from scratch.
+    """
+
+    tracked: tracking.Run
+    plan: Plan
+    images: data.ImageData
+    splits: dict[SplitName, Dataset]
+    pretrained: Pretrained | None
+
+
+class Clock:
+    """Wall-clock seconds by stage and in total."""
+
+    def __init__(self) -> None:
+        self._started = time.perf_counter()
+        self._stages: dict[str, float] = {}
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        """Time the body of the `with` statement."""
+        started = time.perf_counter()
+        yield
+        self._stages[name] = time.perf_counter() - started
+
+    def seconds(self) -> dict[str, float]:
+        """Return seconds by stage, and `total` since the clock was made."""
+        total = time.perf_counter() - self._started
+        return {name: round(value, 2) for name, value in (self._stages | {"total": total}).items()}
+
+
+@contextmanager
+def open_job(
+    settings: TrainSettings, clock: Clock, tags: Mapping[str, str] | None = None
+) -> Iterator[Job]:
+    """Check settings and cluster, open the run in MLflow, and read the data.
+
+    Args:
+        settings: Settings of the run.
+        clock: Gets the seconds of the stage `data`.
+        tags: Further tags of the MLflow run.
+
+    Raises:
+        data.DataError: the data set cannot be used.
+        resources.ClusterError: the cluster is too small.
+        tracking.TrackingError: the tracking store does not answer, or some nodes cannot use it.
+        pretrained.WeightsError: the backbone weights cannot be read, or do not fit.
+        resume.ResumeError: the run to resume is finished, active, or has other settings.
+    """
+    tracking.check_shared(num_nodes=sum(node["Alive"] for node in ray.nodes()))
+    plan = plan_workers(settings)
+    sources.check(settings.data)
+    if settings.test_data is not None:
+        sources.check(settings.test_data)
+    pretrained = _open_pretrained(settings)
+    check_resumable(settings)
+    with (
+        tracking.start_run(
+            settings.experiment, provenance_tags() | dict(tags or {}), settings.resume
+        ) as tracked,
+        locked(tracked),
+        node_metrics.record(tracked) if settings.system_metrics else nullcontext(),
+    ):
+        say(f"MLflow run {tracked.run_id} in {tracking_uri()}")
+        if settings.resume is None or not tracked.has_file(SETTINGS_FILE):
+            _log_settings(tracked, settings)
+        with clock.stage("data"):
+            images = _load(tracked, settings, plan)
+            check_enough(settings, images)
+            # Decode all splits now, while the processes that decode are still warm.
+            splits = {name: images.split(name) for name in data.SPLITS}
+        _log_data(tracked, images)
+        _say_what_differs(tracked, settings)
+        if settings.data_report and images.kept and not tracked.has_file(_DATA_REPORT):
+            _log_inspection(tracked, settings)
+        yield Job(tracked, plan, images, splits, pretrained)
+
+
+def _load(tracked: tracking.Run, settings: TrainSettings, plan: Plan) -> data.ImageData:
+    """Read the images and log the list of their files."""
+    with TemporaryDirectory() as folder:
+        files = Path(folder, _FILE_LIST)
+        images = data.load(settings, settings.image_size, task_cpus=plan.task_cpus, file_list=files)
+        tracked.log_file(files)
+    return images
+
+
+def _say_what_differs(tracked: tracking.Run, settings: TrainSettings) -> None:
+    """Print what differs from the run that `from_run` repeats, before the workers start."""
+    if settings.from_run is None or settings.resume is not None:
+        return
+    differing = provenance.differences(tracking.Run(settings.from_run).tags(), tracked.tags())
+    for line in differing:
+        say(f"figures may differ from run {settings.from_run}: {line}")
+    if not differing:
+        say(f"data, code, libraries and platform are those of run {settings.from_run}")
+
+
+def _log_settings(tracked: tracking.Run, settings: TrainSettings) -> None:
+    tracked.log_params(data.params(settings))
+    tracked.log_json(settings.model_dump(mode="json"), SETTINGS_FILE)
+    tracked.log_json(provenance.environment(), "environment.json")
+    if patch := provenance.git_diff():
+        tracked.log_text(patch, "working_tree.patch")
+
+
+def check_enough(settings: TrainSettings, images: data.ImageData) -> None:
+    """Reject a run with more workers than training images.
+
+    Raises:
+        data.DataError: a worker would have no image.
+    """
+    num_train = images.summary.counts["train"].total()
+    if settings.num_workers > num_train:
+        raise data.DataError(
+            f"num_workers must be at most the number of training images ({num_train}); "
+            f"got {settings.num_workers}"
+        )
+
+
+def _open_pretrained(settings: TrainSettings) -> Pretrained | None:
+    """Read the weights here, since the workers may be on other machines."""
+    if settings.backbone_weights == "none":
+        return None
+    backbone = pretrained.read(settings.backbone_weights, settings.alpha)
+    onnx = onnx_export.backbone_onnx(backbone, image_size=settings.image_size, alpha=settings.alpha)
+    return Pretrained(ray.put(backbone), onnx)
+
+
+def provenance_tags() -> dict[str, str]:
+    """Return tags of a run's origin: code, libraries, platform, and its Ray job."""
+    return provenance.tags() | {"ray_job_id": provenance.ray_job_id()}
+
+
+def _log_data(tracked: tracking.Run, images: data.ImageData) -> None:
+    summary = images.summary
+    tracked.set_tags({"data_digest": summary.digest, "class_names": json.dumps(images.class_names)})
+    tracked.log_metrics(
+        {"num_bad_files": len(summary.bad_files)}
+        | {
+            f"num_images_{split}_{class_name}": count
+            for split, counts in summary.counts.items()
+            for class_name, count in counts.items()
+        }
+    )
+    tracked.log_json(summary.bad_files, "bad_files.json")
+    say(summary.report())
+
+
+def _log_inspection(tracked: tracking.Run, settings: TrainSettings) -> None:
+    """Inspect the data and log the report, which reads every file again, twice."""
+    findings = inspect(settings)
+    tracked.log_text(html(settings.data, findings), "data_report.html")
+    tracked.log_json(as_json(findings), _DATA_REPORT)
+
+
+def worker_config(settings: TrainSettings, job: Job, storage: Path) -> WorkerConfig:
+    """Return what the job's workers need, without features.
+
+    Args:
+        settings: Settings of the run.
+        job: The run, with its images.
+        storage: Folder on shared storage for checkpoints.
+    """
+    return WorkerConfig(
+        settings=settings,
+        class_names=job.images.class_names,
+        num_train=job.images.summary.counts["train"].total(),
+        run_id=job.tracked.run_id,
+        tracking_uri=tracking_uri(),
+        storage=storage,
+        weights=job.pretrained and job.pretrained.weights,
+        tensorboard=home() / "tensorboard" if settings.tensorboard else None,
+    )
+
+
+def prepare_features(settings: TrainSettings, job: Job, own_folder: Path) -> Path:
+    """Find or compute the features for these settings; return their folder.
+
+    Args:
+        settings: Settings of the run, see `features.prepare`.
+        job: A job with pretrained weights.
+        own_folder: Folder of this run, used when the cache is off or cannot be written.
+    """
+    assert job.pretrained is not None, "features need a pretrained backbone"
+    return features.prepare(
+        settings,
+        job.images,
+        job.pretrained.backbone,
+        own_folder=own_folder,
+        num_cpus=job.plan.num_cpus,
+    )

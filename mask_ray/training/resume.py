@@ -1,0 +1,68 @@
+"""Resume an earlier run: check that it can be, with which settings, and by one driver only."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from mask_ray import tracking
+from mask_ray.config import MaskRayError, TrainSettings, changeable_fields, home
+
+SETTINGS_FILE = "settings.json"
+
+
+class ResumeError(MaskRayError):
+    """The run cannot be resumed; the message says why."""
+
+
+def stored_settings(run_id: str) -> dict[str, Any]:
+    """Return the settings of an earlier run, by field.
+
+    Raises:
+        tracking.TrackingError: the run or its settings do not exist.
+    """
+    settings: dict[str, Any] = tracking.Run(run_id).load_json(SETTINGS_FILE)
+    return settings | {"resume": None, "from_run": None}
+
+
+def check_resumable(settings: TrainSettings) -> None:
+    """Check that the run to resume is unfinished, and that only marked settings change.
+
+    Settings marked with `mask_ray.config.MayChange` may differ from those of the run.
+
+    Raises:
+        tracking.TrackingError: no such run exists.
+        ResumeError: the run is finished, or another setting differs.
+    """
+    if settings.resume is None:
+        return
+    run = tracking.Run(settings.resume)
+    if run.status() == "FINISHED":
+        raise ResumeError(f"run {run.run_id} is finished; there is nothing to resume")
+    if not run.has_file(SETTINGS_FILE):
+        return  # it was interrupted before it had stored them
+    stored = run.load_json(SETTINGS_FILE)
+    may_change = changeable_fields(type(settings))
+    for name, value in settings.model_dump(mode="json").items():
+        if name not in may_change and value != stored.get(name):
+            raise ResumeError(
+                f"{name} must stay as in the resumed run, {stored.get(name)}; got {value}"
+            )
+
+
+@contextmanager
+def locked(tracked: tracking.Run) -> Iterator[None]:
+    """Keep other drivers from running the same run.
+
+    Raises:
+        ResumeError: another process runs it.
+    """
+    path = home() / "train" / f"{tracked.run_id}.lock"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        with FileLock(path, timeout=0):
+            yield
+    except Timeout as error:
+        raise ResumeError(f"run {tracked.run_id} is active in another process") from error
+    path.unlink(missing_ok=True)

@@ -1,0 +1,31 @@
+"""Keras's own training and test steps, compiled once for batches of any length."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+from numpy.typing import NDArray
+
+# Takes a batch and its labels; changes the model's weights or metrics.
+Step = Callable[[NDArray[Any], NDArray[np.int64]], None]
+
+
+def compiled_steps(model: keras.Model) -> tuple[Step, Step]:
+    """Return the training and the test step of a compiled model."""
+    shape, dtype = model.input_shape[1:], model.input.dtype
+    # Metrics make their variables on first use; inside a compiled step that compiles it twice.
+    model.test_step((np.zeros((1, *shape), dtype), np.zeros(1, np.int64)))
+    signature = [tf.TensorSpec((None, *shape), dtype), tf.TensorSpec((None,), tf.int64)]
+
+    def train_step(batch: tf.Tensor, label: tf.Tensor) -> None:
+        model.train_step((batch, label))
+
+    def test_step(batch: tf.Tensor, label: tf.Tensor) -> None:
+        model.test_step((batch, label))
+
+    # Without AutoGraph, as Keras compiles them: it would only make tracing longer.
+    compiled = partial(tf.function, input_signature=signature, autograph=False)
+    return compiled(train_step), compiled(test_step)

@@ -1,0 +1,66 @@
+"""A resumed run keeps the settings that decide what it makes."""
+
+from typing import Any
+
+import pytest
+
+from mask_ray import tracking
+from mask_ray.config import TrainSettings, changeable_fields
+from mask_ray.training.resume import ResumeError, check_resumable
+
+RUN_ID = "0" * 32
+STORED = TrainSettings(data="photos", learning_rate=0.01).model_dump(mode="json")
+
+
+class StoredRun:
+    """Stands in for an MLflow run that was interrupted."""
+
+    def __init__(self, run_id: str) -> None:
+        self.run_id = run_id
+
+    def status(self) -> str:
+        return "KILLED"
+
+    def has_file(self, name: str) -> bool:
+        return name == "settings.json"
+
+    def load_json(self, name: str) -> dict[str, Any]:
+        return STORED
+
+
+@pytest.fixture(autouse=True)
+def _stored_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tracking, "Run", StoredRun)
+
+
+def resumed(**changes: Any) -> TrainSettings:
+    return TrainSettings(**STORED | {"resume": RUN_ID} | changes)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{}, {"num_workers": 2}, {"checkpoint_every_s": 60}, {"min_recall": 0.9}, {"quantize": False}],
+    ids=str,
+)
+def test_how_a_run_goes_on_may_change(changes: dict[str, Any]) -> None:
+    check_resumable(resumed(**changes))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"learning_rate": 0.02}, "learning_rate must stay as in the resumed run, 0.01; got 0.02"),
+        ({"data": "others"}, "data must stay as in the resumed run, photos; got others"),
+        ({"seed": 1}, "seed must stay as in the resumed run, 0; got 1"),
+    ],
+    ids=["learning rate", "data", "seed"],
+)
+def test_what_a_run_makes_may_not(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ResumeError) as caught:
+        check_resumable(resumed(**changes))
+    assert str(caught.value) == message
+
+
+def test_settings_of_the_data_and_the_model_are_not_marked() -> None:
+    decide = {"data", "test_data", "val_fraction", "seed", "image_size", "alpha", "batch_size"}
+    assert decide <= TrainSettings.model_fields.keys() - changeable_fields(TrainSettings)
