@@ -19,11 +19,12 @@ DATA ?=
 WEIGHTS ?=
 KEEP ?=
 HAPROXY ?= 1
-TESTS ?= tests
+TESTS ?= tests/unit tests/integration tests/e2e
+FAULTS ?= tests/faults
 
 NO_HAPROXY = $(if $(filter 0,$(HAPROXY)),--no-haproxy)
 
-.PHONY: help setup demo serve test coverage check format docs horovod-gpu clean
+.PHONY: help setup demo serve test coverage test-faults check format docs horovod-gpu clean
 
 help: ## List these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -42,18 +43,37 @@ serve: setup ## Serve the champion at http://127.0.0.1:8000 until Ctrl-C
 	@variables="$$(python -m mask_ray.ingress $(NO_HAPROXY))"; eval "$$variables"; \
 	  exec serve run serve_config.yaml
 
-test: setup ## Run all tests (TESTS=tests/test_x.py for some)
+test: setup ## Run unit, integration and e2e tests (TESTS=tests/unit/cli for some)
 	@python -m pytest $(TESTS)
 
 coverage: setup ## Run all tests and print how much of mask_ray they reach
 	@python -m pytest --cov $(TESTS)
 
-check: setup ## Format, lint, types, import rules and fast tests, in two minutes
+test-faults: setup ## Run tests of kills, full disks, lost nodes, load and fuzzing
+	@python -m pytest $(FAULTS)
+
+# Parts that run side by side, each printed when it ends.
+SYNC := $(if $(filter output-sync,$(.FEATURES)),--output-sync=target)
+CHECKS := check-code check-types check-serving check-units
+
+check: setup ## Check format, lint, types, import rules, generated docs; run unit tests
+	@$(MAKE) --no-print-directory $(SYNC) --jobs=$(words $(CHECKS)) $(CHECKS)
+
+.PHONY: $(CHECKS)
+check-code:
 	@ruff format --check .
 	@ruff check .
-	@mypy
 	@lint-imports
-	@python -m pytest -q -m "not slow"
+	@if [ -f docs/generate.py ]; then python docs/generate.py --check; fi
+
+check-types:
+	@mypy
+
+check-serving:
+	@python -m pytest -q tests/unit/serving
+
+check-units:
+	@python -m pytest -q tests/unit --ignore=tests/unit/serving
 
 format: setup ## Format the code and mend what the linter can
 	@ruff format .

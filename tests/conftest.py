@@ -1,6 +1,6 @@
-"""What every test gets: its own MASK_RAY_HOME, and no trace left in the environment.
+"""What every test gets: the marker of its folder, its own MASK_RAY_HOME, a clean environment.
 
-And what several modules share: a Ray of two CPUs, alone or with one store for all their jobs.
+Nothing here imports Ray, MLflow or TensorFlow before a test needs it.
 """
 
 import os
@@ -18,10 +18,30 @@ os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
 os.environ["ORT_DISABLE_TELEMETRY"] = "1"
 os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
 
-import ray
-
 from mask_ray.config import tracking_uri
+from tests.support import commands
 from tests.support.project import ROOT
+
+TESTS = ROOT / "tests"
+# Several whole jobs are killed and resumed in one test.
+FAULTS_TIMEOUT_S = 3600
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark each test by its folder: unit, integration, e2e or faults."""
+    for item in items:
+        folder = item.path.relative_to(TESTS).parts[0]
+        item.add_marker(folder)
+        if folder == "faults":
+            item.add_marker(pytest.mark.timeout(FAULTS_TIMEOUT_S))
+    commands.is_limited = not any(item.get_closest_marker("faults") for item in items)
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Say how many jobs were started as commands."""
+    if commands.started:
+        limit = f" of at most {commands.MOST}" if commands.is_limited else ""
+        terminalreporter.write_line(f"{len(commands.started)} job commands{limit}")
 
 
 @pytest.fixture
@@ -113,40 +133,3 @@ def working_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     folder.mkdir()
     monkeypatch.chdir(folder)
     return folder
-
-
-@pytest.fixture(scope="module")
-def ray_local() -> Iterator[None]:
-    """A Ray of two CPUs for the tests of a module."""
-    ray.init(
-        address="local",
-        num_cpus=2,
-        object_store_memory=300 * 2**20,
-        include_dashboard=False,
-        log_to_driver=False,
-    )
-    yield
-    ray.shutdown()
-
-
-@pytest.fixture(scope="module")
-def module_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """One store for all tests of a module; its own `home` fixture gives this."""
-    return tmp_path_factory.mktemp("home")
-
-
-@pytest.fixture(scope="module")
-def cluster(module_home: Path) -> Iterator[dict[str, str]]:
-    """The environment of a command for a Ray of two CPUs, with the test as one of its drivers."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("MASK_RAY_HOME", str(module_home))
-        patch.setenv("MLFLOW_TRACKING_URI", "")
-        address = ray.init(
-            address="local",
-            num_cpus=2,
-            object_store_memory=300 * 2**20,
-            include_dashboard=False,
-            log_to_driver=False,
-        ).address_info["address"]  # type: ignore[attr-defined]
-        yield os.environ | {"RAY_ADDRESS": address}
-        ray.shutdown()

@@ -7,10 +7,11 @@ from pathlib import Path
 import pytest
 
 from mask_ray.serving.http.app import http_app
-from tests.support.browser_page import Page, check_classifies, chromium, wait_for
+from tests.support.browser_page import Page, check_classifies, chromium
 from tests.support.image_files import jpeg, picture
 from tests.support.local_backend import LocalBackend
 from tests.support.onnx_files import write_classifier
+from tests.support.polling import wait_until
 from tests.support.prediction_server import (
     PREDICTION,
     PredictionServer,
@@ -20,8 +21,6 @@ from tests.support.prediction_server import (
     problem,
     running,
 )
-
-pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
@@ -101,7 +100,7 @@ def test_a_few_photos_are_sent_at_a_time(
     server.held = lambda body: True
     page.choose(*photos)
     page.wait_for_states("sending", "sending", "sending", "waiting", "waiting")
-    wait_for(lambda: len(server.received) == 3, lambda: "three requests")
+    wait_until(lambda: len(server.received) == 3, lambda: "three requests")
 
     server.released.set()
 
@@ -179,12 +178,12 @@ def test_a_folder_stands_for_the_images_below_it(
 @pytest.mark.parametrize(("kind", "told"), [("paste", "no picture"), ("drop", "no photo")])
 def test_what_holds_no_photo_is_told(page: Page, kind: str, told: str) -> None:
     page.send(kind)
-    wait_for(lambda: told in page.find("#notice").text, lambda: told)
+    wait_until(lambda: told in page.find("#notice").text, lambda: told)
 
 
 def test_the_camera_takes_a_photo(page: Page, server: PredictionServer) -> None:
     page.find("#open-camera").click()
-    wait_for(lambda: page.find("#take-photo").is_enabled(), lambda: "the camera")
+    wait_until(lambda: page.find("#take-photo").is_enabled(), lambda: "the camera")
     page.find("#take-photo").click()
 
     (card,) = page.wait_for_states("done")
@@ -203,7 +202,7 @@ def test_a_camera_that_is_refused_is_told(page: Page) -> None:
     )
     page.find("#open-camera").click()
 
-    wait_for(lambda: "is not allowed" in page.find("#notice").text, lambda: "the notice")
+    wait_until(lambda: "is not allowed" in page.find("#notice").text, lambda: "the notice")
     assert not page.find("#camera").is_displayed()
 
 
@@ -215,7 +214,7 @@ class TestToken:
         server.token = "secret"
 
     def give(self, page: Page, token: str) -> None:
-        wait_for(lambda: page.focused == "token", lambda: "the token's field")
+        wait_until(lambda: page.focused == "token", lambda: "the token's field")
         page.press(token, "\ue007")  # Enter
 
     def test_is_asked_for_once_and_nothing_is_lost(
@@ -234,7 +233,7 @@ class TestToken:
     def test_that_is_wrong_is_asked_for_again(self, page: Page, photos: list[Path]) -> None:
         page.choose(photos[0])
         self.give(page, "wrong")
-        wait_for(lambda: "rejected" in page.find("#token-hint").text, lambda: "the refusal")
+        wait_until(lambda: "rejected" in page.find("#token-hint").text, lambda: "the refusal")
         self.give(page, "secret")
 
         page.wait_for_states("done")
@@ -254,7 +253,7 @@ class TestToken:
     def test_that_no_header_can_carry_is_not_sent(self, page: Page, photos: list[Path]) -> None:
         page.choose(photos[0])
         self.give(page, "zwölf")
-        wait_for(lambda: "letters" in page.find("#token-hint").text, lambda: "the hint")
+        wait_until(lambda: "letters" in page.find("#token-hint").text, lambda: "the hint")
 
 
 def test_a_busy_server_is_asked_again_when_it_said(
@@ -263,7 +262,9 @@ def test_a_busy_server_is_asked_again_when_it_said(
     server.answers[photos[0].read_bytes()] = [busy("1"), prediction()]
 
     page.choose(photos[0])
-    wait_for(lambda: page.cards and "Trying again in 1 s" in page.cards[0].text, lambda: "the wait")
+    wait_until(
+        lambda: page.cards and "Trying again in 1 s" in page.cards[0].text, lambda: "the wait"
+    )
 
     page.wait_for_states("done")
     first, second = server.received
@@ -327,7 +328,7 @@ def test_what_the_browser_cannot_show_still_goes_to_the_server(
 
     (card,) = page.wait_for_states("failed")
     assert card.text == "HEIC is not supported"
-    wait_for(lambda: page.find(".no-preview").is_displayed(), lambda: "the placeholder")
+    wait_until(lambda: page.find(".no-preview").is_displayed(), lambda: "the placeholder")
 
 
 def test_a_card_that_is_removed_while_it_waits_is_forgotten(
@@ -376,11 +377,11 @@ def test_the_keyboard_reaches_everything_in_order(page: Page, photos: list[Path]
 
 def test_escape_closes_the_camera(page: Page) -> None:
     page.find("#open-camera").send_keys("\ue007")
-    wait_for(lambda: page.focused == "take-photo", lambda: "the camera")
+    wait_until(lambda: page.focused == "take-photo", lambda: "the camera")
 
     page.press("\ue00c")
 
-    wait_for(lambda: not page.find("#camera").is_displayed(), lambda: "the dialog's end")
+    wait_until(lambda: not page.find("#camera").is_displayed(), lambda: "the dialog's end")
     assert page.focused == "open-camera"
 
 
@@ -423,7 +424,7 @@ def test_a_real_endpoint_answers_once_it_has_the_token(
     with running(http_app(LocalBackend(path, token_file=token_file))) as url:
         browser.open(url)
         browser.choose(photos[0])
-        wait_for(lambda: browser.focused == "token", lambda: "the token's field")
+        wait_until(lambda: browser.focused == "token", lambda: "the token's field")
         browser.press("secret", "\ue007")  # Enter
         (card,) = browser.wait_for_states("done")
 

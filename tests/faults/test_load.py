@@ -5,13 +5,15 @@ Run it with -s to see what was measured.
 """
 
 import asyncio
+import re
 import socket
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -20,10 +22,9 @@ import pytest
 
 from tests.support import image_files
 from tests.support.onnx_files import write_classifier
-from tests.support.served import Service, served, wait_until
+from tests.support.polling import wait_until
+from tests.support.served import Service, served
 from tests.support.slow_model import RED
-
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
 
 # Few, so that a full replica is soon reached; a batch takes long, so that requests stay in it.
 MAX_ONGOING = 8
@@ -124,9 +125,16 @@ def under_load(service: Service, num_connections: int = NUM_CONNECTIONS) -> Iter
         thread.join()
 
 
+def seconds_until(condition: Callable[[], bool], within_s: float) -> float:
+    """How long it took."""
+    began_s = time.monotonic()
+    wait_until(condition, timeout_s=within_s, every_s=0.1)
+    return time.monotonic() - began_s
+
+
 def wait_for_answers(load: Load, more: int) -> None:
     wanted = load.outcomes["200"] + more
-    wait_until(lambda: load.outcomes["200"] >= wanted, within_s=30)
+    wait_until(lambda: load.outcomes["200"] >= wanted)
 
 
 def wait_for_replicas(service: Service, number: int, without: Any = ()) -> float:
@@ -135,14 +143,14 @@ def wait_for_replicas(service: Service, number: int, without: Any = ()) -> float
     def all_are_there() -> bool:
         return len(service.replicas) == number and not {*service.replicas} & {*without}
 
-    taken_s = wait_until(all_are_there, STARTED_WITHIN_S + NOTICED_WITHIN_S)
+    taken_s = seconds_until(all_are_there, STARTED_WITHIN_S + NOTICED_WITHIN_S)
 
     def all_are_counted() -> bool:
         # While an application is replaced it has no deployments.
         deployment = service.status()["deployments"].get("Classifier", {})
         return bool(deployment.get("replica_states") == {"RUNNING": number})
 
-    return taken_s + wait_until(all_are_counted, STARTED_WITHIN_S)
+    return taken_s + seconds_until(all_are_counted, STARTED_WITHIN_S)
 
 
 def assert_problem(response: httpx.Response, status: int) -> None:
@@ -175,13 +183,13 @@ def test_nothing_listens_beyond_this_machine(service: Service) -> None:
         assert {ip for ip, _ in addresses} <= {"127.0.0.1"}
         return {port for _, port in addresses} == expected
 
-    wait_until(listens_on_its_ports, within_s=60)
+    wait_until(listens_on_its_ports, "HAProxy on its ports alone")
 
 
 def test_a_late_answer_is_504(service: Service) -> None:
     red = image_files.one_pixel(RED)
 
-    response = httpx.post(f"{service.url}/impatient/predict", content=red, timeout=60)
+    response = httpx.post(f"{service.url}/impatient/predict", content=red, timeout=600)
 
     assert_problem(response, 504)
 
@@ -200,6 +208,14 @@ def test_more_than_it_holds_is_429_with_when_to_come_back(service: Service) -> N
     for response in refused:
         assert_problem(response, 429)
         assert response.headers["retry-after"] == "1"
+
+
+def test_a_replica_stays_small(service: Service) -> None:
+    httpx.post(f"{service.url}/predict", content=image_files.jpeg())
+
+    for replica in service.replicas:
+        (peak,) = re.findall(r"VmHWM:\s+(\d+) kB", Path(f"/proc/{replica.pid}/status").read_text())
+        assert int(peak) / 1024 < 500
 
 
 SLOW_CLIENTS = {
@@ -292,7 +308,7 @@ def test_a_replica_that_hangs_is_replaced_and_costs_nothing(service: Service) ->
     with under_load(service) as load:
         wait_for_answers(load, 100)
         victim.suspend()
-        gone_s = wait_until(lambda: victim not in service.replicas, KILLED_WITHIN_S + LATE_S)
+        gone_s = seconds_until(lambda: victim not in service.replicas, KILLED_WITHIN_S + LATE_S)
         taken_s = gone_s + wait_for_replicas(service, 2, without=[victim])
     print(f"\nhung, killed after {gone_s:.1f} s, 2 replicas after {taken_s:.1f} s: {load}")
     assert load.num_lost == 0

@@ -12,7 +12,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,9 +22,8 @@ import psutil
 import pytest
 from mlflow import MlflowClient
 
+from tests.support.polling import wait_until
 from tests.support.project import ROOT
-
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 RAY = str(Path(sys.executable).with_name("ray"))
 RAY_PORT = 6379
@@ -177,13 +176,6 @@ def start_ray(head: Node, other: Node, cluster: dict[str, str]) -> None:
         node.run(RAY, "start", *role, *common, *own, env=cluster)
 
 
-def until(condition: Callable[[], bool], what: str) -> None:
-    deadline = time.monotonic() + 120
-    while not condition():
-        assert time.monotonic() < deadline, f"still no {what} after two minutes"
-        time.sleep(0.1)
-
-
 @dataclass
 class Outcome:
     """What was seen of a run that lost a node."""
@@ -219,7 +211,7 @@ def outcome(tmp_path_factory: pytest.TempPathFactory) -> Outcome:
         }
         start_mlflow(head, folder)
         start_ray(head, other, cluster)
-        until(lambda: head.listens(MLFLOW_PORT), "MLflow server")
+        wait_until(lambda: head.listens(MLFLOW_PORT), "the MLflow server")
         seen = Outcome(store_of(folder), head.run("ip", "route", "show", "default"))
         job = start_job(head, cluster)
         watch(job, seen, head, other, folder / "home" / "train")

@@ -14,10 +14,9 @@ import mlflow
 import pytest
 
 from mask_ray.demo import free_port
+from tests.support.polling import wait_until
 from tests.support.project import ROOT
 from tests.support.ray_jobs import SMALL, Job, kill_one, run_job
-
-pytestmark = pytest.mark.slow
 
 
 @pytest.fixture
@@ -40,7 +39,6 @@ def _local_store(home: Path) -> None:
 
 
 @pytest.mark.usefixtures("_local_store")
-@pytest.mark.timeout(400)
 def test_a_worker_killed_in_any_phase_costs_no_quality(
     cluster: dict[str, str], shared: Path
 ) -> None:
@@ -87,7 +85,6 @@ def small_disk(folder: Path, megabytes: int) -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("_local_store")
-@pytest.mark.timeout(400)
 def test_a_stopped_run_and_one_whose_disk_is_full_are_resumed(
     cluster: dict[str, str], home: Path
 ) -> None:
@@ -134,7 +131,6 @@ def went_on_after(job: Job) -> int:
     return int(line.partition("after epoch ")[2].split()[0])
 
 
-@pytest.mark.timeout(400)
 def test_a_tracking_server_that_goes_away_costs_one_line_and_no_checkpoint(
     cluster: dict[str, str], home: Path, tmp_path: Path
 ) -> None:
@@ -161,9 +157,8 @@ def tracking_server(port: int, folder: Path) -> Iterator[subprocess.Popen[bytes]
     store = ["--backend-store-uri", f"sqlite:///{folder}/mlflow.db", "--workers", "1"]
     with subprocess.Popen([*command, *store], cwd=folder, start_new_session=True) as server:
         try:
-            deadline = time.monotonic() + 120
-            while not is_up(port):
-                assert server.poll() is None and time.monotonic() < deadline
+            wait_until(lambda: is_up(port) or server.poll() is not None, "the tracking server")
+            assert server.poll() is None
             yield server
         finally:
             with suppress(ProcessLookupError):

@@ -2,14 +2,15 @@
 
 import shutil
 import tempfile
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
 import pytest
+
+from tests.support.polling import wait_until
 
 T = TypeVar("T")
 
@@ -133,23 +134,14 @@ class Page:
             if "the server responded with a status" not in entry["message"]
         ]
 
-    def wait_for_states(self, *states: str, timeout_s: float = 15) -> list[Card]:
+    def wait_for_states(self, *states: str) -> list[Card]:
         """The cards, once they are all in these states."""
 
         def reached() -> list[Card]:
             cards = self.cards
             return cards if [card.state for card in cards] == list(states) else []
 
-        return wait_for(reached, lambda: f"{states}; cards are {self.cards}", timeout_s)
-
-
-def wait_for(look: Callable[[], T], what: Callable[[], str], timeout_s: float = 15) -> T:
-    """The first truth that `look` sees."""
-    deadline = time.monotonic() + timeout_s
-    while not (seen := look()):
-        assert time.monotonic() < deadline, f"waited {timeout_s} s for {what()}"
-        time.sleep(0.02)
-    return seen
+        return wait_until(reached, lambda: f"{states}; cards are {self.cards}")
 
 
 def check_classifies(page: Page, base_url: str, photos: list[Path], class_names: set[str]) -> None:
@@ -159,7 +151,7 @@ def check_classifies(page: Page, base_url: str, photos: list[Path], class_names:
         text = Path(folder, "text.jpg")
         text.write_text("not a photo")
         page.choose(*photos, text)
-        *done, failed = page.wait_for_states(*["done"] * len(photos), "failed", timeout_s=60)
+        *done, failed = page.wait_for_states(*["done"] * len(photos), "failed")
     assert [card.name for card in done] == [photo.name for photo in photos]
     for card in done:
         assert set(card.classes) == {name.replace("_", " ") for name in class_names}

@@ -19,6 +19,7 @@ from starlette.routing import Route
 from starlette.types import ASGIApp
 
 from mask_ray.serving.http import web
+from tests.support.polling import wait_until
 
 PREDICTION = {
     "label": "with_mask",
@@ -120,16 +121,9 @@ def running(app: ASGIApp) -> Iterator[str]:
     server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()
-    _wait_until_started(server)
+    wait_until(lambda: server.started, "uvicorn", every_s=0.01)
     try:
         yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
     finally:
         server.should_exit = server.force_exit = True
         thread.join(timeout=10)
-
-
-def _wait_until_started(server: uvicorn.Server, timeout_s: float = 10) -> None:
-    deadline = time.monotonic() + timeout_s
-    while not server.started:
-        assert time.monotonic() < deadline, f"uvicorn did not start within {timeout_s} s"
-        time.sleep(0.01)

@@ -1,16 +1,21 @@
-"""Jobs as a user runs them: a command of its own, against the module's Ray."""
+"""Jobs as a user runs them: as a command, or without the command's start in this process."""
 
 import json
+import os
 import re
+import runpy
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdout, suppress
+from dataclasses import dataclass, field, replace
+from typing import IO, Any
 
 import psutil
+import pytest
 
+from tests.support import commands
 from tests.support.interrupts import accept_sigint
 from tests.support.project import ROOT
 
@@ -20,6 +25,9 @@ SMALL = [
     *("--backbone-weights", "none", "--batch-size", "16"),
     *("--no-data-report", "--robustness-images", "5", "--no-quantize"),
 ]
+
+
+_SUBMISSIONS = 3
 
 
 @dataclass
@@ -56,14 +64,74 @@ class Job:
 Events = dict[str, Callable[[subprocess.Popen[str]], None]]
 
 
-def run_job(module: str, *flags: str, env: dict[str, str], events: Events | None = None) -> Job:
-    """Run a job to its end."""
+def run_job(module: str, *flags: str, env: Mapping[str, str], events: Events | None = None) -> Job:
+    """Run a job to its end, as a command."""
+    return _run([sys.executable, "-m", module, *flags], env, events)
+
+
+def submit_job(module: str, *flags: str, env: Mapping[str, str]) -> Job:
+    """Submit a job to a Ray that has a dashboard, and wait for its end.
+
+    The job's last line ends what is returned, without what `ray job submit` says after it.
+    """
+    submit = ["ray", "job", "submit", "--working-dir", ".", "--", "python", "-m", module]
+    # Ray is up before the agent that takes jobs.
+    for _ in range(_SUBMISSIONS):
+        job = _run([*submit, *flags], env)
+        if "submitted successfully" in job.log:
+            break
+        commands.started.pop()
+    ends = [number for number, line in enumerate(job.lines) if line.startswith("{")]
+    return replace(job, lines=job.lines[: ends[-1] + 1] if ends else job.lines)
+
+
+def run_here(module: str, *flags: str, env: Mapping[str, str]) -> Job:
+    """Run a job to its end in this process, which is a driver of its Ray.
+
+    All is as in a command but for the start: flags are parsed, and errors and the result printed.
+    """
+    returncode = 0
+    with (
+        pytest.MonkeyPatch.context() as patch,
+        tempfile.TemporaryFile("w+") as stdout,
+        tempfile.TemporaryFile("w+") as stderr,
+    ):
+        for name, value in env.items():
+            if os.environ.get(name) != value:
+                patch.setenv(name, value)
+        patch.setattr(sys, "argv", [module, *flags])
+        with _output_to(stdout, stderr):
+            try:
+                runpy.run_module(module, run_name="__main__")
+            except SystemExit as ended:
+                returncode = ended.code if isinstance(ended.code, int) else 1
+        for file in (stdout, stderr):
+            file.seek(0)
+        return Job(returncode, stdout.readlines(), stderr.read())
+
+
+@contextmanager
+def _output_to(stdout: IO[str], stderr: IO[str]) -> Iterator[None]:
+    """Send what this process prints to files, also what is printed past `sys.stdout`."""
+    with ExitStack() as stack:
+        for number, file in ((1, stdout), (2, stderr)):
+            saved = os.dup(number)
+            stack.callback(os.close, saved)
+            stack.callback(os.dup2, saved, number)
+            os.dup2(file.fileno(), number)
+            stack.callback(file.flush)
+        with redirect_stdout(stdout), redirect_stderr(stderr):
+            yield
+
+
+def _run(command: list[str], env: Mapping[str, str], events: Events | None = None) -> Job:
+    commands.count(" ".join(command))
     waiting = dict(events or {})
     lines = []
     with (
         tempfile.TemporaryFile("w+") as stderr,
         subprocess.Popen(
-            [sys.executable, "-m", module, *flags],
+            command,
             cwd=ROOT,
             env=env,
             stdout=subprocess.PIPE,
@@ -85,10 +153,10 @@ def run_job(module: str, *flags: str, env: dict[str, str], events: Events | None
 
 
 def kill_one(name: str) -> None:
-    """SIGKILL to the newest of Ray's processes of this name."""
-    found = [
-        process
-        for process in psutil.process_iter(["cmdline", "create_time"])
-        if (process.info["cmdline"] or [""])[0].startswith(f"ray::{name}")
-    ]
-    max(found, key=lambda process: process.info["create_time"]).kill()
+    """SIGKILL to the newest process of this name of the Ray that this process has started."""
+    found = []
+    for process in psutil.Process().children(recursive=True):
+        with suppress(psutil.NoSuchProcess):
+            if (process.cmdline() or [""])[0].startswith(f"ray::{name}"):
+                found.append(process)
+    max(found, key=psutil.Process.create_time).kill()

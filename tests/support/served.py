@@ -1,7 +1,6 @@
 """The service as `make serve` runs it: Ray, `serve run` and HAProxy, each a process of its own."""
 
 import subprocess
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -121,12 +120,3 @@ def is_ready(url: str) -> bool:
         return httpx.get(f"{url}/readyz", timeout=5).is_success
     except httpx.TransportError:
         return False
-
-
-def wait_until(condition: Callable[[], bool], within_s: float) -> float:
-    """How long it took, in seconds."""
-    began_s = time.monotonic()
-    while not condition():
-        assert time.monotonic() - began_s < within_s, f"not within {within_s} s"
-        time.sleep(0.1)
-    return time.monotonic() - began_s

@@ -4,49 +4,25 @@ import itertools
 import os
 import subprocess
 import sys
-import time
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 import pytest
-from pydantic import ValidationError
 
 from mask_ray.batch_prediction.output import OutputError
 from mask_ray.batch_prediction.run import predict_files
-from mask_ray.config import ImageLimits, explain
+from mask_ray.config import ImageLimits
 from mask_ray.config.prediction import PredictSettings
-from mask_ray.data import DataError
 from mask_ray.images import synthetic
 from mask_ray.images.decode import decode_resized
 from mask_ray.models.predictor import Predictor
+from tests.support import commands
 from tests.support.onnx_files import CLASS_NAMES, IMAGE_SIZE, write_classifier
-from tests.support.ray_jobs import ROOT, run_job
+from tests.support.polling import wait_until
+from tests.support.project import ROOT
+from tests.support.ray_jobs import run_here
 
 NUM_LINKS = 9000
-
-
-@pytest.mark.parametrize(
-    ("given", "expected"),
-    [
-        ({"output": "a.csv"}, "csv"),
-        ({"output": "a.parquet"}, "parquet"),
-        ({"output": "a", "format": "csv"}, "csv"),
-        ({"output": "a.csv", "format": "parquet"}, "parquet"),
-    ],
-)
-def test_the_ending_says_the_format_where_no_flag_does(
-    given: dict[str, Any], expected: str
-) -> None:
-    assert PredictSettings(source="photos", **given).output_format == expected
-
-
-def test_an_unknown_ending_is_told_those_allowed() -> None:
-    with pytest.raises(ValidationError) as caught:
-        PredictSettings(source="photos", output="a.json")
-    assert explain(caught.value) == (
-        "output must end in .parquet or .csv if format is not given; got a.json"
-    )
 
 
 @pytest.fixture(scope="module")
@@ -75,14 +51,13 @@ def probabilities_of(path: str, model: Path) -> list[float]:
     return Predictor(model).predict(pixels[None])[0].tolist()
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("ending", ["parquet", "csv"])
 def test_every_file_is_a_row_bad_ones_with_the_reason(
     cluster: dict[str, str], photos: Path, model: Path, tmp_path: Path, ending: str
 ) -> None:
     output = tmp_path / f"out.{ending}"
     flags = [str(photos), "--model-uri", str(model), "--output", str(output)]
-    result = run_job("jobs.predict", *flags, env=cluster).result
+    result = run_here("jobs.predict", *flags, env=cluster).result
 
     rows = pd.read_parquet(output) if ending == "parquet" else pd.read_csv(output)
     columns = ["path", "label", "probability", *(f"probability_{name}" for name in CLASS_NAMES)]
@@ -100,7 +75,6 @@ def test_every_file_is_a_row_bad_ones_with_the_reason(
     assert sum(result["labels"].values()) == 20
 
 
-@pytest.mark.slow
 def test_a_killed_prediction_goes_on_without_losing_or_repeating_a_row(
     cluster: dict[str, str], photos: Path, model: Path, tmp_path: Path
 ) -> None:
@@ -111,6 +85,7 @@ def test_a_killed_prediction_goes_on_without_losing_or_repeating_a_row(
             os.link(face, source / f"{number}.jpg")
     flags = [str(source), "--model-uri", str(model), "--output", str(output)]
 
+    commands.count("jobs.predict")
     first = subprocess.Popen([sys.executable, "-m", "jobs.predict", *flags], cwd=ROOT, env=cluster)
     wait_for_a_part(output, first)
     first.kill()
@@ -120,7 +95,7 @@ def test_a_killed_prediction_goes_on_without_losing_or_repeating_a_row(
     settings = PredictSettings(source=str(source), model_uri=str(model), output=output)
     with pytest.raises(OutputError, match="was started with model_name tiny; got other"):
         predict_files(settings.model_copy(update={"model_uri": str(other)}))
-    done = run_job("jobs.predict", *flags, env=cluster)
+    done = run_here("jobs.predict", *flags, env=cluster)
 
     assert 0 < done.result["num_done_before"] < len(list(source.iterdir()))
     paths = pd.read_parquet(output)["path"]
@@ -130,17 +105,6 @@ def test_a_killed_prediction_goes_on_without_losing_or_repeating_a_row(
 
 
 def wait_for_a_part(output: Path, process: subprocess.Popen[bytes]) -> None:
-    deadline = time.monotonic() + 120
-    while not list(output.with_name(f"{output.name}.parts").glob("*.parquet")):
-        assert process.poll() is None and time.monotonic() < deadline
-        time.sleep(0.01)
-
-
-def test_a_source_that_is_not_there_is_one_line(model: Path, tmp_path: Path) -> None:
-    nowhere, output = tmp_path / "nowhere", tmp_path / "out.csv"
-    settings = PredictSettings(source=str(nowhere), model_uri=str(model), output=output)
-    with pytest.raises(DataError) as told:
-        predict_files(settings)
-    assert str(told.value).startswith("a source must be synthetic[:N], a folder, ")
-    assert f"; got {nowhere}. A submitted job" in str(told.value)
-    assert list(tmp_path.iterdir()) == []
+    parts = output.with_name(f"{output.name}.parts")
+    wait_until(lambda: list(parts.glob("*.parquet")) or process.poll() is not None, every_s=0.01)
+    assert process.poll() is None

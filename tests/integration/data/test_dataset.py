@@ -10,7 +10,6 @@ import ray
 
 from mask_ray import data
 from mask_ray.config import DataSettings
-from mask_ray.data import sources
 from mask_ray.images import synthetic
 from mask_ray.images.decode import decode_resized
 from tests.support import image_files
@@ -39,7 +38,6 @@ def paths_by_split(images: data.ImageData) -> dict[str, set[str]]:
     return {split: set(group["path"]) for split, group in rows.groupby("split")}
 
 
-@pytest.mark.slow
 @pytest.mark.usefixtures("ray_local")
 class TestLoad:
     def test_counts_every_image_once_in_its_class_and_split(self, photos: Path) -> None:
@@ -148,7 +146,6 @@ class TestLoad:
         assert images.summary.digest != load("synthetic:90", seed=1).summary.digest
 
 
-@pytest.mark.slow
 @pytest.mark.usefixtures("ray_local")
 class TestRefusals:
     def test_only_unreadable_files(self, photos: Path) -> None:
@@ -179,23 +176,3 @@ class TestRefusals:
             (tmp_path / name).mkdir()
         with pytest.raises(data.DataError, match=r"every class folder in .* is empty"):
             load(tmp_path)
-
-
-def test_a_missing_folder_is_named(tmp_path: Path) -> None:
-    with pytest.raises(data.DataError, match=r"got .*/nowhere\. A submitted job .* absolute path"):
-        sources.check(str(tmp_path / "nowhere"))
-
-
-def test_one_class_is_not_enough(tmp_path: Path) -> None:
-    (tmp_path / "with_mask").mkdir()
-    (tmp_path / ".cache").mkdir()
-    with pytest.raises(data.DataError, match=r"at least 2 .* holds 1: with_mask"):
-        sources.check(str(tmp_path))
-
-
-def test_split_shares_are_those_asked_for() -> None:
-    settings = DataSettings(data="synthetic", val_fraction=0.3, test_fraction=0.1)
-    digests = (data.digest_of(str(n).encode()) for n in range(20_000))
-    splits = [data.split_of(digest, settings) for digest in digests]
-    shares = {name: splits.count(name) / len(splits) for name in data.SPLITS}
-    assert shares == pytest.approx({"train": 0.6, "val": 0.3, "test": 0.1}, abs=0.01)

@@ -11,7 +11,7 @@ from mask_ray.data import Summary, sources
 from mask_ray.images import synthetic
 from tests.support import object_store, photo_archives, range_server
 
-pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("ray_local")]
+pytestmark = pytest.mark.usefixtures("ray_local")
 
 
 @pytest.fixture(scope="module")
@@ -25,14 +25,15 @@ def folder(files: dict[str, bytes], tmp_path_factory: pytest.TempPathFactory) ->
     return photo_archives.folder(tmp_path_factory.mktemp("photos"), files)
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _store(files: dict[str, bytes]) -> Iterator[None]:
-    """Ray's processes get the way to the object store from its environment."""
+@pytest.fixture(scope="module")
+def ray_environment(files: dict[str, bytes]) -> Iterator[dict[str, str]]:
+    """The way to the object store, for this process and for Ray's."""
     objects = {f"set/{name}": content for name, content in files.items()}
     with object_store.serve(objects) as address, pytest.MonkeyPatch.context() as patch:
-        for name, value in object_store.environment(address).items():
+        environment = object_store.environment(address)
+        for name, value in environment.items():
             patch.setenv(name, value)
-        yield
+        yield environment
 
 
 def summary(*given: object) -> Summary:

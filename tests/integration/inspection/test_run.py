@@ -35,7 +35,6 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-@pytest.mark.slow
 @pytest.mark.usefixtures("ray_local")
 def test_tells_what_a_folder_holds(photos: Path, tmp_path: Path) -> None:
     figures = inspect_data(InspectSettings(data=str(photos), output=tmp_path / "report"))

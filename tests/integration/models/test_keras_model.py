@@ -13,8 +13,6 @@ from mask_ray.models import mobilenet, onnx_edit
 from mask_ray.models.predictor import Predictor
 from tests.support import keras_models
 
-pytestmark = pytest.mark.slow
-
 SIZE = 96
 NAMES = ["a", "b", "c"]
 

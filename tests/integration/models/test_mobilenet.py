@@ -12,8 +12,6 @@ from mask_ray.models import mobilenet, onnx_export
 from mask_ray.models.predictor import FeatureExtractor
 from tests.support import keras_models
 
-pytestmark = pytest.mark.slow
-
 
 def pixels(image_size: int) -> np.ndarray:
     """Noise, each image of a brightness of its own."""

@@ -13,8 +13,6 @@ from mask_ray.training import checkpoints
 from mask_ray.training.checkpoints import CheckpointError
 from mask_ray.training.schedule import Position
 
-pytestmark = pytest.mark.slow
-
 FILES = ("trained.npz", "best.npz", "state.json")
 DONE = Position(epoch=5, phase=1, phase_epoch=2, best_loss=0.25, stale_epochs=1)
 

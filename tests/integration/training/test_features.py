@@ -22,7 +22,7 @@ from mask_ray.training import features
 from mask_ray.training.features import prepare
 from tests.support import keras_models
 
-pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("ray_local")]
+pytestmark = pytest.mark.usefixtures("ray_local")
 
 SIZE = 96
 NUM_VIEWS = 2

@@ -15,8 +15,6 @@ from mask_ray.training.job import Job, check_enough, worker_config
 from mask_ray.training.resources import plan_workers
 from mask_ray.training.worker_config import WorkerConfig
 
-pytestmark = pytest.mark.slow
-
 
 @pytest.mark.parametrize(
     ("precision", "capability", "policy"),

@@ -13,10 +13,7 @@ from tensorboard.util import tensor_util
 from mask_ray import data
 from mask_ray.config import tracking_uri
 from mask_ray.images import synthetic
-from tests.support.ray_jobs import Job, run_job
-
-# Three runs in one fixture.
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+from tests.support.ray_jobs import Job, run_here
 
 FIGURES = ("loss", "accuracy", "val_loss", "val_accuracy")
 
@@ -44,8 +41,8 @@ def flags(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> list[str]:
 @pytest.fixture(scope="module")
 def first(cluster: dict[str, str], flags: list[str]) -> Job:
     """Without the cache, which holds features in the order of another run's seed afterwards."""
-    job = run_job("jobs.train", *flags, "--seed", "3", "--no-feature-cache", env=cluster)
-    other = run_job("jobs.train", *flags, "--seed", "5", "--finetune-epochs", "0", env=cluster)
+    job = run_here("jobs.train", *flags, "--seed", "3", "--no-feature-cache", env=cluster)
+    other = run_here("jobs.train", *flags, "--seed", "5", "--finetune-epochs", "0", env=cluster)
     assert job.returncode == other.returncode == 0, job.log[-3000:] + other.log[-3000:]
     return job
 
@@ -54,7 +51,7 @@ def first(cluster: dict[str, str], flags: list[str]) -> Job:
 def again(cluster: dict[str, str], first: Job) -> Job:
     given = ["--from-run", first.run_id, "--feature-cache", "--tensorboard"]
     often = {"MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL": "2"}
-    return run_job("jobs.train", *given, env=cluster | often)
+    return run_here("jobs.train", *given, env=cluster | often)
 
 
 def load(job: Job) -> Run:

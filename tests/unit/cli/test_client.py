@@ -8,7 +8,6 @@ import pty
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -23,6 +22,7 @@ from starlette.responses import PlainTextResponse, RedirectResponse, Response
 from mask_ray import client
 from mask_ray.config.client import ClientSettings
 from tests.support.interrupts import accept_sigint
+from tests.support.polling import wait_until
 from tests.support.prediction_server import (
     PredictionServer,
     busy,
@@ -155,19 +155,12 @@ def test_rows_keep_the_order_of_the_files(
     with subprocess.Popen(
         asking, cwd=tmp_path, env=environment(), stdout=subprocess.PIPE
     ) as client:
-        wait_for(lambda: len(server.received) == 10)
+        wait_until(lambda: len(server.received) == 10)
         server.released.set()
-        out, _ = client.communicate(timeout=20)
+        out, _ = client.communicate(timeout=200)
 
     assert [json.loads(line)["path"] for line in out.splitlines()] == files
     assert server.most_at_once == 2
-
-
-def wait_for(look: Callable[[], Any], timeout_s: float = 15) -> None:
-    deadline = time.monotonic() + timeout_s
-    while not look():
-        assert time.monotonic() < deadline, f"waited {timeout_s} s"
-        time.sleep(0.01)
 
 
 @pytest.mark.parametrize(
@@ -367,10 +360,10 @@ def test_ctrl_c_leaves_what_is_done_written(
         text=True,
         preexec_fn=accept_sigint,
     ) as client:
-        wait_for(lambda: len(server.received) == 10)
+        wait_until(lambda: len(server.received) == 10)
         # The row of the last answer may still be on its way; none of the others is.
         client.send_signal(signal.SIGINT)
-        _, err = client.communicate(timeout=20)
+        _, err = client.communicate(timeout=200)
 
     written = [json.loads(line) for line in (tmp_path / "x.jsonl").read_text().splitlines()]
     paths = [row["path"] for row in written]

@@ -1,15 +1,13 @@
 """Images of one picture, or of one given group, are in one split."""
 
 import hashlib
-from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from mask_ray import data
 from mask_ray.config import DataSettings
-from mask_ray.data import near_duplicates, sources, splits
+from mask_ray.data import near_duplicates, splits
 from mask_ray.data.inventory import NOT_GIVEN, Inventory
 from mask_ray.images import synthetic
 from mask_ray.images.decode import decode, resize
@@ -137,25 +135,3 @@ def test_what_the_fixed_test_set_shows_is_left_out() -> None:
     assert set(assigned.indices[:100]) == {TEST}
     assert assigned.num_left_out == 2
     assert set(assigned.indices[102:]) == {TRAIN, VAL}
-
-
-@pytest.mark.slow
-def test_no_picture_of_real_photos_is_in_two_splits(shared: Path) -> None:
-    labelled = sources.list_labelled(str(shared / "data" / "observations"))
-    placed = splits.of_files(labelled, SETTINGS)
-    names = np.array(placed["split"])
-    signatures, copies = [], set()
-    for (encoded, _), split in zip(labelled.reader.contents(placed), names, strict=True):
-        copies.add((data.digest_of(encoded), split))
-        signatures.append(signature(Image.fromarray(decode(encoded, at_least_px=128))))
-    every = np.stack(signatures)
-    assert (len(placed), len(copies)) == (1376, 1376 - 97)
-    crossing, num_pairs = 0, 0
-    for row in range(len(every) - 1):
-        rest = np.arange(row + 1, len(every))
-        same = near_duplicates.correlations(every, np.full(len(rest), row), rest)
-        alike = rest[same >= near_duplicates.SAME_PICTURE]
-        num_pairs += len(alike)
-        crossing += int((names[alike] != names[row]).sum())
-    assert num_pairs > 1300
-    assert crossing == 0

@@ -1,6 +1,7 @@
 """Champions by rule, in a real registry: no Ray, images as arrays."""
 
 import json
+import shutil
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -86,23 +87,37 @@ class Images:
         yield {"image": self.image, "label": self.label}
 
 
+@pytest.fixture(scope="module")
+def registry(new_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A home with versions 1 to 4, registered one by one; 2 takes another size, 4 has other
+    classes. To register them takes MLflow seconds; each test gets a copy of the store.
+    """
+    home = tmp_path_factory.mktemp("registry")
+    shutil.copy(new_store, home)
+    write_classifier(home / "1.onnx", seed=1)
+    write_classifier(home / "2.onnx", seed=2, image_size=48)
+    write_classifier(home / "3.onnx", seed=3)
+    write_classifier(home / "4.onnx", class_names=("cat", "dog"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MASK_RAY_HOME", str(home))
+        patch.setenv("MLFLOW_TRACKING_URI", "")
+        patch.setenv("MLFLOW_EXPERIMENT_ID", "")
+        with start_run("faces", {}) as run:
+            for version in "1234":
+                path = home / f"{version}.onnx"
+                size = Predictor(path).image_size
+                example = np.zeros((1, size, size, 3), np.uint8)
+                folder = home / version
+                folder.mkdir()
+                assert register(run, folder, path, champion=False, example=example) == version
+    return home
+
+
 @pytest.fixture
-def files(tmp_path: Path, store: None) -> dict[str, Path]:
-    """Registered one by one, as versions 1 to 4; 2 takes another size, 4 has other classes."""
-    written = {
-        "1": write_classifier(tmp_path / "1.onnx", seed=1),
-        "2": write_classifier(tmp_path / "2.onnx", seed=2, image_size=48),
-        "3": write_classifier(tmp_path / "3.onnx", seed=3),
-        "4": write_classifier(tmp_path / "4.onnx", class_names=("cat", "dog")),
-    }
-    with start_run("faces", {}) as run:
-        for version, path in written.items():
-            size = Predictor(path).image_size
-            example = np.zeros((1, size, size, 3), np.uint8)
-            folder = tmp_path / version
-            folder.mkdir()
-            assert register(run, folder, path, champion=False, example=example) == version
-    return written
+def files(registry: Path, home: Path, store: None) -> dict[str, Path]:
+    """The file of each registered version."""
+    shutil.copy(registry / "mlflow.db", home)
+    return {version: registry / f"{version}.onnx" for version in "1234"}
 
 
 def labelled_as(path: Path, num_wrong: int = 0) -> HeldOutImages:

@@ -99,23 +99,3 @@ def test_a_file_that_does_not_fit_is_named_with_what_would(tmp_path: Path) -> No
         "backbone_weights must be of MobileNetV2 without top and of width alpha 0.35; "
         f"{path} does not fit: Unable to"
     )
-
-
-@pytest.mark.slow
-def test_the_file_s_name_is_the_one_keras_looks_for(
-    keras_home: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """What Keras itself would load for `weights="imagenet"`."""
-    import keras
-
-    asked = []
-
-    def refuse(name: str, *arguments: Any, **options: Any) -> NoReturn:
-        asked.append(name)
-        raise OSError("not now")
-
-    module = sys.modules[keras.applications.MobileNetV2.__module__]
-    monkeypatch.setattr(module.file_utils, "get_file", refuse)
-    with pytest.raises(OSError, match="not now"):
-        keras.applications.MobileNetV2(input_shape=(224, 224, 3), alpha=0.5, include_top=False)
-    assert asked == [IMAGENET.format(alpha="0.5")]

@@ -19,7 +19,7 @@ from mask_ray.images.decode import decode_resized
 from mask_ray.models.predictor import Predictor
 from mask_ray.pipeline import live_service
 from mask_ray.pipeline.live_service import LabelledImage, ServiceError
-from tests.support import image_files, object_store
+from tests.support import image_files
 from tests.support.onnx_files import CLASS_NAMES, IMAGE_SIZE, write_classifier
 from tests.support.prediction_server import (
     PREDICTION,
@@ -174,30 +174,6 @@ def test_a_url_is_another_when_its_server_says_so(server: HealthServer) -> None:
     assert fingerprint.of_source(url) != before
     with pytest.raises(MaskRayError, match="is not reached"):
         fingerprint.of_source(f"http://127.0.0.1:{free_port()}/photos.zip")
-
-
-@pytest.mark.slow
-def test_a_store_is_another_when_a_file_in_it_is(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    photos = {"set/a/1.jpg": b"1", "set/b/2.jpg": b"2"}
-    seen = []
-    for changed in ({}, {"set/a/1.jpg": b"one"}, {"set/b/3.jpg": b"3"}):
-        with object_store.serve(photos | changed) as address:
-            for name, value in object_store.environment(address).items():
-                monkeypatch.setenv(name, value)
-            seen.append(fingerprint.of_source("s3://photos/set"))
-            seen.append(fingerprint.of_source("s3://photos/set/b/2.jpg"))
-    assert len(set(seen[::2])) == 3
-    with pytest.raises(MaskRayError, match=r"s3://photos/set .*cannot be read"):
-        fingerprint.of_source("s3://photos/set")
-
-    (tmp_path / "1.jpg").write_bytes(b"1")
-    here = f"file://{tmp_path}"
-    before = fingerprint.of_source(here)
-    assert fingerprint.of_source(here) == before
-    (tmp_path / "2.jpg").write_bytes(b"2")
-    assert fingerprint.of_source(here) != before
 
 
 def test_the_address_is_that_of_the_file(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ import pytest
 
 from mask_ray.serving.batcher import Batcher
 
-DEADLINE_S = 10
+DEADLINE_S = 100
 
 
 class Work:

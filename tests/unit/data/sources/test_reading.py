@@ -67,20 +67,6 @@ def test_a_file_that_is_gone_is_one_row_s_error(tmp_path: Path) -> None:
     }
 
 
-@pytest.mark.slow
-def test_a_store_that_does_not_answer_ends_the_run(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Or all of its images would count as bad, and the rest as the data set."""
-    with object_store.serve({"set/a/1": b"", "set/b/2": b""}) as address:
-        for name, value in object_store.environment(address).items():
-            monkeypatch.setenv(name, value)
-        labelled = sources.list_labelled("s3://photos/set")
-    (task,) = Files(labelled.roots, labelled.files, 0).get_read_tasks(1)
-    with pytest.raises(OSError, match="photos"):
-        list(task())
-
-
 def test_a_seed_gives_one_order_and_none_that_of_the_files(tmp_path: Path) -> None:
     files = {f"{name}/{index:03}": b"" for name in "ab" for index in range(100)}
     photo_archives.folder(tmp_path, files)

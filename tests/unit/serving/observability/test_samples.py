@@ -1,7 +1,6 @@
 """Samples for labelling: what is kept, what is dropped, and that nothing else is harmed."""
 
 import threading
-import time
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from mask_ray.serving.observability.samples import SampleLog
+from tests.support.polling import wait_until
 
 ANSWER = {
     "request_id": "7",
@@ -31,13 +31,6 @@ def rows_in(folder: Path) -> list[dict[str, Any]]:
 
 def files_in(folder: Path) -> list[Path]:
     return sorted(folder.glob("[!.]*.parquet"))
-
-
-def wait_until(condition: Any, timeout_s: float = 20) -> None:
-    deadline = time.monotonic() + timeout_s
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
 
 
 def test_samples_can_be_read_back(tmp_path: Path) -> None:

@@ -1,0 +1,71 @@
+"""One Ray and one trained model for all tests here."""
+
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import pytest
+
+from tests.support.ray_cluster import NUM_CPUS, connected
+from tests.support.ray_jobs import SMALL, Job, submit_job
+
+
+@pytest.fixture(scope="session")
+def session_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """MASK_RAY_HOME of the session's Ray."""
+    return tmp_path_factory.mktemp("session")
+
+
+@pytest.fixture(scope="session")
+def session_ray(session_home: Path) -> Iterator[Mapping[str, str]]:
+    """A Ray of two CPUs, started by `ray start`; the environment of a command that uses it."""
+    from benchmarks.support import cluster
+    from mask_ray.serving import ingress
+
+    with pytest.MonkeyPatch.context() as patch:
+        # Serve's errors as problem+json. Processes take it over from the one that starts Ray.
+        name = "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH"
+        patch.setenv(name, ingress.environment(wants_haproxy=False)[name])
+        patch.setenv("MLFLOW_TRACKING_URI", "")
+        with cluster.running(num_cpus=NUM_CPUS, home=session_home) as ray:
+            yield ray.environment | {"RAY_DASHBOARD_ADDRESS": ray.dashboard}
+
+
+@pytest.fixture(scope="session")
+def trained(session_ray: Mapping[str, str]) -> Job:
+    """A small model, trained by two workers, calibrated, registered and made champion.
+
+    The only job of the session that is submitted as the docs say.
+    """
+    flags = ["--data", "synthetic:160", "--num-workers", "2", "--finetune-epochs", "2", *SMALL]
+    return submit_job("jobs.train", *flags, env=session_ray)
+
+
+@pytest.fixture(scope="module")
+def ray_environment() -> dict[str, str]:
+    """Variables of the processes that work for a module's tests; a module may override it."""
+    return {}
+
+
+@pytest.fixture(scope="module")
+def ray_local(session_ray: Mapping[str, str], ray_environment: dict[str, str]) -> Iterator[None]:
+    """The tests of a module as a driver of the session's Ray."""
+    with connected(session_ray["RAY_ADDRESS"], ray_environment):
+        yield
+
+
+@pytest.fixture(scope="module")
+def module_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One store for all tests of a module; its own `home` fixture gives this."""
+    return tmp_path_factory.mktemp("home")
+
+
+@pytest.fixture(scope="module")
+def cluster(
+    session_ray: Mapping[str, str], ray_local: None, module_home: Path
+) -> Iterator[dict[str, str]]:
+    """The environment of a job for the session's Ray, with the module's store."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MASK_RAY_HOME", str(module_home))
+        patch.setenv("MLFLOW_TRACKING_URI", "")
+        yield os.environ | {"RAY_ADDRESS": session_ray["RAY_ADDRESS"]}

@@ -1,0 +1,67 @@
+"""A node that is lost costs the way back to the checkpoint, and its workers."""
+
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import ray
+import ray.train
+from ray.cluster_utils import Cluster
+
+from tests.integration.horovod.test_trainer import fit, report
+from tests.support import polling
+
+# Ray's workers cannot import these modules: their functions travel by value.
+for module in (__name__, fit.__module__, polling.__name__):
+    ray.cloudpickle.register_pickle_by_value(sys.modules[module])
+
+
+@pytest.fixture
+def nodes(monkeypatch: pytest.MonkeyPatch) -> Iterator[Cluster]:
+    """Two of one CPU each, so that each has one worker."""
+    # How long Ray Train waits for workers that no node has room for.
+    monkeypatch.setenv("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "5")
+    node = {"num_cpus": 1, "object_store_memory": 100 * 2**20}
+    cluster = Cluster(initialize_head=True, head_node_args=node)
+    cluster.add_node(**node)
+    ray.init(address=cluster.address, log_to_driver=False)
+    yield cluster
+    ray.shutdown()
+    cluster.shutdown()
+
+
+def count_to_four(config: dict[str, Any]) -> None:
+    import horovod.tensorflow as hvd
+    import tensorflow as tf
+
+    hvd.init()
+    count = 0
+    if checkpoint := ray.train.get_checkpoint():
+        with checkpoint.as_directory() as folder:
+            count = int(Path(folder, "count").read_text())
+    restarted_from = count
+    while count < 4:
+        if count == 2 and hvd.size() == 2:
+            Path(config["folder"], f"waiting-{hvd.rank()}").touch()
+            polling.wait_until(lambda: False, timeout_s=3000)
+        count += int(hvd.allreduce(tf.constant(1), op=hvd.Sum)) // hvd.size()
+        metrics = {"count": count, "restarted_from": restarted_from, "size": hvd.size()}
+        report(metrics, {"count": str(count)})
+
+
+def test_the_run_goes_on_with_the_node_that_is_left(nodes: Cluster, tmp_path: Path) -> None:
+    def lose_a_node() -> None:
+        polling.wait_until(lambda: len(list(tmp_path.glob("waiting-*"))) == 2, "both workers")
+        nodes.remove_node(nodes.list_all_nodes()[-1], allow_graceful=False)
+
+    loser = threading.Thread(target=lose_a_node)
+    loser.start()
+    config = {"folder": str(tmp_path)}
+    result = fit(count_to_four, tmp_path, (1, 2), cpus=1, max_failures=3, train_loop_config=config)
+    loser.join()
+    assert result.metrics["count"] == 4
+    assert result.metrics["size"] == 1
+    assert result.metrics["restarted_from"] in (1, 2), "the last report may be lost"

@@ -1,0 +1,55 @@
+"""Rays that tests share: one a session for integration, one a module for faults."""
+
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+NUM_CPUS = 2
+OBJECT_STORE_BYTES = 300 * 2**20
+
+
+@contextmanager
+def own_ray(home: Path) -> Iterator[dict[str, str]]:
+    """A Ray that ends with this block, and has this process as a driver.
+
+    Yields the environment of a command that uses it.
+    """
+    import ray
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MASK_RAY_HOME", str(home))
+        patch.setenv("MLFLOW_TRACKING_URI", "")
+        started: Any = ray.init(
+            address="local",
+            num_cpus=NUM_CPUS,
+            object_store_memory=OBJECT_STORE_BYTES,
+            include_dashboard=False,
+            log_to_driver=False,
+        )
+        address = started.address_info["address"]
+        try:
+            yield os.environ | {"RAY_ADDRESS": address}
+        finally:
+            ray.shutdown()
+
+
+@contextmanager
+def connected(address: str, environment: Mapping[str, str] | None = None) -> Iterator[None]:
+    """This process as a driver of a Ray that runs.
+
+    Args:
+        address: Of the Ray.
+        environment: Variables of the processes that work for this driver, beside Ray's own.
+    """
+    import ray
+
+    runtime_env = {"env_vars": dict(environment)} if environment else None
+    ray.init(address, runtime_env=runtime_env, log_to_driver=False)
+    try:
+        yield
+    finally:
+        ray.shutdown()
