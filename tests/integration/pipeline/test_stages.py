@@ -109,7 +109,7 @@ def test_a_failure_is_one_line_with_the_stage(
     assert failed.returncode == 1
     assert len(failed.errors) == 1 and "Traceback" not in failed.log
     assert failed.errors[0].startswith(
-        f"error: stage deploy failed: nothing answers at {nobody}; start it by `serve run "
+        f"error: stage deploy failed: nothing answers at {nobody}; start it with `serve run "
     )
 
 
