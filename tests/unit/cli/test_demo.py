@@ -1,6 +1,7 @@
 """What `make demo` does before it starts anything: it opens its data as jobs.train would."""
 
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -41,7 +42,9 @@ def mirror(file: Path, copy: Path) -> None:
 
 
 @pytest.mark.parametrize("source_of", [str, archive, manifest])
-def test_a_question_of_each_class_comes_from_the_test_split(photos: Path, source_of) -> None:
+def test_a_question_of_each_class_comes_from_the_test_split(
+    photos: Path, source_of: Callable[[Path], str]
+) -> None:
     images = demo._open(source_of(photos))
 
     assert images.count == 80
@@ -68,7 +71,9 @@ def test_given_splits_count(photos: Path) -> None:
         (mirror, r".*0\.jpg is given train, .*copy\.jpg test"),
     ],
 )
-def test_files_of_one_picture_in_two_splits_are_named(photos: Path, copy, named: str) -> None:
+def test_files_of_one_picture_in_two_splits_are_named(
+    photos: Path, copy: Callable[[Path, Path], object], named: str
+) -> None:
     copy(photos / "with_mask" / "0.jpg", photos / "with_mask" / "copy.jpg")
     path = Path(manifest(photos))
     header, *rows = path.read_text().splitlines()
@@ -104,7 +109,9 @@ def test_drawn_faces_are_asked_about_that_are_not_trained_on() -> None:
         (lambda folder: folder, "data must hold at least 2 folders of images"),
     ],
 )
-def test_a_source_that_cannot_be_trained_on_is_rejected(tmp_path: Path, make, error: str) -> None:
+def test_a_source_that_cannot_be_trained_on_is_rejected(
+    tmp_path: Path, make: Callable[[Path], Path], error: str
+) -> None:
     with pytest.raises(MaskRayError, match=error):
         demo._open(str(make(tmp_path)))
 
