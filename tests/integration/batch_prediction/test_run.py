@@ -21,7 +21,8 @@ from mask_ray.images import synthetic
 from mask_ray.images.decode import decode_resized
 from mask_ray.models.predictor import Predictor
 from tests.support.onnx_files import CLASS_NAMES, IMAGE_SIZE, write_classifier
-from tests.support.ray_jobs import ROOT, run_job
+from tests.support.project import ROOT
+from tests.support.ray_jobs import run_job
 
 NUM_LINKS = 9000
 
