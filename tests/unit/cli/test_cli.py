@@ -223,18 +223,18 @@ def test_a_flag_without_its_value_is_named(refusal: Callable[..., str], flag: st
 
 
 def test_a_missing_file_is_named(refusal: Callable[..., str], tmp_path: Path) -> None:
-    told = refusal("--config", str(tmp_path / "nope.yaml"))
-    assert told.startswith(f"config must be a readable YAML file; got {tmp_path}/nope.yaml: ")
-    assert "No such file" in told
+    message = refusal("--config", str(tmp_path / "nope.yaml"))
+    assert message.startswith(f"config must be a readable YAML file; got {tmp_path}/nope.yaml: ")
+    assert "No such file" in message
 
 
 @pytest.mark.parametrize("text", ["data: [1,\n", "data: x\n\tseed: 1\n", "a: b: c"])
 def test_a_file_that_is_no_yaml_is_named(
     refusal: Callable[..., str], tmp_path: Path, text: str
 ) -> None:
-    told = refusal("--config", config_file(tmp_path, text))
-    assert told.startswith(f"config must be a readable YAML file; got {tmp_path}/config.yaml: ")
-    assert "line " in told
+    message = refusal("--config", config_file(tmp_path, text))
+    assert message.startswith(f"config must be a readable YAML file; got {tmp_path}/config.yaml: ")
+    assert "line " in message
 
 
 def test_a_binary_file_is_named(refusal: Callable[..., str], tmp_path: Path) -> None:

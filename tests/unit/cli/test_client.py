@@ -82,7 +82,7 @@ def run(
     monkeypatch: pytest.MonkeyPatch,
     capfd: pytest.CaptureFixture[str],
 ) -> Run:
-    """The client against the server, in the folder of the test's files; JSON unless told."""
+    """The client against the server, in the folder of the test's files; JSON by default."""
     monkeypatch.chdir(tmp_path)
 
     def run(*arguments: str | Path, url: str = "", token: str = "") -> Finished:
@@ -325,7 +325,7 @@ def test_the_threshold_is_the_servers(run: Run, files: list[str], server: Predic
 
 
 @pytest.mark.parametrize(
-    ("arguments", "told"),
+    ("arguments", "message"),
     [
         ([], "the following arguments are required: PATHS"),
         (["x", "--concurrency=0"], "concurrency must be greater than or equal to 1; got '0'"),
@@ -336,10 +336,10 @@ def test_the_threshold_is_the_servers(run: Run, files: list[str], server: Predic
         (["x", "--colour=red"], "unrecognized arguments: --colour=red"),
     ],
 )
-def test_wrong_usage_is_one_line(run: Run, arguments: list[str], told: str) -> None:
+def test_wrong_usage_is_one_line(run: Run, arguments: list[str], message: str) -> None:
     done = run(*arguments)
     assert (done.code, done.out) == (2, "")
-    assert done.err.startswith(f"error: {told}")
+    assert done.err.startswith(f"error: {message}")
     assert done.err.count("\n") == 1
 
 

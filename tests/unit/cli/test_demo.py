@@ -3,7 +3,6 @@
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 from PIL import Image, ImageOps
@@ -44,7 +43,7 @@ def mirror(file: Path, copy: Path) -> None:
 
 @pytest.mark.parametrize("source_of", [str, archive, manifest])
 def test_a_question_of_each_class_comes_from_the_test_split(
-    photos: Path, source_of: Callable[[Path], Any]
+    photos: Path, source_of: Callable[[Path], str]
 ) -> None:
     images = demo._open(source_of(photos))
 
@@ -73,7 +72,7 @@ def test_given_splits_count(photos: Path) -> None:
     ],
 )
 def test_files_of_one_picture_in_two_splits_are_named(
-    photos: Path, copy: Callable[[Path, Path], Any], named: str
+    photos: Path, copy: Callable[[Path, Path], object], named: str
 ) -> None:
     copy(photos / "with_mask" / "0.jpg", photos / "with_mask" / "copy.jpg")
     path = Path(manifest(photos))
@@ -111,7 +110,7 @@ def test_drawn_faces_are_asked_about_that_are_not_trained_on() -> None:
     ],
 )
 def test_a_source_that_cannot_be_trained_on_is_rejected(
-    tmp_path: Path, make: Callable[[Path], Any], error: str
+    tmp_path: Path, make: Callable[[Path], Path], error: str
 ) -> None:
     with pytest.raises(MaskRayError, match=error):
         demo._open(str(make(tmp_path)))

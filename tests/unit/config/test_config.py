@@ -90,7 +90,7 @@ def test_empty_data_is_told_the_form() -> None:
 
 
 @pytest.mark.parametrize(
-    ("given", "told"),
+    ("given", "message"),
     [
         ({}, "give either a version or --rollback; got neither"),
         ({"version": "3", "rollback": True}, "give either a version or --rollback; got both"),
@@ -99,12 +99,12 @@ def test_empty_data_is_told_the_form() -> None:
         ({"version": "3", "promotion_metric": "f1"}, "promotion_metric must be 'accuracy'"),
     ],
 )
-def test_a_promotion_that_makes_no_sense_is_refused(given: dict[str, Any], told: str) -> None:
-    assert mistake(PromoteSettings, given).startswith(told)
+def test_a_promotion_that_makes_no_sense_is_refused(given: dict[str, Any], message: str) -> None:
+    assert mistake(PromoteSettings, given).startswith(message)
 
 
 @pytest.mark.parametrize(
-    ("given", "told"),
+    ("given", "message"),
     [
         ({"resume": "0" * 32}, "resume is not a setting"),
         ({"url": "localhost:8000"}, "url must begin with http:// or https://; got localhost:8000"),
@@ -112,8 +112,8 @@ def test_a_promotion_that_makes_no_sense_is_refused(given: dict[str, Any], told:
         ({"serve": True, "promote": False}, "serve must be off with --no-deploy or --no-promote"),
     ],
 )
-def test_a_pipeline_that_makes_no_sense_is_refused(given: dict[str, Any], told: str) -> None:
-    assert mistake(PipelineSettings, DATA | given).startswith(told)
+def test_a_pipeline_that_makes_no_sense_is_refused(given: dict[str, Any], message: str) -> None:
+    assert mistake(PipelineSettings, DATA | given).startswith(message)
 
 
 LIMIT_BOUNDS = [
@@ -198,10 +198,10 @@ DEMO_BOUNDS = [
 def test_a_value_out_of_bounds_is_told_what_is_allowed(
     settings_class: type[Settings], field: str, value: Any, allowed: str
 ) -> None:
-    told = mistake(settings_class, {**DATA_OF[settings_class], field: value})
+    message = mistake(settings_class, {**DATA_OF[settings_class], field: value})
 
-    assert told.startswith(f"{field} must be {allowed}")
-    assert told.endswith(f"; got {value!r}")
+    assert message.startswith(f"{field} must be {allowed}")
+    assert message.endswith(f"; got {value!r}")
 
 
 @pytest.mark.parametrize(
@@ -216,15 +216,15 @@ def test_a_value_out_of_bounds_is_told_what_is_allowed(
     ],
 )
 def test_a_name_cannot_be_empty(settings_class: type[Settings], field: str) -> None:
-    told = mistake(settings_class, {**DATA_OF[settings_class], field: ""})
-    assert told == f"{field} must have at least 1 character; got ''"
+    message = mistake(settings_class, {**DATA_OF[settings_class], field: ""})
+    assert message == f"{field} must have at least 1 character; got ''"
 
 
 @pytest.mark.parametrize("name", ["masks/v2", "masks:v2", "masks@v2"])
 def test_a_registered_name_has_nothing_that_means_something_in_a_uri(name: str) -> None:
-    told = mistake(TrainSettings, {**DATA, "register_as": name})
-    assert told.startswith("register_as must match pattern")
-    assert told.endswith(f"; got {name!r}")
+    message = mistake(TrainSettings, {**DATA, "register_as": name})
+    assert message.startswith("register_as must match pattern")
+    assert message.endswith(f"; got {name!r}")
 
 
 def test_evaluate_knows_its_splits() -> None:
@@ -255,13 +255,13 @@ def test_a_choice_is_told_its_values(field: str, allowed: str) -> None:
 
 @pytest.mark.parametrize("run_id", ["", "latest", "A" * 32, "a" * 31, "a" * 33, "a" * 31 + "/"])
 def test_a_run_to_resume_is_named_by_its_id(run_id: str) -> None:
-    told = mistake(TrainSettings, {**DATA, "resume": run_id})
-    assert told.startswith("resume must match pattern")
-    assert told.endswith(f"; got {run_id!r}")
+    message = mistake(TrainSettings, {**DATA, "resume": run_id})
+    assert message.startswith("resume must match pattern")
+    assert message.endswith(f"; got {run_id!r}")
 
 
 @pytest.mark.parametrize(
-    ("settings_class", "given", "told"),
+    ("settings_class", "given", "message"),
     [
         (
             DataSettings,
@@ -317,9 +317,9 @@ def test_a_run_to_resume_is_named_by_its_id(run_id: str) -> None:
     ],
 )
 def test_values_that_disagree_are_told_why(
-    settings_class: type[Settings], given: dict[str, Any], told: str
+    settings_class: type[Settings], given: dict[str, Any], message: str
 ) -> None:
-    assert mistake(settings_class, DATA_OF[settings_class] | given) == told
+    assert mistake(settings_class, DATA_OF[settings_class] | given) == message
 
 
 @pytest.mark.parametrize(
@@ -350,8 +350,8 @@ def test_values_at_their_bounds_are_accepted(
 
 
 def test_all_mistakes_are_told_at_once() -> None:
-    told = mistake(TrainSettings, {"num_workers": 0, "nope": 1})
-    assert told.split("; ") == [
+    message = mistake(TrainSettings, {"num_workers": 0, "nope": 1})
+    assert message.split("; ") == [
         "data is required",
         "num_workers must be greater than or equal to 1",
         "got 0",

@@ -32,7 +32,7 @@ def agreement(first: np.ndarray, second: np.ndarray) -> float:
 
 
 def inventory(signatures: np.ndarray, **columns: object) -> Inventory:
-    """One row a signature; files all differ, and nothing is given, but for `columns`."""
+    """One row a signature; files all differ, and nothing is given except `columns`."""
     num_rows = len(signatures)
     digests = [hashlib.sha256(str(row).encode()).digest() for row in range(num_rows)]
     own = {

@@ -347,9 +347,9 @@ def test_pillows_global_settings_are_left_alone() -> None:
 
     before = settings()
     decode_resized(image_files.jpeg(), 96)
-    for refused in (image_files.truncated_jpeg(), image_files.png_claiming()):
+    for rejected in (image_files.truncated_jpeg(), image_files.png_claiming()):
         with pytest.raises(ImageError):
-            decode(refused)
+            decode(rejected)
     assert settings() == before
 
 

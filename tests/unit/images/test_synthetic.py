@@ -1,4 +1,4 @@
-"""What the drawn data set promises whoever trains on it."""
+"""Properties of the drawn data set that training relies on."""
 
 import io
 from dataclasses import replace

@@ -108,8 +108,8 @@ class TestManifests:
         )
         file = tmp_path / f"photos.{ending}"
         pacsv.write_csv(table, file) if ending == "csv" else pq.write_table(table, file)
-        told = [tuple(row.values()) for row in rows(str(file))]
-        assert told == [
+        listed = [tuple(row.values()) for row in rows(str(file))]
+        assert listed == [
             ("1.jpg", "007", "val", "p1"),
             ("deep/2.jpg", "NA", "", "p2"),
             (str(tmp_path / "3.jpg"), "007", "test", ""),
@@ -233,8 +233,8 @@ class TestObjectStores:
         assert Path(sources.fetch("s3://photos/sets.tar.gz")).stat().st_ino == before
 
     def test_a_manifest_and_what_it_names(self) -> None:
-        told = [tuple(row.values()) for row in rows("s3://photos/list.csv")]
-        assert told == [("set/a/1.jpg", "a", "", "g"), ("set/b/3.jpg", "b", "", "")]
+        listed = [tuple(row.values()) for row in rows("s3://photos/list.csv")]
+        assert listed == [("set/a/1.jpg", "a", "", "g"), ("set/b/3.jpg", "b", "", "")]
 
     def test_a_manifest_here_may_name_files_there(self, tmp_path: Path) -> None:
         file = tmp_path / "list.csv"

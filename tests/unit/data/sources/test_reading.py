@@ -23,7 +23,7 @@ def read(data: str, seed: int | None = 0, num_tasks: int = 2) -> list[dict[str, 
     return pa.concat_tables([table for task in sent for table in task()]).to_pylist()
 
 
-def told(rows: list[dict[str, Any]]) -> set[tuple[str, int]]:
+def named(rows: list[dict[str, Any]]) -> set[tuple[str, int]]:
     return {(hashlib.sha256(row["bytes"]).hexdigest(), row["label"]) for row in rows}
 
 
@@ -37,11 +37,11 @@ def test_every_kind_gives_the_same_labelled_contents(
     rows = [f"photos/{name},{name[0]}" for name in FILES]
     (tmp_path / "photos.csv").write_text("\n".join(["path,label", *rows]))
     for source in (folder, tmp_path / "a.zip", tmp_path / "a.tar.xz", tmp_path / "photos.csv"):
-        assert told(read(str(source))) == expected
+        assert named(read(str(source))) == expected
     with object_store.serve({f"set/{name}": c for name, c in FILES.items()}) as address:
         for name, value in object_store.environment(address).items():
             monkeypatch.setenv(name, value)
-        assert told(read("s3://photos/set")) == expected
+        assert named(read("s3://photos/set")) == expected
 
 
 def test_rows_tell_where_they_are_from(tmp_path: Path) -> None:
