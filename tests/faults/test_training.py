@@ -15,7 +15,8 @@ import pytest
 
 from mask_ray.demo import free_port
 from tests.support.polling import wait_until
-from tests.support.ray_jobs import ROOT, SMALL, Job, kill_one, run_job
+from tests.support.project import ROOT
+from tests.support.ray_jobs import SMALL, Job, kill_one, run_job
 
 
 @pytest.fixture

@@ -22,13 +22,14 @@ def own_ray(home: Path) -> Iterator[dict[str, str]]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("MASK_RAY_HOME", str(home))
         patch.setenv("MLFLOW_TRACKING_URI", "")
-        address = ray.init(
+        ray.init(
             address="local",
             num_cpus=NUM_CPUS,
             object_store_memory=OBJECT_STORE_BYTES,
             include_dashboard=False,
             log_to_driver=False,
-        ).address_info["address"]
+        )
+        address = ray.get_runtime_context().gcs_address
         try:
             yield os.environ | {"RAY_ADDRESS": address}
         finally:

@@ -19,7 +19,8 @@ from mask_ray.models.predictor import Predictor
 from tests.support import commands
 from tests.support.onnx_files import CLASS_NAMES, IMAGE_SIZE, write_classifier
 from tests.support.polling import wait_until
-from tests.support.ray_jobs import ROOT, run_here
+from tests.support.project import ROOT
+from tests.support.ray_jobs import run_here
 
 NUM_LINKS = 9000
 
