@@ -29,7 +29,7 @@ NO_HAPROXY = $(if $(filter 0,$(HAPROXY)),--no-haproxy)
 help: ## List these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 	@echo
-	@echo "  make demo DATA=/path/to/photos   train on your own folder, one sub-folder per class"
+	@echo "  make demo DATA=/path/to/photos   train on your own folder, archive, URL, manifest or URI"
 	@echo "  make demo WEIGHTS=imagenet       start from ImageNet weights (or a path) instead of none"
 	@echo "  make demo KEEP=1                 leave Ray and the service running afterwards"
 	@echo "  make serve HAPROXY=0             answer HTTP by Ray's Python proxy, also make demo"

@@ -7,7 +7,7 @@ from mask_ray.config import InspectSettings
 
 
 def inspect(settings: InspectSettings) -> dict[str, Any]:
-    """Import what is heavy only once the settings are known to be good."""
+    """Inspect. Heavy modules are imported only after the settings are valid."""
     from mask_ray.inspection.run import inspect_data
 
     return inspect_data(settings)

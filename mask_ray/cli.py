@@ -1,8 +1,9 @@
-"""Flags and YAML files -> settings, and the way a job begins and ends.
+"""Parse flags and YAML files into settings, run a job, and print its result.
 
-A job's result is one line of JSON, the last on standard output. A mistake of the user's, or a
-cluster or store that cannot serve, is one line on standard error: exit code 2 for settings, 1 for
-the rest. Ctrl-C and `ray job stop` end with 130.
+The last line on standard output is the result, as JSON. A mistake of the user, or an unreachable
+cluster or store, is one line on standard error. Exit code 2: invalid settings; 1: other errors;
+130: interrupted by Ctrl-C or `ray job stop`. Once a job is connected to Ray, output of libraries
+goes to a log file in `logs/` of `MASK_RAY_HOME`; an error's line ends with its path.
 """
 
 import argparse
@@ -10,6 +11,8 @@ import json
 import logging
 import os
 import sys
+import tempfile
+import time
 from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
@@ -20,56 +23,62 @@ from pydantic import Field, ValidationError
 from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings, CliPositionalArg, CliSettingsSource
 
-from mask_ray.config import MaskRayError, Repeatable, Settings, explain
+from mask_ray import progress
+from mask_ray.config import MaskRayError, Repeatable, Settings, explain, home
+from mask_ray.ray_internals import on_worker_output
 
 S = TypeVar("S", bound=Settings)
 
 _, _POSITIONAL = get_args(CliPositionalArg)
 
 
-# The settings of an earlier run, by its id.
+# Reads the settings of an earlier run by its ID.
 Stored = Callable[[str], dict[str, Any]]
 
 
 def main(
     settings_class: type[S], job: Callable[[S], dict[str, Any]], stored: Stored | None = None
 ) -> None:
-    """Parse the command line, connect to Ray (or start it here), run `job`, print its result.
+    """Parse the command line, connect to Ray (or start it), run `job`, print its result.
 
     Args:
-        settings_class: What the flags are the fields of.
-        job: What to do.
-        stored: Gives the settings of the run that `--resume` or `--from-run` names.
+        settings_class: Class whose fields are the flags.
+        job: Function to run.
+        stored: Reads the settings of the run that `--resume` or `--from-run` names.
     """
-    # Ray's clients otherwise look for no token, and a cluster that has one refuses them.
+    # Without it, Ray's clients send no token, and a cluster that needs one rejects them.
     os.environ.setdefault("RAY_AUTH_MODE", "token")
-    # TensorFlow reports every GPU library that it does not find as an error.
+    # TensorFlow logs an error for every GPU library that is missing.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     settings = parse(settings_class, sys.argv[1:], stored)
     try:
         _connect()
         result = job(settings)
     except MaskRayError as error:
-        fail(_one_line(error), exit_code=1)
+        fail(_one_line(error) + _where_logged(), exit_code=1)
     except KeyboardInterrupt:
         fail("stopped", exit_code=130)
-    print(json.dumps(result), flush=True)
+    except Exception:
+        print(f"unexpected error{_where_logged()}", file=progress.stderr(), flush=True)
+        progress.end_log()  # the traceback goes to the terminal
+        raise
+    print(json.dumps(result), file=progress.stdout(), flush=True)
 
 
 def parse(settings_class: type[S], arguments: list[str], stored: Stored | None = None) -> S:
-    """Settings from flags, below them from the YAML file that `--config` names.
+    """Parse settings from flags and from the YAML file that `--config` names.
 
-    Below both, where `--resume` or `--from-run` names a run, are the settings that `stored` gives
-    for it.
+    Flags override the file. Both override the stored settings of the run that `--resume` or
+    `--from-run` names, which `stored` reads.
 
-    Exits with one line on standard error, and code 2, when they are not valid.
+    Invalid settings end the process with one line on standard error and exit code 2.
     """
     try:
         flags = _read_flags(settings_class, arguments)
-        given = _read_config(flags.pop("config", None)) | flags
-        if stored is not None and (run_id := given.get("resume") or given.get("from_run")):
-            given = stored(run_id) | given
-        return settings_class(**given)
+        values = _read_config(flags.pop("config", None)) | flags
+        if stored is not None and (run_id := values.get("resume") or values.get("from_run")):
+            values = stored(run_id) | values
+        return settings_class(**values)
     except ValidationError as error:
         fail(explain(error), exit_code=2)
     except MaskRayError as error:
@@ -77,12 +86,12 @@ def parse(settings_class: type[S], arguments: list[str], stored: Stored | None =
 
 
 def _read_flags(settings_class: type[Settings], arguments: list[str]) -> dict[str, Any]:
-    """The flags that were given, by field name, not yet validated."""
+    """Parse the flags on the command line. Returns them by field name, not validated."""
 
     class Flags(settings_class, BaseSettings):  # type: ignore[misc, valid-type]
         config: Path | None = Field(None, description="YAML file with any of these flags.")
 
-    as_given: dict[str, Any] = {}
+    verbatim: dict[str, Any] = {}
     repeatable = _repeatable_names(settings_class)
     parser = _Parser(
         usage=_usage(settings_class),
@@ -92,14 +101,14 @@ def _read_flags(settings_class: type[Settings], arguments: list[str]) -> dict[st
     )
     parser.register("action", None, partial(_Store, repeatable))
 
-    def parse_arguments(parser: argparse.ArgumentParser, given: list[str]) -> argparse.Namespace:
-        """Keep names of files and sources from pydantic-settings, which splits them at commas."""
-        parsed = parser.parse_intermixed_args(given)
+    def parse_arguments(parser: argparse.ArgumentParser, texts: list[str]) -> argparse.Namespace:
+        """Hide names of files and sources from pydantic-settings, which splits them at commas."""
+        parsed = parser.parse_intermixed_args(texts)
         for name in _positional_names(settings_class):
-            as_given[name] = vars(parsed).pop(name)
+            verbatim[name] = vars(parsed).pop(name)
         for name in repeatable:
             if vars(parsed).get(name) is not None:
-                as_given[name] = vars(parsed).pop(name)
+                verbatim[name] = vars(parsed).pop(name)
         return parsed
 
     flags = CliSettingsSource[argparse.ArgumentParser](
@@ -112,7 +121,7 @@ def _read_flags(settings_class: type[Settings], arguments: list[str]) -> dict[st
         cli_hide_none_type=True,
         cli_avoid_json=True,
     )
-    return flags() | as_given
+    return flags() | verbatim
 
 
 def _positional_names(settings_class: type[Settings]) -> list[str]:
@@ -125,12 +134,12 @@ def _repeatable_names(settings_class: type[Settings]) -> list[str]:
     return [
         name
         for name, field in fields
-        if any(isinstance(mark, Repeatable) for mark in _marks(field))
+        if any(isinstance(each, Repeatable) for each in _annotations(field))
     ]
 
 
-def _marks(field: FieldInfo) -> list[Any]:
-    """What the type of a field is annotated with, also where it may be None."""
+def _annotations(field: FieldInfo) -> list[Any]:
+    """The annotations of a field's type, including those of `X` in `X | None`."""
     return [*field.metadata, *(m for t in get_args(field.annotation) for m in get_args(t)[1:])]
 
 
@@ -150,7 +159,7 @@ class _Parser(argparse.ArgumentParser):
 
 
 class _Store(argparse.Action):
-    """The value that a flag is given last, or all where it may be repeated."""
+    """Stores the last value of a flag, or all values of a repeatable one."""
 
     def __init__(self, repeatable: list[str], **arguments: Any) -> None:
         super().__init__(**arguments)
@@ -168,7 +177,7 @@ class _Store(argparse.Action):
 
 
 class _Help(argparse.HelpFormatter):
-    """Required flags first, and no default where None is one that the description explains."""
+    """Lists required flags first, and leaves out defaults of None, which descriptions explain."""
 
     def add_arguments(self, actions: Iterable[argparse.Action]) -> None:
         super().add_arguments(sorted(actions, key=_is_optional))
@@ -199,12 +208,33 @@ def _read_config(path: str | None) -> dict[str, Any]:
 
 
 def _connect() -> None:
+    """Start the log, connect to Ray, and print what workers say."""
+    # What Ray forwards from workers goes to the log: without colours, and every line of it.
+    os.environ.setdefault("RAY_COLOR_PREFIX", "0")
+    os.environ.setdefault("RAY_DEDUP_LOGS", "0")
+    _start_log()
+
     import ray
 
     try:
         ray.init(logging_level=logging.WARNING, ignore_reinit_error=True)
     except ConnectionError as error:
         raise MaskRayError(f"no Ray cluster answers: {error}") from error
+    on_worker_output(progress.relay)
+
+
+def _start_log() -> None:
+    """Log to a new file in MASK_RAY_HOME, or in the temporary folder if that cannot be written."""
+    name = f"{_module().rpartition('.')[2]}-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}.log"
+    try:
+        progress.start_log(home() / "logs" / name)
+    except OSError:
+        progress.start_log(Path(tempfile.gettempdir(), name))
+
+
+def _where_logged() -> str:
+    path = progress.log_path()
+    return f" (log: {path})" if path else ""
 
 
 def _one_line(error: MaskRayError) -> str:
@@ -212,6 +242,6 @@ def _one_line(error: MaskRayError) -> str:
 
 
 def fail(message: str, exit_code: int) -> NoReturn:
-    """End the process, with the message on standard error."""
-    print(f"error: {message}", file=sys.stderr, flush=True)
+    """Print the message on standard error and exit."""
+    print(f"error: {message}", file=progress.stderr(), flush=True)
     raise SystemExit(exit_code)

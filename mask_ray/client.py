@@ -1,11 +1,11 @@
-"""Classify files by a running endpoint: `python -m mask_ray.client FILES_OR_FOLDERS`.
+"""Classify files with a running endpoint: `python -m mask_ray.client FILES_OR_FOLDERS`.
 
-One request and one row for each file, a few at a time, in the order given; what fails has its
-error in its row. Rows go to standard output or a file, all else to standard error. Nothing of Ray
-is imported here.
+Sends one request for each file, several at a time, and writes one row for each, in the order of
+the arguments. The row of a file that failed holds the error. Rows go to standard output or a
+file, everything else to standard error. Ray is not imported.
 
-Exit code 0: all classified; 1: some failed; 2: wrong usage; 130: stopped, and what was done is
-written.
+Exit code 0: all files classified; 1: some failed; 2: wrong usage; 130: interrupted, with finished
+rows written.
 """
 
 import asyncio
@@ -23,90 +23,30 @@ from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from itertools import count
 from pathlib import Path
-from typing import Annotated, Literal, Protocol, TextIO
+from typing import Protocol, TextIO
 
 import httpx
-from pydantic import BaseModel, Field, PlainValidator, ValidationError, field_validator
-from pydantic_settings import CliPositionalArg
+from pydantic import BaseModel, ValidationError
 from rich import progress
 from rich.console import Console
 
 from mask_ray import cli
-from mask_ray.config import IMAGE_FORMATS, MaskRayError, Settings
+from mask_ray.config import IMAGE_FORMATS, MaskRayError
+from mask_ray.config.client import TOKEN_VARIABLE, ClientSettings
 
-TOKEN_VARIABLE = "MASK_RAY_TOKEN"
 IMAGE_SUFFIXES = sorted(suffix for each in IMAGE_FORMATS for suffix in each.suffixes)
 
-# Busy, a replica gone in mid-answer, none ready, one that hangs. To classify twice does no harm.
+# Busy; a replica lost in mid-answer; no replica ready; a replica that hangs. Classifying a file
+# twice does no harm.
 _RETRIED_STATUSES = (429, 502, 503, 504)
 _RETRIED_ERRORS = (httpx.NetworkError, httpx.RemoteProtocolError)
 _MAX_WAIT_S = 60.0
 _FIRST_WAIT_S = 0.25
 
 
-def _check_name(name: str) -> str:
-    if not name:
-        raise ValueError("must name a file or a folder; got an empty string")
-    return name
-
-
-# Not pydantic's own check of strings, which refuses names of files that are not UTF-8.
-Name = Annotated[str, PlainValidator(_check_name)]
-
-
-class ClientSettings(Settings):
-    """Classify image files by a running endpoint, and write one row for each file.
-
-    Folders stand for all images in them and in folders below. A token is read from the environment
-    variable MASK_RAY_TOKEN, or from a file.
-    """
-
-    paths: CliPositionalArg[list[Name]] = Field(
-        min_length=1, description="Image files, and folders of them."
-    )
-    url: str = Field("http://127.0.0.1:8000", description="Where the endpoint is.")
-    output: Path | None = Field(
-        None, description="File for the rows, which is replaced (default: standard output)."
-    )
-    format: Literal["auto", "csv", "json"] = Field(
-        "auto",
-        description="csv, or json with one object a line. auto: json if the output ends in .json "
-        "or .jsonl, else csv.",
-    )
-    concurrency: int = Field(8, ge=1, le=256, description="Requests at a time.")
-    timeout_s: float = Field(30, gt=0, description="Longest wait for one answer, in seconds.")
-    retries: int = Field(
-        8,
-        ge=0,
-        le=100,
-        description="How often a file is sent again when the server is busy or not reached; after "
-        "as long as its Retry-After says, at most 60 s.",
-    )
-    threshold: float | None = Field(
-        None, ge=0, le=1, description="Probability below which the label is uncertain."
-    )
-    token_file: Path | None = Field(
-        None, description="File that holds the bearer token, instead of MASK_RAY_TOKEN."
-    )
-
-    @field_validator("url")
-    @classmethod
-    def _is_http(cls, url: str) -> str:
-        if not re.match(r"https?://[^/]", url):
-            raise ValueError(f"must begin with http:// or https://; got {url}")
-        return url.rstrip("/").removesuffix("/predict")
-
-    @property
-    def is_json(self) -> bool:
-        """Whether rows are written as JSON."""
-        if self.format != "auto":
-            return self.format == "json"
-        return self.output is not None and self.output.suffix in (".json", ".jsonl")
-
-
 @dataclass(frozen=True)
 class Row:
-    """What is known of a file: its class, or why there is none."""
+    """The result for one file: a prediction, or an error."""
 
     path: str
     label: str | None = None
@@ -118,7 +58,7 @@ class Row:
 
 
 class _NotClassifiedError(Exception):
-    """A file was not classified; the message says why."""
+    """A file could not be classified; the message says why."""
 
 
 class _Model(BaseModel):
@@ -134,14 +74,14 @@ class _Prediction(BaseModel):
 
 
 def main() -> None:
-    """Parse the command line, classify, exit."""
+    """Run the command line and exit."""
     settings = cli.parse(ClientSettings, sys.argv[1:])
     try:
         num_failed = run(settings)
     except MaskRayError as error:
         cli.fail(str(error), exit_code=2)
     except BrokenPipeError:
-        # The reader has seen enough, as `head` does.
+        # The reader closed the pipe, as `head` does.
         raise SystemExit(1) from None
     except OSError as error:
         cli.fail(f"output cannot be written: {error}", exit_code=1)
@@ -151,30 +91,34 @@ def main() -> None:
 
 
 def run(settings: ClientSettings) -> int:
-    """Classify all files and write their rows; how many failed.
+    """Classify all files and write their rows.
+
+    Returns the number of files that failed.
 
     Raises:
-        MaskRayError: the token or the output cannot be used.
-        OSError: the output can no longer be written.
+        MaskRayError: the token or the output is unusable.
+        OSError: writing to the output failed.
     """
     token = read_token(settings.token_file)
     paths = list_files(settings.paths)
     began = time.perf_counter()
-    with _opened(settings.output) as stream, _bar(len(paths), settings) as advance:
+    with _open_output(settings.output) as stream, _progress_bar(len(paths), settings) as advance:
         rows = _OrderedRows(JSONWriter(stream) if settings.is_json else CSVWriter(stream), advance)
         try:
             asyncio.run(_classify_all(settings, token, paths, rows))
         finally:
-            rows.write_the_rest()
-    _say_summary(len(paths), rows.num_failed, time.perf_counter() - began)
+            rows.flush()
+    _print_summary(len(paths), rows.num_failed, time.perf_counter() - began)
     return rows.num_failed
 
 
 def read_token(token_file: Path | None) -> str | None:
-    """The bearer token, if there is one. Never from the command line, which `ps` shows to all.
+    """Read the bearer token, if there is one, from the file or the environment.
+
+    It is not a flag, because `ps` shows command lines to every user.
 
     Raises:
-        MaskRayError: the file cannot be read, or no HTTP header can carry the token.
+        MaskRayError: the file cannot be read, or the token is not valid in an HTTP header.
     """
     source, token = TOKEN_VARIABLE, os.environ.get(TOKEN_VARIABLE, "")
     if token_file is not None:
@@ -190,9 +134,9 @@ def read_token(token_file: Path | None) -> str | None:
 
 
 def list_files(paths: list[str]) -> list[str]:
-    """Files as given; for a folder, its images in the order of their names.
+    """Replace each folder by the images in and below it, sorted by path.
 
-    A folder without any stands for itself, so that it has a row that says so.
+    A folder without images stays in the list, so that its row can say so.
     """
     return [file for path in paths for file in (_images_below(path) or [path])]
 
@@ -202,7 +146,7 @@ def _images_below(path: str) -> list[str]:
     return sorted(
         str(file)
         for file in folder.rglob("*")
-        # A dot begins what systems keep of their own, such as ._photo.jpg.
+        # Systems keep hidden files of their own there, such as ._photo.jpg.
         if file.suffix.lower() in IMAGE_SUFFIXES
         and not any(part.startswith(".") for part in file.relative_to(folder).parts)
         and file.is_file()
@@ -216,7 +160,7 @@ async def _classify_all(
     async with httpx.AsyncClient(
         headers={"Authorization": f"Bearer {token}"} if token else {},
         limits=httpx.Limits(max_connections=settings.concurrency),
-        timeout=None,  # the endpoint's own, over the whole of a request
+        timeout=None,  # `_Endpoint` limits the request as a whole
     ) as http:
         endpoint = _Endpoint(http, settings)
 
@@ -233,20 +177,21 @@ async def _classify_all(
 
 
 class _Endpoint:
-    """Where files are sent, again and again while it is busy."""
+    """Sends files to the endpoint, and retries while it is busy or unreachable."""
 
     def __init__(self, http: httpx.AsyncClient, settings: ClientSettings) -> None:
         self._http = http
         self._settings = settings
         self._query = {} if settings.threshold is None else {"threshold": settings.threshold}
-        # Once a file has waited in vain for a server, the others do not.
-        self._is_gone = False
+        # Set when a file has used up its retries; the others then get one attempt each.
+        self._is_unreachable = False
 
     async def classify(self, path: str) -> Row:
-        """The row of a file, whatever happens to it."""
+        """Send a file. Returns its row, with the error if it failed."""
         try:
             encoded = await asyncio.to_thread(Path(path).read_bytes)
-            predicted = _Prediction.model_validate_json((await self._answer(encoded)).content)
+            response = await self._post_with_retries(encoded)
+            predicted = _Prediction.model_validate_json(response.content)
         except IsADirectoryError:
             return Row(path, error=f"folder without images: {', '.join(IMAGE_SUFFIXES)}")
         except OSError as error:
@@ -260,32 +205,32 @@ class _Endpoint:
             path, predicted.label, predicted.probability, probabilities, model.name, model.version
         )
 
-    async def _answer(self, encoded: bytes) -> httpx.Response:
-        """The first answer that is not a request to come back later.
+    async def _post_with_retries(self, encoded: bytes) -> httpx.Response:
+        """Post an image until an answer is final, or retries are used up.
 
         Raises:
-            _NotClassifiedError: it is an error, or there was none.
+            _NotClassifiedError: the last answer is an error, or the server is unreachable.
         """
         for attempt in count():
             try:
-                response = await self._send(encoded)
+                response = await self._post(encoded)
             except _RETRIED_ERRORS as error:
-                reason, asked_s = f"the server is not reached: {_reason(error)}", None
-                is_last = attempt >= self._settings.retries or self._is_gone
-                self._is_gone = is_last
+                reason, retry_after_s = f"the server is not reached: {_reason(error)}", None
+                is_last = attempt >= self._settings.retries or self._is_unreachable
+                self._is_unreachable = is_last
             else:
-                self._is_gone = False
+                self._is_unreachable = False
                 if response.is_success:
                     return response
-                reason, asked_s = _detail(response), _retry_after_s(response)
+                reason, retry_after_s = _detail(response), _retry_after_s(response)
                 is_last = attempt >= self._settings.retries
                 is_last |= response.status_code not in _RETRIED_STATUSES
-            if is_last or (asked_s or 0) > _MAX_WAIT_S:
+            if is_last or (retry_after_s or 0) > _MAX_WAIT_S:
                 raise _NotClassifiedError(reason)
-            await asyncio.sleep(_wait_s(attempt, asked_s))
+            await asyncio.sleep(_wait_s(attempt, retry_after_s))
         raise AssertionError("not reached")
 
-    async def _send(self, encoded: bytes) -> httpx.Response:
+    async def _post(self, encoded: bytes) -> httpx.Response:
         timeout_s = self._settings.timeout_s
         try:
             async with asyncio.timeout(timeout_s):
@@ -308,7 +253,7 @@ def _reason(error: Exception) -> str:
 
 
 def _detail(response: httpx.Response) -> str:
-    """What a problem (RFC 9457) says, or else the status alone."""
+    """The status, and the detail if the body is a problem (RFC 9457)."""
     status = f"{response.status_code} {response.reason_phrase}".strip()
     try:
         detail = response.json()["detail"]
@@ -318,7 +263,7 @@ def _detail(response: httpx.Response) -> str:
 
 
 def _retry_after_s(response: httpx.Response) -> float | None:
-    """Seconds from now, from either form of RFC 9110, section 10.2.3."""
+    """Parse Retry-After, in seconds or as a date (RFC 9110, section 10.2.3). None: not valid."""
     value = response.headers.get("Retry-After", "").strip()
     if value.isdecimal():
         return float(value)
@@ -328,13 +273,13 @@ def _retry_after_s(response: httpx.Response) -> float | None:
         return None
 
 
-def _wait_s(attempt: int, asked_s: float | None) -> float:
-    """How long to wait: as asked and a little more, or else twice as long each time.
+def _wait_s(attempt: int, retry_after_s: float | None) -> float:
+    """Wait as long as Retry-After and up to a quarter more, or by exponential backoff.
 
-    Drawn at random, so that clients that were refused together do not return together.
+    Random, so that requests that were rejected together do not come back together.
     """
-    if asked_s is not None:
-        return asked_s + random.uniform(0, max(asked_s / 4, _FIRST_WAIT_S))
+    if retry_after_s is not None:
+        return retry_after_s + random.uniform(0, max(retry_after_s / 4, _FIRST_WAIT_S))
     return random.uniform(0.5, 1) * min(_FIRST_WAIT_S * 2**attempt, _MAX_WAIT_S)
 
 
@@ -343,7 +288,7 @@ class _Writer(Protocol):
 
 
 class CSVWriter:
-    """A line of names, then one for each row; `probabilities` is a JSON object."""
+    """Writes a header line, then a line for each row; `probabilities` is a JSON object."""
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
@@ -352,7 +297,7 @@ class CSVWriter:
         stream.flush()
 
     def write(self, row: Row) -> None:
-        """Write it through to the file, or the pipe."""
+        """Write a row and flush it."""
         values = asdict(row)
         values["probabilities"] = json.dumps(row.probabilities) if row.probabilities else None
         self._csv.writerow(values.values())
@@ -360,19 +305,19 @@ class CSVWriter:
 
 
 class JSONWriter:
-    """One object a line."""
+    """Writes one object a line."""
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
 
     def write(self, row: Row) -> None:
-        """Write it through to the file, or the pipe."""
+        """Write a row and flush it."""
         self._stream.write(json.dumps(asdict(row)) + "\n")
         self._stream.flush()
 
 
 class _OrderedRows:
-    """Takes rows as they are done, and writes them in the order of their numbers, from 0."""
+    """Takes rows in any order, and writes them in the order of their numbers, from 0."""
 
     def __init__(self, writer: _Writer, advance: Callable[[], None]) -> None:
         self._writer = writer
@@ -390,15 +335,15 @@ class _OrderedRows:
             self._next += 1
             self._writer.write(row)
 
-    def write_the_rest(self) -> None:
-        """For an early end: rows that wait for one that will not come."""
+    def flush(self) -> None:
+        """After an interrupt: write rows that still wait for an earlier one."""
         while self._waiting:
             self._writer.write(self._waiting.pop(min(self._waiting)))
 
 
 @contextmanager
-def _opened(output: Path | None) -> Iterator[TextIO]:
-    """The output. Names of files that are not UTF-8 are written as they are."""
+def _open_output(output: Path | None) -> Iterator[TextIO]:
+    """Open the output. File names that are not UTF-8 are written byte by byte."""
     target = sys.stdout.fileno() if output is None else output
     try:
         stream = open(  # noqa: SIM115
@@ -416,8 +361,8 @@ def _opened(output: Path | None) -> Iterator[TextIO]:
 
 
 @contextmanager
-def _bar(num_files: int, settings: ClientSettings) -> Iterator[Callable[[], None]]:
-    """A progress bar, where a person sees it and rows do not run through it."""
+def _progress_bar(num_files: int, settings: ClientSettings) -> Iterator[Callable[[], None]]:
+    """Show a progress bar, if standard error is a terminal that rows are not written to."""
     if not sys.stderr.isatty() or (settings.output is None and sys.stdout.isatty()):
         yield lambda: None
         return
@@ -432,7 +377,7 @@ def _bar(num_files: int, settings: ClientSettings) -> Iterator[Callable[[], None
         yield lambda: bar.advance(task)
 
 
-def _say_summary(num_files: int, num_failed: int, elapsed_s: float) -> None:
+def _print_summary(num_files: int, num_failed: int, elapsed_s: float) -> None:
     print(
         f"{num_files} files: {num_files - num_failed} classified, {num_failed} failed, "
         f"{elapsed_s:.1f} s, {num_files / elapsed_s:.1f} files/s",

@@ -1,8 +1,7 @@
-"""The whole line on one machine: `make demo`.
+"""Run all stages on one machine: `make demo`.
 
-Starts a local Ray unless one is running, submits training as a user would, serves the model that
-comes out, asks it about one image of each class, and shuts down what it started. Each step is a
-command that the README teaches; only the order is made here.
+Starts a local Ray unless one is running, submits a training job, serves the trained model, sends
+it one image of each class, and stops what it started. Each step is a command from the README.
 """
 
 import json
@@ -15,13 +14,15 @@ import tempfile
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import httpx
+import pyarrow.compute as pc
 import yaml
 
-from mask_ray import cli, data, processes
+from mask_ray import cli, processes
 from mask_ray.config import DataSettings, DemoSettings, MaskRayError, home, tracking_uri
 from mask_ray.data import sources, splits
 from mask_ray.images import synthetic
@@ -29,10 +30,10 @@ from mask_ray.serving import ingress
 
 SERVE_CONFIG = Path("serve_config.yaml")
 _BIN = Path(sys.executable).parent
-# Ray is up before the agent that takes jobs, on a busy machine by more than Ray waits for it.
+# On a busy machine the agent that accepts jobs starts later than Ray waits for it.
 _SUBMISSIONS = 3
 _START_TIMEOUT_S = 120
-# How many images a small network must see to learn the task from nothing.
+# Images that a small network must see to learn the task from random weights.
 _VIEWS_FROM_SCRATCH = 24_000
 _OTHER_HTTP_PORTS = {
     "RAY_SERVE_HAPROXY_STATS_PORT": 8404,
@@ -41,14 +42,29 @@ _OTHER_HTTP_PORTS = {
 }
 
 
+@dataclass(frozen=True)
+class _Images:
+    """Images to train on, and images to send to the service.
+
+    Args:
+        sources: Sources with absolute paths, and with archives replaced by their folders.
+        count: Number of files in all sources.
+        questions: One encoded image of each class that is not trained on, by name.
+    """
+
+    sources: list[str]
+    count: int
+    questions: dict[str, bytes]
+
+
 def main() -> None:
-    """Run the demo; a failure is one line and exit code 1."""
+    """Run the demo. A failure is one line and exit code 1."""
     settings = cli.parse(DemoSettings, sys.argv[1:])
     try:
         with ExitStack() as started:
             run(settings, started)
             if settings.keep:
-                started.pop_all()  # callbacks that nobody calls any more
+                started.pop_all()  # drops the callbacks that would stop it
     except MaskRayError as error:
         cli.fail(str(error), exit_code=1)
     except KeyboardInterrupt:
@@ -56,23 +72,23 @@ def main() -> None:
 
 
 def run(settings: DemoSettings, started: ExitStack) -> None:
-    """Everything in order; what is started is registered with `started`, to be shut down."""
+    """Run all steps. Servers are registered with `started`, which stops them."""
     began = time.perf_counter()
-    questions = _images_to_ask_about(settings.data)
+    images = _open(settings.data)
     environment = _ray(settings, started)
-    result = _train(settings, environment)
+    result = _train(settings, images, environment)
     _print_metrics(result)
     config, url = _serve_config()
     _serve(config, url, environment, started)
     _say(f"Asking {url}/predict")
-    for name, encoded in questions.items():
+    for name, encoded in images.questions.items():
         _ask(url, name, encoded)
     _say(f"Done in {time.perf_counter() - began:.0f} s. Where to look:")
     _print_where_to_look(result, url, environment, settings.keep)
 
 
 def _ray(settings: DemoSettings, started: ExitStack) -> dict[str, str]:
-    """The environment of commands for a Ray on this machine; started here if none runs."""
+    """Start Ray on this machine, unless one runs. Returns the environment of its commands."""
     environment = {"RAY_DASHBOARD_ADDRESS": "http://127.0.0.1:8265"} | os.environ
     environment |= ingress.environment(settings.haproxy) | {"PYTHONUNBUFFERED": "1"}
     taken = (name for name, port in _OTHER_HTTP_PORTS.items() if not _is_free(port))
@@ -89,14 +105,14 @@ def _ray(settings: DemoSettings, started: ExitStack) -> dict[str, str]:
     head += ["--dashboard-host=127.0.0.1", f"--dashboard-port={dashboard_port}"]
     head += [f"--num-cpus={max(settings.num_workers, os.cpu_count() or 1)}"]
     _say("Starting Ray")
-    # `ray start` makes none itself.
+    # `ray start` does not create a token itself.
     subprocess.run(["ray", "get-auth-token", "--generate"], env=environment, capture_output=True)
     _start("Ray", head, environment, started, lambda: _succeeds(["ray", "status"], environment))
     return environment
 
 
 def _check_nothing_is_served(environment: dict[str, str]) -> None:
-    """`serve run` ends all of Serve with itself, so nobody else may be using it."""
+    """Stop if Serve has applications, because the end of `serve run` would end them too."""
     status = subprocess.run(
         ["serve", "status"], env=environment, capture_output=True, text=True, check=False
     )
@@ -104,17 +120,17 @@ def _check_nothing_is_served(environment: dict[str, str]) -> None:
     if applications:
         raise MaskRayError(
             f"the running Ray already serves {', '.join(applications)}, which the demo would end; "
-            "end it yourself by `serve shutdown`"
+            "end it first with `serve shutdown`"
         )
 
 
-def _train(settings: DemoSettings, environment: dict[str, str]) -> dict[str, Any]:
-    """Submit the training job, show its log, return its result."""
-    command = ["python", "-m", "jobs.train", *_train_flags(settings)]
+def _train(settings: DemoSettings, images: _Images, environment: dict[str, str]) -> dict[str, Any]:
+    """Submit the training job, print its log, and return its result."""
+    command = ["python", "-m", "jobs.train", *_train_flags(settings, images)]
     submit = ["ray", "job", "submit", "--working-dir", ".", "--", *command]
-    _say(" ".join(submit))
+    _say(" ".join(map(sources.shown, submit)))
     for _ in range(_SUBMISSIONS):
-        lines, succeeded = _show(submit, environment)
+        lines, succeeded = _run_and_print(submit, environment)
         if succeeded or any("submitted successfully" in line for line in lines):
             break
     results = [line for line in lines if line.startswith('{"run_id"')]
@@ -124,8 +140,8 @@ def _train(settings: DemoSettings, environment: dict[str, str]) -> dict[str, Any
     return result
 
 
-def _show(command: list[str], environment: dict[str, str]) -> tuple[list[str], bool]:
-    """Run a command and pass on what it prints; the lines, and whether it succeeded."""
+def _run_and_print(command: list[str], environment: dict[str, str]) -> tuple[list[str], bool]:
+    """Run a command and print its output. Returns the lines, and whether it succeeded."""
     lines = []
     with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
@@ -135,24 +151,22 @@ def _show(command: list[str], environment: dict[str, str]) -> tuple[list[str], b
     return lines, process.returncode == 0
 
 
-def _train_flags(settings: DemoSettings) -> list[str]:
-    source = (
-        settings.data if sources.is_synthetic(settings.data) else data.check_folder(settings.data)
-    )
-    flags: dict[str, Any] = {"data": source, "num-workers": settings.num_workers}
+def _train_flags(settings: DemoSettings, images: _Images) -> list[str]:
+    flags: dict[str, Any] = {"num-workers": settings.num_workers}
     flags |= {"backbone-weights": _absolute(settings.backbone_weights)}
     if settings.backbone_weights == "none":
-        # A net that two cores can train from nothing in minutes.
-        epochs = math.ceil(_VIEWS_FROM_SCRATCH / (0.7 * _count_images(settings.data)))
+        # Small enough to train from random weights on two cores in minutes.
+        epochs = math.ceil(_VIEWS_FROM_SCRATCH / (0.7 * images.count))
         flags |= {"image-size": 96, "alpha": 0.35, "batch-size": 32, "learning-rate": 0.004}
         flags |= {"finetune-epochs": settings.epochs or max(5, epochs)}
     elif settings.epochs:
         flags |= {"finetune-epochs": settings.epochs}
-    return [text for name, value in flags.items() for text in (f"--{name}", str(value))]
+    named = [("data", source) for source in images.sources] + list(flags.items())
+    return [text for name, value in named for text in (f"--{name}", str(value))]
 
 
 def _absolute(backbone_weights: str) -> str:
-    """A submitted job runs in another folder."""
+    """Make the path absolute, because a submitted job runs in another folder."""
     if backbone_weights in ("none", "imagenet"):
         return backbone_weights
     path = Path(backbone_weights).expanduser().absolute()
@@ -161,12 +175,6 @@ def _absolute(backbone_weights: str) -> str:
             f"backbone_weights must be imagenet, none or an existing .h5 file; got {path}"
         )
     return str(path)
-
-
-def _count_images(source: str) -> int:
-    if sources.is_synthetic(source):
-        return sources.num_drawn(source)
-    return sum(map(len, data.list_files(data.check_folder(source)).values()))
 
 
 def _print_metrics(result: dict[str, Any]) -> None:
@@ -179,31 +187,37 @@ def _print_metrics(result: dict[str, Any]) -> None:
     print("  " + ", ".join(f"{stage} {s:.0f} s" for stage, s in seconds.items()), flush=True)
 
 
-def _images_to_ask_about(source: str) -> dict[str, bytes]:
-    """One encoded image of each class that training does not see, by name."""
-    if sources.is_synthetic(source):
-        unseen = (sources.num_drawn(source), sources.num_drawn(source) + 1)
-        return {name: jpeg for jpeg, name in map(synthetic.encode, unseen)}
-    return _test_images(data.list_files(data.check_folder(source)))
+def _open(data: str) -> _Images:
+    """Fetch the data, and choose one image of each class that is not trained on.
+
+    Raises:
+        DataError: as `jobs.train`; or the test split lacks a class.
+    """
+    if sources.is_synthetic(data):
+        count = sources.num_drawn(data)
+        unseen = map(synthetic.encode, (count, count + 1))
+        return _Images([data], count, {name: jpeg for jpeg, name in unseen})
+    fetched = sources.fetch(data)
+    labelled = sources.list_labelled(fetched)
+    return _Images(sources.several(fetched), len(labelled.files), _test_images(labelled))
 
 
-def _test_images(by_class: dict[str, list[Path]]) -> dict[str, bytes]:
-    settings = DataSettings(data="folder")
-    tested: dict[int, Path] = {}
-    for path, label, split in splits.of_files(by_class, settings):
-        if split == "test":
-            tested.setdefault(label, path)
-    missing = [name for label, name in enumerate(by_class) if label not in tested]
-    if missing:
-        raise MaskRayError(f"{missing[0]} has too few images: none falls into the test split")
-    return {
-        f"{class_name}/{tested[label].name}": tested[label].read_bytes()
-        for label, class_name in enumerate(by_class)
-    }
+def _test_images(labelled: sources.Labelled) -> dict[str, bytes]:
+    """Read one encoded image of each class from the test split, by class and file name."""
+    files = splits.of_files(labelled, DataSettings(data="any"))
+    tested = files.filter(pc.equal(files["split"], "test"))
+    images = {}
+    for label, class_name in enumerate(labelled.class_names):
+        first = tested.filter(pc.equal(tested["label"], label)).slice(0, 1)
+        if not len(first):
+            raise MaskRayError(f"{class_name} has too few images: none falls into the test split")
+        (path,), ((encoded, _),) = labelled.reader.names(first), labelled.reader.contents(first)
+        images[f"{class_name}/{Path(path).name}"] = encoded
+    return images
 
 
 def _serve_config() -> tuple[Path, str]:
-    """serve_config.yaml and its URL; a copy with a free port where its own is taken."""
+    """Return serve_config.yaml and its URL; if its port is taken, a copy with a free port."""
     config = yaml.safe_load(SERVE_CONFIG.read_text())
     http = config["http_options"]
     if _is_free(http["port"]):
@@ -229,12 +243,11 @@ def _serve(config: Path, url: str, environment: dict[str, str], started: ExitSta
 
 
 def _ask(url: str, name: str, encoded: bytes) -> None:
-    response = httpx.post(
-        f"{url}/predict", content=encoded, headers={"Content-Type": "image/jpeg"}, timeout=30
-    )
+    octets = {"Content-Type": "application/octet-stream"}
+    response = httpx.post(f"{url}/predict", content=encoded, headers=octets, timeout=30)
     print(f"  {name}: {response.status_code} {response.text}", flush=True)
     if response.status_code != 200:
-        raise MaskRayError(f"the service refused {name}")
+        raise MaskRayError(f"the service rejected {name}")
 
 
 def _print_where_to_look(
@@ -260,7 +273,7 @@ def _start(
     started: ExitStack,
     is_ready: Callable[[], bool],
 ) -> None:
-    """A server that is ready, its output in a file; `started` will end it."""
+    """Start a server with its output in a file, and wait for it. `started` will stop it."""
     descriptor, log = tempfile.mkstemp(prefix="_".join(command[:2]), suffix=".log")
     os.close(descriptor)
     server = processes.start(
@@ -279,7 +292,7 @@ def _succeeds(command: list[str], environment: dict[str, str]) -> bool:
 
 
 def free_port() -> int:
-    """A port of 127.0.0.1 that nothing listens on now."""
+    """Find a port of 127.0.0.1 that nothing listens on."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]

@@ -1,4 +1,4 @@
-"""Print the environment for Ray and Serve: `eval "$(python -m mask_ray.ingress)"`."""
+"""Prints the environment for Ray and Serve: `eval "$(python -m mask_ray.ingress)"`."""
 
 from mask_ray.serving.ingress import main
 

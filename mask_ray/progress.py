@@ -1,44 +1,164 @@
-"""Lines that say how far long work has come, and the silence of those that say nothing."""
+"""Progress lines on the terminal, and a log file for whatever libraries print.
 
+A job's terminal shows the lines that `say` prints and nothing else. `start_log` sends the rest to
+a file: warnings of libraries, messages of native code, and what Ray forwards from workers.
+"""
+
+import io
 import os
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, TextIO
+
+from mask_ray.ray_internals import mute_upload
 
 _EVERY_S = 10.0
 
+# Begins a line that a worker says. `relay` finds such lines in what Ray forwards to the driver.
+_MARK = "[mask_ray] "
+
 
 def say(line: str) -> None:
-    """Print once: Ray Train also logs what goes to a wrapped `sys.stdout`."""
+    """Print a line on the terminal, also from a worker of the job, and copy it to the log."""
+    # Not `sys.stdout`: the log takes it, and in a worker Ray Train logs what is printed there.
+    if _in_worker():
+        line = "\n".join(f"{_MARK}{part}" for part in line.splitlines())
     print(line, file=sys.__stdout__, flush=True)
+    note(line)
 
 
-@contextmanager
-def quiet_libraries() -> Iterator[None]:
-    """Send what is written to standard error elsewhere, also by C++.
+def note(text: str) -> None:
+    """Write to the log, if there is one, and not to the terminal."""
+    if _log is not None:
+        _log.write(f"{text}\n")
 
-    TensorFlow reports as errors, at import and at export, that it found no GPU.
+
+def relay(batch: dict[str, Any]) -> None:
+    """Say the lines that workers said.
+
+    Args:
+        batch: Output of one worker, as Ray hands it to a handler of forwarded output.
     """
-    saved = os.dup(2)
-    nothing = os.open(os.devnull, os.O_WRONLY)
-    try:
-        os.dup2(nothing, 2)
-        yield
-    finally:
-        os.dup2(saved, 2)
-        os.close(saved)
-        os.close(nothing)
+    for line in batch["lines"]:
+        if line.startswith(_MARK):
+            print(line.removeprefix(_MARK), file=sys.__stdout__, flush=True)
+
+
+def _in_worker() -> bool:
+    ray = sys.modules.get("ray")
+    if ray is None or not ray.is_initialized():
+        return False
+    return bool(ray.get_runtime_context().worker.mode == ray.WORKER_MODE)
+
+
+class _LogFile(io.FileIO):
+    """A file whose full disk does not end the job that writes to it."""
+
+    def write(self, content: Any) -> int:
+        """Append, or drop what cannot be written."""
+        with suppress(OSError):
+            super().write(content)
+        return len(content)
+
+
+class _Log:
+    """Replaces standard output of Python and standard error of the process by a file.
+
+    Args:
+        path: File to append to; its folder is created.
+
+    Raises:
+        OSError: the file cannot be opened.
+    """
+
+    def __init__(self, path: Path) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self.path = path
+        self._file = io.TextIOWrapper(
+            io.BufferedWriter(_LogFile(path, "a")), "utf-8", "replace", line_buffering=True
+        )
+        self.stdout = sys.stdout
+        self.stderr = os.fdopen(os.dup(2), "w", buffering=1, errors="replace")
+        self._python_stderr = sys.stderr
+        sys.stdout.flush()
+        sys.stderr.flush()
+        sys.stdout = sys.stderr = self._file
+        # Native code and child processes write to the descriptor.
+        os.dup2(self._file.fileno(), 2)
+
+    def write(self, text: str) -> None:
+        """Append to the file."""
+        self._file.write(text)
+
+    def restore(self) -> None:
+        """Give standard output and error back."""
+        sys.stdout, sys.stderr = self.stdout, self._python_stderr
+        os.dup2(self.stderr.fileno(), 2)
+        self.stderr.close()
+        self._file.close()
+        if self.path.stat().st_size == 0:
+            self.path.unlink()
+
+
+_log: _Log | None = None
+
+
+def start_log(path: Path) -> None:
+    """Send all that this process prints to a file, except what is said, until `end_log`.
+
+    Args:
+        path: File to append to; its folder is created.
+
+    Raises:
+        OSError: the file cannot be opened.
+    """
+    global _log
+    end_log()
+    _log = _Log(path)
+
+
+def end_log() -> None:
+    """Print on the terminal again. An empty log file is deleted."""
+    global _log
+    if _log is not None:
+        _log.restore()
+        _log = None
+
+
+def log_path() -> Path | None:
+    """The log file; None where nothing has been logged."""
+    return _log.path if _log is not None and _log.path.stat().st_size else None
+
+
+def stdout() -> TextIO:
+    """Standard output of the terminal, also while there is a log."""
+    return sys.stdout if _log is None else _log.stdout
+
+
+def stderr() -> TextIO:
+    """Standard error of the terminal, also while there is a log."""
+    return sys.stderr if _log is None else _log.stderr
+
+
+def quiet_submission(**submission: Any) -> None:
+    """Mute what `ray job submit` prints of its upload. `RAY_JOB_SUBMIT_HOOK` names this function.
+
+    Args:
+        submission: What is submitted, unused.
+    """
+    mute_upload()
 
 
 class Progress:
-    """Says every ten seconds how many images of a piece of work are done, and what is left.
+    """Prints a line every ten seconds: how many images are done, how fast, and the time left.
 
     Args:
-        title: What the lines begin with.
-        num_images: How many there are in all; None where nobody knows.
-        shown: Whether to say anything; of many workers, one should.
-        unit: What is counted, where it is not images.
+        title: Start of each line.
+        num_images: Number of images in all; None where it is not known.
+        shown: Whether to print. Of several workers, one should.
+        unit: Name of what is counted, if not images.
     """
 
     def __init__(
@@ -52,19 +172,19 @@ class Progress:
         self._started: float | None = None
 
     def add(self, num_images: int) -> None:
-        """Count these as done."""
+        """Count images as done, and print a line if one is due."""
         now = time.perf_counter()
         if self._started is None:
-            # The first batch also compiles or warms up, which says nothing of those to come.
+            # The first batch also compiles or warms up, so its speed predicts nothing.
             self._started, self._said, self._first = now, now, num_images
         self._done += num_images
         if self._shown and now - self._said >= _EVERY_S:
             self._said = now
-            rate = (self._done - self._first) / (now - self._started)
-            of_all = left = ""
-            if self._num_images is not None and rate:
-                of_all = f"/{self._num_images}"
-                left = f"  {(self._num_images - self._done) / rate:.0f} s left"
-            say(
-                f"{self._title}  {self._done}{of_all} {self._unit}  {rate:.0f} {self._unit}/s{left}"
-            )
+            say(self._line((self._done - self._first) / (now - self._started)))
+
+    def _line(self, rate: float) -> str:
+        total = left = ""
+        if self._num_images is not None and rate:
+            total = f"/{self._num_images}"
+            left = f"  {(self._num_images - self._done) / rate:.0f} s left"
+        return f"{self._title}  {self._done}{total} {self._unit}  {rate:.0f} {self._unit}/s{left}"

@@ -6,6 +6,7 @@ Two private methods are overridden elsewhere, in `mask_ray.horovod.trainer.Horov
 """
 
 import json
+import logging
 import os
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
@@ -114,6 +115,31 @@ def num_executions(context: "DataContext | None") -> int:
 def restart_executions(dataset: "Dataset") -> None:
     """Make the next execution of a data set its first: see `num_executions`."""
     dataset.context._execution_idx = 0
+
+
+def on_worker_output(handler: Callable[[dict[str, Any]], None]) -> None:
+    """Call a function with the output of workers as Ray forwards it to this driver.
+
+    `ray._private.ray_logging.global_worker_stdstream_dispatcher`, by which Ray prints it too. A
+    batch of lines of one process is a dict with `lines`, `pid`, `is_err` and others.
+    """
+    from ray._private.ray_logging import global_worker_stdstream_dispatcher
+
+    global_worker_stdstream_dispatcher.add_handler("mask_ray", handler)
+
+
+def mute_upload() -> None:
+    """Mute what this process prints as it uploads a working directory, except its warnings.
+
+    `ray._private.runtime_env.packaging` prints a line for each folder that has a .gitignore, at
+    each of several walks; `.working_dir` has one warning, that .venv is not uploaded.
+    """
+    for name, level in {
+        "ray.dashboard.modules.dashboard_sdk": logging.WARNING,
+        "ray._private.runtime_env.packaging": logging.WARNING,
+        "ray._private.runtime_env.working_dir": logging.ERROR,
+    }.items():
+        logging.getLogger(name).setLevel(level)
 
 
 def get_serve_logs_dir() -> str:

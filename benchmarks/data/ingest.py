@@ -27,6 +27,7 @@ from benchmarks.data import streaming
 from benchmarks.support import machine, script, table
 from mask_ray import data
 from mask_ray.config import DataSettings, Settings
+from mask_ray.data import sources
 
 BATCH_SIZE = 64
 _PACKAGES = ("ray", "tensorflow", "pillow", "pyarrow", "numpy")
@@ -108,10 +109,11 @@ def _run(settings: IngestSettings) -> None:
 
 def _photos(folders: list[Path]) -> dict[str, list[Path]]:
     """Photos by class, over all folders."""
-    photos: dict[str, list[Path]] = {}
-    for folder in folders:
-        for class_name, paths in data.list_files(data.check_folder(str(folder))).items():
-            photos.setdefault(class_name, []).extend(paths)
+    labelled = sources.list_labelled("\n".join(map(str, folders)))
+    photos: dict[str, list[Path]] = {name: [] for name in labelled.class_names}
+    paths = labelled.reader.names(labelled.files)
+    for path, label in zip(paths, labelled.files["label"].to_pylist(), strict=True):
+        photos[labelled.class_names[label]].append(Path(path))
     return photos
 
 
@@ -177,7 +179,8 @@ def _tf_data(folder: Path, image_size: int, antialias: bool) -> Epoch:
         resized = tf.image.resize(image, (image_size, image_size), antialias=antialias)
         return tf.cast(resized, tf.uint8)
 
-    files = [str(path) for paths in data.list_files(folder).values() for path in paths]
+    labelled = sources.list_labelled(str(folder))
+    files = labelled.reader.names(labelled.files)
     images = (
         tf.data.Dataset.from_tensor_slices(files)
         .shuffle(len(files), seed=0)

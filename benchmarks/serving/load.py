@@ -12,8 +12,8 @@ from pathlib import Path
 
 from PIL import Image
 
-from mask_ray import data
 from mask_ray.config import ImageLimits, MaskRayError
+from mask_ray.data import sources
 from mask_ray.images.decode import ImageError, decode
 
 _SCRIPT = Path(__file__).with_name("load.lua")
@@ -79,7 +79,8 @@ def photos(folder: Path, num_photos: int) -> list[Path]:
     """
     if shutil.which("wrk") is None:
         raise MaskRayError("the load comes from wrk, which is missing: apt-get install wrk")
-    paths = [path for of_class in data.list_files(folder).values() for path in of_class]
+    labelled = sources.list_labelled(str(folder))
+    paths = [Path(path) for path in labelled.reader.names(labelled.files)]
     random.Random(0).shuffle(paths)
     readable = [path for path in paths if _is_readable(path)][:num_photos]
     if len(readable) < num_photos:

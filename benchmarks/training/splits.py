@@ -7,7 +7,7 @@ from typing import Self
 
 from mask_ray import data
 from mask_ray.config import DataSettings
-from mask_ray.data import splits
+from mask_ray.data import sources, splits
 
 # A file and the index of its class.
 Labelled = tuple[str, int]
@@ -34,8 +34,10 @@ class Split:
 
 def split(folder: Path, settings: DataSettings) -> Split:
     """The split that `mask_ray.data.load` makes of a folder with a sub-folder for each class."""
-    by_class = data.list_files(folder)
+    labelled = sources.list_labelled(str(folder))
+    files = splits.of_files(labelled, settings)
     rows: dict[str, list[Labelled]] = {name: [] for name in data.SPLITS}
-    for path, label, name in splits.of_files(by_class, settings):
-        rows[name].append((str(path), label))
-    return Split(list(by_class), **rows)
+    paths = labelled.reader.names(files)
+    for path, row in zip(paths, files.to_pylist(), strict=True):
+        rows[row["split"]].append((path, row["label"]))
+    return Split(labelled.class_names, **rows)

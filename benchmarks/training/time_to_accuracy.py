@@ -16,8 +16,8 @@ from pydantic import Field
 from benchmarks import ROOT
 from benchmarks.support import cluster, machine, script, table
 from benchmarks.training import job, splits
-from mask_ray import data
 from mask_ray.config import DataSettings, MaskRayError, Settings, TrainSettings
+from mask_ray.data import sources
 from mask_ray.models import pretrained
 
 _PACKAGES = ("ray", "tensorflow", "keras", "horovod", "onnxruntime", "mlflow")
@@ -68,7 +68,7 @@ class Measured:
 
 
 def _run(settings: TimeToAccuracySettings) -> None:
-    folder = data.check_folder(str(settings.data))
+    folder = Path(sources.check(str(settings.data)))
     weights_file = pretrained.find(str(settings.backbone_weights), alpha=1.0).resolve()
     print(machine.describe(*_PACKAGES), flush=True)
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as name:

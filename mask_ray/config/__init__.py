@@ -1,7 +1,7 @@
-"""Settings of every stage: typed, frozen, and checked once, where they enter.
+"""Settings of every stage: typed, frozen, and validated once.
 
-Each job and the Serve application has one class here; its fields are the job's flags and the
-keys of its YAML file. Nothing here reads files, talks to Ray or imports more than pydantic.
+Each job and the Serve application has one class. Its fields are the job's flags and the keys of
+its YAML file. This package reads no files, does not use Ray, and imports nothing but pydantic.
 """
 
 from mask_ray.config.backbone import ALPHAS, BLOCKS, IMAGE_SIZES
@@ -23,15 +23,9 @@ from mask_ray.config.base import (
     local_tracking_uri,
     tracking_uri,
 )
-from mask_ray.config.data import (
-    DataSettings,
-    EvaluateSettings,
-    Repeatable,
-    ReportSettings,
-    Source,
-    SplitName,
-)
+from mask_ray.config.data import DataSettings, Repeatable, Source, SplitName
 from mask_ray.config.demo import DemoSettings
+from mask_ray.config.evaluation import EvaluateSettings, ReportSettings
 from mask_ray.config.ingress import IngressSettings
 from mask_ray.config.inspection import InspectSettings
 from mask_ray.config.pipeline import PipelineSettings

@@ -1,4 +1,4 @@
-"""What all settings share: their base class, their errors, and where state lives."""
+"""What all settings share: base class, errors, image formats, and where state is stored."""
 
 import os
 import re
@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 DEFAULT_MODEL_NAME = "mask-detector"
 
-# Aliases of a registered model: what is served, what may come to be, and what rollback returns to.
+# Aliases of a registered model: the version served, its candidate, and the one to roll back to.
 CHAMPION = "champion"
 CHALLENGER = "challenger"
 PREVIOUS = "previous"
@@ -45,26 +45,26 @@ IMAGE_FORMATS = (
 
 
 class MaskRayError(Exception):
-    """Something that the user can mend; the message is all they need to know."""
+    """A mistake that the user can correct. The message is one line and needs no traceback."""
 
 
 def home() -> Path:
-    """The folder that holds all state: `MASK_RAY_HOME`, or `~/.mask_ray`. Not created here."""
+    """Return the folder of all state: `MASK_RAY_HOME`, or `~/.mask_ray`. Does not create it."""
     return Path(os.environ.get("MASK_RAY_HOME") or "~/.mask_ray").expanduser().absolute()
 
 
 def tracking_uri() -> str:
-    """Where MLflow keeps runs: `MLFLOW_TRACKING_URI`, or an SQLite file under `home()`."""
+    """Return MLflow's store: `MLFLOW_TRACKING_URI`, or an SQLite file under `home()`."""
     return os.environ.get("MLFLOW_TRACKING_URI") or local_tracking_uri()
 
 
 def local_tracking_uri() -> str:
-    """The SQLite file under `home()`."""
+    """Return the URI of the SQLite file under `home()`."""
     return f"sqlite:///{home() / 'mlflow.db'}"
 
 
 class Settings(BaseModel):
-    """Base of all settings: immutable, and closed to unknown keys."""
+    """Base of all settings: immutable, and without unknown keys."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
 
@@ -84,7 +84,7 @@ def changeable_fields(settings_class: type[Settings]) -> set[str]:
 
 
 class ImageLimits(Settings):
-    """What the decoder accepts. Both bounds are checked before any pixel is decoded."""
+    """Limits of the decoder, both checked before any pixel is decoded."""
 
     max_image_bytes: int = Field(
         10 * 1024 * 1024, ge=1, description="Largest encoded image, in bytes."
@@ -95,23 +95,27 @@ class ImageLimits(Settings):
 
 
 def none_for_auto(value: Any) -> Any:
-    """`auto` in a flag or file stands for no value of one's own."""
+    """Replace `auto`, as written in a flag or file, by None."""
     return None if value == "auto" else value
 
 
 def one_of(value: T, allowed: tuple[T, ...]) -> T:
-    """The value, where it is one of those allowed; otherwise ValueError."""
+    """Return the value if it is allowed.
+
+    Raises:
+        ValueError: it is not.
+    """
     if value not in allowed:
         raise ValueError(f"must be one of {', '.join(map(str, allowed))}; got {value}")
     return value
 
 
 def explain(error: ValidationError) -> str:
-    """One clause per mistake: the field, what is allowed, what came."""
-    return "; ".join(_clause(detail) for detail in error.errors(include_url=False))
+    """Describe each mistake: the field, what is allowed, what was received."""
+    return "; ".join(map(_describe_mistake, error.errors(include_url=False)))
 
 
-def _clause(detail: Any) -> str:
+def _describe_mistake(detail: Any) -> str:
     field = ".".join(str(part) for part in detail["loc"])
     message = detail["msg"].removeprefix("Value error, ")
     if detail["type"] == "missing":

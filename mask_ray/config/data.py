@@ -1,4 +1,4 @@
-"""Settings of where images come from, and of what is done with them but training."""
+"""Where images come from, and how they are split."""
 
 import re
 from dataclasses import dataclass
@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
-from mask_ray.config.base import DEFAULT_MODEL_URI, ImageLimits, MayChange, Settings
+from mask_ray.config.base import ImageLimits
 
 SplitName = Literal["train", "val", "test"]
 
@@ -36,33 +36,36 @@ def _one_a_line(sources: Any) -> Any:
 
 @dataclass(frozen=True)
 class Repeatable:
-    """Marks a field whose flag may be given several times."""
+    """Marks a field whose flag may be repeated."""
 
 
-# Several sources are one text, with one a line: nothing that passes a source on has to know.
+# Several sources are one text, one a line, so that code that only passes it on stays the same.
 Source = Annotated[str, BeforeValidator(_one_a_line), AfterValidator(_check_source), Repeatable()]
 
 
-class DataSettings(ImageLimits):
-    """Where images come from and how they are split."""
+SOURCE_DESCRIPTION = (
+    "Folder with one sub-folder of images per class; zip or tar archive of one, or its http(s) URL "
+    "(#sha256=... checks it); CSV or Parquet manifest with columns path, label[, split][, group]; "
+    "folder with metadata.csv or .jsonl; any of these at a URI such as s3://bucket/folder; or "
+    "synthetic[:N] to draw N faces (default 2000). May be repeated: sources are united by class "
+    "name."
+)
 
-    data: Source = Field(
-        description="Folder with one sub-folder of images per class; zip or tar archive of one, "
-        "or its http(s) URL (#sha256=... checks it); CSV or Parquet manifest with columns path, "
-        "label[, split][, group]; folder with metadata.csv or .jsonl; any of these at a URI such "
-        "as s3://bucket/folder; or synthetic[:N] to draw N faces (default 2000). Given several "
-        "times, all together, united by class name."
-    )
+
+class DataSettings(ImageLimits):
+    """Sources of images, and how they are split."""
+
+    data: Source = Field(description=SOURCE_DESCRIPTION)
     val_fraction: float = Field(
-        0.15, gt=0, lt=1, description="Share of images held out to choose the best epoch."
+        0.15, gt=0, lt=1, description="Share of images held out to select the best epoch."
     )
     test_fraction: float = Field(
-        0.15, gt=0, lt=1, description="Share of images held out for the final figures."
+        0.15, gt=0, lt=1, description="Share of images held out for the final metrics."
     )
     test_data: Source | None = Field(
         None,
-        description="Another source with the same classes: the test split, whatever data holds. "
-        "What data would have tested on is trained on, but for pictures that test_data has too.",
+        description="Another source with the same classes, used as the test split. All images of "
+        "data are then used for training and validation, except pictures that test_data has too.",
     )
     seed: int = Field(0, ge=0, description="Seed of drawn images, initial weights and shuffling.")
 
@@ -75,31 +78,3 @@ class DataSettings(ImageLimits):
                 "which leaves no images to train on"
             )
         return self
-
-
-class ReportSettings(Settings):
-    """What an evaluation report holds beyond figures of the images as they are."""
-
-    robustness_images: Annotated[int, MayChange()] = Field(
-        50,
-        ge=0,
-        le=100_000,
-        description="Test images that are also blurred, darkened, turned ..., at 18 strengths in "
-        "all, to see how the model does then; 0: none.",
-    )
-
-
-class EvaluateSettings(DataSettings, ReportSettings):
-    """Evaluate a model file on labelled images and print its metrics."""
-
-    model_uri: str = Field(
-        DEFAULT_MODEL_URI, min_length=1, description="MLflow model URI or path of an ONNX file."
-    )
-    split: Literal["train", "val", "test", "all"] = Field(
-        "test", description="Which images of the data set to evaluate on."
-    )
-    output: str | None = Field(
-        None,
-        min_length=1,
-        description="Folder, made if need be, for the report: evaluation.html and evaluation.json.",
-    )

@@ -3,27 +3,24 @@
 from pydantic import Field
 
 from mask_ray.config.base import Settings
-from mask_ray.config.data import Source
+from mask_ray.config.data import SOURCE_DESCRIPTION, Source
 
 
 class DemoSettings(Settings):
-    """Train, register, serve and ask a model on this machine, then shut down what was started."""
+    """Train, register, serve and query a model on this machine, then stop what was started."""
 
-    data: Source = Field(
-        "synthetic:5000",
-        description="Folder with one sub-folder of images per class, or synthetic[:N].",
-    )
+    data: Source = Field("synthetic:5000", description=SOURCE_DESCRIPTION)
     backbone_weights: str = Field(
         "none", min_length=1, description="imagenet, none, or the path of an .h5 file."
     )
     epochs: int | None = Field(
         None,
         ge=1,
-        description="Epochs of the whole network (default: as many as it takes to see about "
-        "24,000 images without backbone weights, and 3 with them).",
+        description="Epochs of the whole network (default: enough to see about 24,000 images "
+        "without backbone weights; 3 with them).",
     )
     num_workers: int = Field(2, ge=1, description="Horovod workers.")
     haproxy: bool = Field(
-        True, description="Serve through HAProxy; without it, through Ray's Python proxy."
+        True, description="Serve through HAProxy, rather than Ray's Python proxy."
     )
-    keep: bool = Field(False, description="Leave Ray and the service running at the end.")
+    keep: bool = Field(False, description="Keep Ray and the service running at the end.")

@@ -8,16 +8,16 @@ from mask_ray.config.data import DataSettings
 
 
 class InspectSettings(DataSettings):
-    """Report what a data set holds, before anything is trained on it.
+    """Report what a data set holds, before training on it.
 
-    Counts by class, format and size; unreadable files; copies and near-copies; one picture under
-    two labels; with backbone weights, files whose label the others contradict.
+    Counts by class, format and size; unreadable files; copies and near-copies; pictures under two
+    labels; with backbone weights, files whose label is probably wrong.
     """
 
-    output: Path = Field(description="Folder for report.html and report.json; made if missing.")
+    output: Path = Field(description="Folder for report.html and report.json; created if missing.")
     backbone_weights: str = Field(
         "none",
         min_length=1,
-        description="imagenet or the path of a .h5 file: look for wrong labels too, by models "
-        "trained on the other images' features. none: don't.",
+        description="imagenet, or the path of a .h5 file, to look for wrong labels too, with "
+        "models trained on features of the other images. none: skip this check.",
     )

@@ -13,7 +13,8 @@ from mask_ray.config.backbone import (
     IMAGE_SIZES,
 )
 from mask_ray.config.base import DEFAULT_MODEL_NAME, MayChange, Settings, none_for_auto, one_of
-from mask_ray.config.data import DataSettings, ReportSettings
+from mask_ray.config.data import DataSettings
+from mask_ray.config.evaluation import ReportSettings
 from mask_ray.config.promotion import PromotionRule
 
 

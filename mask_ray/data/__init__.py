@@ -1,4 +1,4 @@
-"""From sources of labelled images to checked, split, decoded Ray Datasets."""
+"""Turn sources of labelled images into checked, split, decoded Ray Datasets."""
 
 from mask_ray.data.dataset import (
     KEPT_SHARE_OF_OBJECT_STORE,
@@ -7,18 +7,14 @@ from mask_ray.data.dataset import (
     DataError,
     ImageData,
     Source,
-    Summary,
-    check_folder,
-    digest_of,
-    list_files,
     load,
     map_rows,
     open_source,
     params,
-    summarise,
     take_stock,
 )
 from mask_ray.data.splits import SPLITS, split_of
+from mask_ray.data.summary import Summary, digest_of, summarise
 
 __all__ = [
     "KEPT_SHARE_OF_OBJECT_STORE",
@@ -29,9 +25,7 @@ __all__ = [
     "ImageData",
     "Source",
     "Summary",
-    "check_folder",
     "digest_of",
-    "list_files",
     "load",
     "map_rows",
     "open_source",

@@ -1,15 +1,12 @@
-"""A source of labelled images -> checked, split, decoded Ray Datasets.
+"""Turn a source of labelled images into checked, split, decoded Ray Datasets.
 
-Files that cannot be decoded are left out, counted and named; they never end a run. Nothing here
-knows how a model is trained or served.
+Files that cannot be decoded are skipped, counted and named; they never stop a run. This module
+does not depend on how models are trained or served.
 """
 
-import hashlib
-import itertools
 import logging
-from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import wraps
 from pathlib import Path
 from typing import Any
@@ -27,71 +24,24 @@ from mask_ray.data.sources import DataError as DataError
 from mask_ray.data.sources import is_synthetic as is_synthetic
 from mask_ray.data.sources import num_drawn as num_drawn
 from mask_ray.data.sources.reading import num_blocks
-from mask_ray.data.splits import LEFT_OUT, Assignment, SplitConflictError, assign
+from mask_ray.data.splits import LEFT_OUT, SplitConflictError, assign
 from mask_ray.data.splits import SPLITS as SPLITS
 from mask_ray.data.splits import split_of as split_of
+from mask_ray.data.summary import Summary, digest_of, summarise
 from mask_ray.images import synthetic
 from mask_ray.images.decode import ImageError, decode, resize
 from mask_ray.progress import Progress
 
-# Decoded images are kept between epochs while they take less than this share of Ray's object
-# store, which holds them as read, by split, and for a while without the test split, for features.
-# Above it every epoch reads and decodes them anew.
+# Decoded images are kept between epochs if they take less than this share of Ray's object store,
+# which holds them as read, by split, and for a while without the test split, for features.
+# Otherwise every epoch reads and decodes all files again.
 KEPT_SHARE_OF_OBJECT_STORE = 0.2
 
-# The least that a task reserves. Half a core, so that a machine whose cores the workers have nearly
-# all reserved can still feed them.
+# CPUs that a task reserves at least. Half a core, so that tasks still run on a machine where the
+# workers have reserved nearly all cores.
 LEAST_TASK_CPUS = 0.5
 
-_NUM_BAD_FILES_SHOWN = 10
-
 Batch = dict[str, NDArray[Any]]
-
-
-@dataclass(frozen=True)
-class Summary:
-    """What a data set holds, after one pass over it.
-
-    Args:
-        counts: Images by split and class.
-        digest: Of the labelled contents.
-        bad_files: Why each unreadable file is, by path.
-        split_digest: Of the labelled contents and the split of each.
-        num_grouped: Images that show the picture of another, or are in its given group; a group
-            is in one split.
-        num_left_out: Images left out since the fixed test set has their picture.
-    """
-
-    counts: dict[SplitName, Counter[str]]
-    digest: str
-    bad_files: dict[str, str] = field(repr=False)
-    split_digest: str = ""
-    num_grouped: int = 0
-    num_left_out: int = 0
-
-    @property
-    def num_images(self) -> int:
-        """Readable images, over all classes and splits."""
-        return sum(split.total() for split in self.counts.values())
-
-    def report(self) -> str:
-        """A few lines for people: images by split and class, and the first bad files."""
-        splits = ", ".join(
-            f"{split} {counts.total()} ({', '.join(f'{n} {k}' for k, n in sorted(counts.items()))})"
-            for split, counts in self.counts.items()
-        )
-        lines = [f"{self.num_images} images: {splits}"]
-        if self.num_grouped:
-            lines.append(f"{self.num_grouped} of them share a picture or group, and its split")
-        if self.num_left_out:
-            lines.append(f"{self.num_left_out} more left out: test_data has their picture")
-        if self.bad_files:
-            lines.append(f"{len(self.bad_files)} unreadable files left out:")
-            named = itertools.islice(self.bad_files.items(), _NUM_BAD_FILES_SHOWN)
-            lines += [f"  {path}: {reason}" for path, reason in named]
-        if len(self.bad_files) > _NUM_BAD_FILES_SHOWN:
-            lines.append("  ... (all of them in bad_files.json of the run)")
-        return "\n".join(lines)
 
 
 @dataclass(frozen=True)
@@ -99,14 +49,13 @@ class ImageData:
     """A checked data set.
 
     Args:
-        decoded: Gives, for splits, the rows of at least these, decoded: `image` (uint8, shape
+        decoded: Function from splits to their decoded rows: `image` (uint8 of shape
             (image_size, image_size, 3)), `label` (index into `class_names`), `split`, `path`,
-            `digest` and `error` (empty where the image is readable).
-        class_names: In the order of labels.
-        summary: Of all rows.
-        kept: Whether all is decoded already; otherwise each pass over it reads files and decodes
-            them.
-        task_cpus: What each task reserves.
+            `digest` and `error` (empty if the image is readable).
+        class_names: Class names, in the order of labels.
+        summary: Summary of all rows.
+        kept: Whether decoded images are kept; if not, each pass reads and decodes the files.
+        task_cpus: CPUs that each task reserves.
     """
 
     decoded: Callable[[Sequence[SplitName]], Dataset]
@@ -116,11 +65,11 @@ class ImageData:
     task_cpus: float = LEAST_TASK_CPUS
 
     def split(self, *names: SplitName) -> Dataset:
-        """Rows `image` and `label` of these splits."""
+        """Return rows `image` and `label` of these splits."""
         return self._readable(names, ("image", "label"))
 
     def named(self, *names: SplitName) -> Dataset:
-        """Rows `image`, `label` and `path` of these splits."""
+        """Return rows `image`, `label` and `path` of these splits."""
         return self._readable(names, ("image", "label", "path"))
 
     def _readable(self, names: Sequence[SplitName], columns: Sequence[str]) -> Dataset:
@@ -132,8 +81,14 @@ class ImageData:
 
 @dataclass(frozen=True)
 class Source:
-    """Rows `path`, `bytes`, `error` (empty where the file could be read), `label`, and
-    `given_split` and `given_group` (empty where none is given), not read yet."""
+    """The files of all sources, before they are read.
+
+    Args:
+        dataset: Rows `path`, `bytes`, `error` (empty if the file could be read), `label`, and
+            `given_split` and `given_group` (empty if the source gives none).
+        class_names: Class names, in the order of labels.
+        num_files: Number of rows.
+    """
 
     dataset: Dataset
     class_names: list[str]
@@ -151,16 +106,16 @@ def load(
     """Read, check, split and decode a data set. Ray must be running.
 
     Args:
-        settings: Source, limits and split.
+        settings: Source, limits and shares of the splits.
         image_size: Side of the decoded images, in pixels.
         needed: Splits that must have images of every class.
-        task_cpus: What each task reserves: a whole core where all nodes have one to spare.
-            With less, Ray keeps more processes than cores, and starts some anew at each pass.
-        file_list: Where a `FileList` of all files goes.
+        task_cpus: CPUs that each task reserves: a whole core if all nodes have one to spare.
+            With less, Ray keeps more processes than cores, and starts new ones at each pass.
+        file_list: File for the `FileList` of all files; None to write none.
 
     Raises:
-        DataError: no such folder, fewer than two classes, or a class without readable images in
-            a split that needs them.
+        DataError: a source cannot be read, there are fewer than two classes, or a class has no
+            readable images in a needed split.
     """
     source = _open_all(settings, task_cpus)
     every = _decoded(source, image_size, settings, task_cpus)
@@ -172,7 +127,7 @@ def load(
         try:
             assignment = assign(inventory, settings)
         except SplitConflictError as error:
-            raise _explained(error, every) from error
+            raise DataError(error.describe(_paths_by_digest(every))) from error
         listed.finish((*SPLITS, LEFT_OUT), assignment.indices)
     summary = summarise(inventory, assignment, source.class_names, bad_files)
     _check_no_class_is_empty(summary, source.class_names, needed)
@@ -197,7 +152,7 @@ def _decoded(
 
 
 def _open_all(settings: DataSettings, task_cpus: float) -> Source:
-    """The data and, as rows that are `held_out`, the fixed test set.
+    """Open the data and the fixed test set, whose rows are marked `held_out`.
 
     Raises:
         DataError: as `open_source`; or the test set has other classes.
@@ -222,27 +177,20 @@ def _mark(batch: Batch, held_out: bool) -> Batch:
     return batch | {"held_out": np.full(len(batch["label"]), held_out)}
 
 
-def _explained(error: SplitConflictError, decoded: Dataset) -> DataError:
-    """With the names of the files, for which all are looked through once more."""
-    paths = {row["digest"]: row["path"] for row in _rows(decoded, ["digest", "path"])}
-    (first, second), (one, other) = (paths[digest] for digest in error.digests), error.splits
-    return DataError(
-        f"files of one group or one picture must be given one split; {first} is given {one}, "
-        f"{second} {other}"
-    )
+def _paths_by_digest(decoded: Dataset) -> dict[str, str]:
+    return {row["digest"]: row["path"] for row in _rows(decoded, ["digest", "path"])}
 
 
 def open_source(settings: DataSettings, task_cpus: float) -> Source:
-    """Find the images without reading them.
+    """List the images without reading them.
 
     Raises:
-        DataError: a source cannot be had, or all have fewer than two classes.
+        DataError: a source cannot be read, or all together have fewer than two classes.
     """
     context = ray.data.DataContext.get_current()
-    # Without it, the order of rows depends on which task ends first, and runs do not repeat.
+    # Otherwise the order of rows depends on which task ends first, and runs are not reproducible.
     context.execution_options.preserve_order = True
-    # Its bars take several lines for each of theirs where the output is not a terminal, as in a
-    # job's log. `Progress` says as much.
+    # In a job's log, Ray's bars take many lines. `Progress` prints the same in fewer.
     context.enable_progress_bars = False
     logging.getLogger("ray.data").setLevel(logging.WARNING)
     if is_synthetic(settings.data):
@@ -253,46 +201,10 @@ def open_source(settings: DataSettings, task_cpus: float) -> Source:
 
 
 def params(settings: DataSettings) -> dict[str, Any]:
-    """The settings as a run's parameters, which show no secrets of URIs."""
-    given = {"data": settings.data, "test_data": settings.test_data}
+    """Return the settings as a run's parameters, without secrets in URIs."""
+    uris = {"data": settings.data, "test_data": settings.test_data}
     return settings.model_dump() | {
-        name: sources.shown(source) for name, source in given.items() if source is not None
-    }
-
-
-def check_folder(data: str) -> Path:
-    """The folder, if it holds at least two folders of images.
-
-    Raises:
-        DataError: it does not.
-    """
-    root = Path(data).expanduser()
-    if not root.is_dir():
-        raise DataError(
-            f"data must be an existing folder or synthetic[:N]; got {data}. "
-            "A submitted job runs in a copy of the working directory: give an absolute path"
-        )
-    if len(class_names := _class_names(root)) < 2:
-        raise DataError(
-            f"data must hold at least 2 folders of images, one per class; "
-            f"{root} holds {len(class_names)}: {', '.join(class_names) or 'none'}"
-        )
-    return root.resolve()
-
-
-def _class_names(root: Path) -> list[str]:
-    return sorted(p.name for p in root.iterdir() if p.is_dir() and not p.name.startswith("."))
-
-
-def list_files(root: Path) -> dict[str, list[Path]]:
-    """All files of each class folder and the folders in it, but hidden ones."""
-    return {
-        name: [
-            path
-            for path in sorted((root / name).rglob("*"))
-            if path.is_file() and not path.name.startswith(".")
-        ]
-        for name in _class_names(root)
+        name: sources.shown(source) for name, source in uris.items() if source is not None
     }
 
 
@@ -319,14 +231,14 @@ def map_rows(
 ) -> Dataset:
     """Apply `function(batch, **arguments)`, in tasks that reserve `task_cpus` each."""
 
-    @wraps(function)  # operators bear its name
+    @wraps(function)  # its name is the operator's in Ray's statistics
     def apply(batch: Batch, **arguments: Any) -> Iterator[Batch]:
         rows = function(batch, **arguments)
-        # Nothing instead of no rows: Ray cannot tell that an empty array was of images.
+        # No batch instead of an empty one, in which Ray would not recognise the images' type.
         if any(len(column) for column in rows.values()):
             yield rows
 
-    # Whole blocks: with a batch size, Ray would read in tasks of their own, and send what they read
+    # Whole blocks: with a batch size, Ray would read files in separate tasks, and send their bytes
     # to the tasks that decode.
     return dataset.map_batches(
         apply, batch_size=None, zero_copy_batch=True, num_cpus=task_cpus, fn_kwargs=arguments
@@ -345,7 +257,7 @@ def _decode_batch(
     splits: Sequence[SplitName] | None = None,
     moved: Any = None,
 ) -> dict[str, Any]:
-    """Decode a batch: all of it, with signatures, or the rows of `splits`, with their split."""
+    """Decode a batch: without `splits` all rows, with signatures; else only rows of `splits`."""
     batch["digest"] = np.array([digest_of(encoded) for encoded in batch["bytes"]], str)
     if splits is not None:
         batch = _keep_splits(batch, settings, splits, moved)
@@ -368,7 +280,7 @@ def _decode_into(
     limits: ImageLimits,
     is_signed: bool,
 ) -> str:
-    """Why it cannot be decoded, if so; then the arrays are left as they are."""
+    """Decode an image into `pixels`. Returns the error, or an empty string."""
     try:
         picture = decode(encoded, limits, at_least_px=len(pixels))
     except ImageError as error:
@@ -382,7 +294,7 @@ def _decode_into(
 def _keep_splits(
     batch: Batch, settings: DataSettings, splits: Sequence[SplitName], moved: Any
 ) -> Batch:
-    """The rows of these splits, with the column `split`."""
+    """Select the rows of these splits, and add the column `split`."""
     exceptions: dict[str, str] = ray.get(moved)
     named = [exceptions.get(d) or split_of(d, settings) for d in batch["digest"].tolist()]
     batch["split"] = np.array(named, str)
@@ -391,11 +303,6 @@ def _keep_splits(
     wanted = np.isin(batch["split"], splits)
     batch.pop("signature", None)
     return {name: column[wanted] for name, column in batch.items()}
-
-
-def digest_of(encoded: bytes) -> str:
-    """SHA-256 of a file's bytes, in hex."""
-    return hashlib.sha256(encoded).hexdigest()
 
 
 def _select(
@@ -408,15 +315,15 @@ def _select(
 def take_stock(
     decoded: Dataset, num_files: int, listed: FileList
 ) -> tuple[Inventory, dict[str, str]]:
-    """Everything but the pixels of all readable images, and the bad files by path, in one pass.
+    """Collect all but the pixels of readable images, and the errors of bad files, in one pass.
 
     Raises:
-        DataError: a file is given a split that does not exist.
+        DataError: the source gives a file a split that does not exist.
     """
     parts: list[Inventory] = []
     bad_files: dict[str, str] = {}
     progress = Progress("reading", num_files)
-    for batch in _columns_but(decoded, "image"):
+    for batch in _without(decoded, "image"):
         progress.add(len(batch["label"]))
         listed.add(batch)
         bad = batch["error"] != ""
@@ -430,42 +337,8 @@ def take_stock(
     return Inventory.joined(parts), bad_files
 
 
-def _columns_but(dataset: Dataset, left_out: str) -> Iterator[Batch]:
-    return iter(
-        dataset.drop_columns([left_out]).iter_batches(batch_size=4096, batch_format="numpy")
-    )
-
-
-def summarise(
-    inventory: Inventory,
-    assignment: Assignment,
-    class_names: list[str],
-    bad_files: dict[str, str],
-) -> Summary:
-    """Count a data set and give it digests.
-
-    A digest is the sum, modulo 2^256, of the SHA-256 of each label with its file's SHA-256:
-    it depends on the labelled contents but not on names or order. See AdHash in Bellare and
-    Micciancio 1997, https://doi.org/10.1007/3-540-69053-0_13.
-    """
-    counts: dict[SplitName, Counter[str]] = {name: Counter() for name in SPLITS}
-    total = split_total = 0
-    rows = zip(inventory.labels, inventory.digests, assignment.indices, strict=True)
-    for label, digest, index in rows:
-        split = (*SPLITS, LEFT_OUT)[index]
-        labelled = f"{class_names[label]}\0{digest.tobytes().hex()}"
-        total += int.from_bytes(hashlib.sha256(labelled.encode()).digest())
-        split_total += int.from_bytes(hashlib.sha256(f"{labelled}\0{split}".encode()).digest())
-        if split != LEFT_OUT:
-            counts[split][class_names[label]] += 1
-    return Summary(
-        counts,
-        f"{total % 2**256:064x}",
-        bad_files,
-        f"{split_total % 2**256:064x}",
-        assignment.num_grouped,
-        assignment.num_left_out,
-    )
+def _without(dataset: Dataset, column: str) -> Iterator[Batch]:
+    return iter(dataset.drop_columns([column]).iter_batches(batch_size=4096, batch_format="numpy"))
 
 
 def _rows(dataset: Dataset, columns: list[str]) -> Iterator[dict[str, Any]]:

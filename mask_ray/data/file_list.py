@@ -1,4 +1,4 @@
-"""The list of a data set's files, as a compact file that is written as they are read."""
+"""Write the list of a data set's files to a compact file, while they are read."""
 
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
@@ -16,14 +16,14 @@ _LISTED = _READ.append(pa.field("split", pa.string()))
 
 
 class FileList:
-    """Rows `path`, `digest`, `label` (a class's name), `error` and `split`, in a Parquet file.
+    """Writes rows `path`, `digest`, `label` (class name), `error` and `split` to a Parquet file.
 
-    Which split an image is in depends on all of them, so rows are written without it, beside the
-    file, and again once it is known.
+    The split of an image depends on all images, so rows are first written without it, to a file
+    beside the final one.
 
     Args:
-        file: Where they go; None for nowhere.
-        class_names: In the order of labels.
+        file: The final file; None to write nothing.
+        class_names: Class names, in the order of labels.
     """
 
     def __init__(self, file: Path | None, class_names: Sequence[str]) -> None:
@@ -40,7 +40,7 @@ class FileList:
         return self
 
     def add(self, batch: Mapping[str, NDArray[Any]]) -> None:
-        """Add the rows of a batch with `label` as an index; `error` is empty where it is read."""
+        """Add a batch. `label` is an index; `error` is empty if the file is readable."""
         if self._file is None:
             return
         columns = {**batch, "label": self._class_names[batch["label"]]}
@@ -48,11 +48,11 @@ class FileList:
         self._writer.write_table(pa.table(arrays, schema=_READ))
 
     def finish(self, splits: Sequence[str], indices: NDArray[np.int8]) -> None:
-        """Write the file.
+        """Write the final file.
 
         Args:
             splits: Names of the splits.
-            indices: Of each readable row, in their order; the others are in none.
+            indices: Index of the split of each readable row, in order. Other rows have none.
         """
         if self._file is None:
             return

@@ -1,6 +1,6 @@
-"""What is known of every image of a data set without its pixels, in flat arrays.
+"""Flat arrays with all that is known of the images of a data set, except pixels.
 
-About 320 bytes an image and no Python object: two million images take 650 MB in the driver.
+An image takes about 320 bytes and no Python object: two million images take 650 MB in the driver.
 """
 
 from collections.abc import Iterable
@@ -11,7 +11,7 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from mask_ray.data.near_duplicates import SIGNATURE_BYTES, Groups, near_pairs
+from mask_ray.data.near_duplicates import SIGNATURE_BYTES, connect, equal_pairs, near_pairs
 
 NOT_GIVEN = -1
 
@@ -23,12 +23,12 @@ class Inventory:
     """One row for each readable image.
 
     Args:
-        labels: Index of its class, int32.
+        labels: Index of the class, int32 of shape (n,).
         digests: SHA-256 of the file, uint8 of shape (n, 32).
-        signatures: As `duplicates.signature` gives them.
-        given_splits: Index of the split that its source puts it in, int8, or NOT_GIVEN.
-        given_groups: Hash of the group that its source puts it in, or 0.
-        held_out: Whether it is of the fixed test set.
+        signatures: From `near_duplicates.signature`, uint8 of shape (n, SIGNATURE_BYTES).
+        given_splits: Index of the split that the source gives, int8 of shape (n,), or NOT_GIVEN.
+        given_groups: Hash of the group that the source gives, uint64 of shape (n,), or 0.
+        held_out: Whether the image is in the fixed test set, bool of shape (n,).
     """
 
     labels: NDArray[np.int32]
@@ -43,12 +43,12 @@ class Inventory:
 
     @classmethod
     def of_batch(cls, batch: Batch, splits: tuple[str, ...]) -> Self:
-        """The rows of a batch with the columns `label`, `digest` (hex) and `signature`.
+        """Take the rows of a batch with the columns `label`, `digest` (hex) and `signature`.
 
-        `given_split`, `given_group` and `held_out` may be missing.
+        The columns `given_split`, `given_group` and `held_out` are optional.
 
         Raises:
-            ValueError: a given split is not one of `splits`.
+            ValueError: a given split is not in `splits`.
         """
         num_rows = len(batch["label"])
         hexes = "".join(batch["digest"])
@@ -66,7 +66,7 @@ class Inventory:
 
     @classmethod
     def joined(cls, parts: Iterable[Self]) -> Self:
-        """All rows of all parts."""
+        """Concatenate all parts."""
         kept = list(parts) or [cls.empty()]
         return cls(
             *(
@@ -77,7 +77,7 @@ class Inventory:
 
     @classmethod
     def empty(cls) -> Self:
-        """No rows."""
+        """Return an inventory without rows."""
         return cls(
             np.zeros(0, np.int32),
             np.zeros((0, 32), np.uint8),
@@ -88,24 +88,29 @@ class Inventory:
         )
 
     def prefixes(self) -> NDArray[np.uint64]:
-        """The first 8 bytes of each digest."""
+        """Return the first 8 bytes of each digest, uint64 of shape (n,)."""
         return np.ascontiguousarray(self.digests[:, :8]).view(">u8").ravel().astype(np.uint64)
 
-    def groups(self) -> NDArray[np.int64]:
-        """The first row of each row's group.
+    def hex_digests(self, rows: Any = slice(None)) -> list[str]:
+        """Return the digests of these rows in hex, as in batches."""
+        return [digest.tobytes().hex() for digest in self.digests[rows]]
 
-        A group has all copies of a file, all that show one picture, and all that their source
-        puts in one group.
+    def groups(self) -> NDArray[np.int64]:
+        """Return the first row of each row's group.
+
+        A group holds copies of one file, images of one picture, and images to which the source
+        gives one group.
         """
-        groups = Groups(len(self))
         prefixes = self.prefixes()
-        groups.join_equal(prefixes)
         named = np.flatnonzero(self.given_groups)
-        groups.join_equal(self.given_groups[named], named)
         _, one_of_each = np.unique(prefixes, return_index=True)
         first, second, _ = near_pairs(self.signatures, one_of_each)
-        groups.join(first, second)
-        return groups.roots()
+        pairs = (
+            equal_pairs(prefixes),
+            equal_pairs(self.given_groups[named], named),
+            (first, second),
+        )
+        return connect(len(self), *(np.concatenate(side) for side in zip(*pairs, strict=True)))
 
 
 def _split_index(name: str, splits: tuple[str, ...]) -> int:
@@ -117,5 +122,5 @@ def _split_index(name: str, splits: tuple[str, ...]) -> int:
 
 
 def _name_hash(name: str) -> int:
-    """0 for no name."""
+    """Hash a name to 64 bits; an empty name to 0."""
     return int.from_bytes(blake2b(name.encode(), digest_size=8).digest()) if name else 0

@@ -1,15 +1,15 @@
-"""Which images show the same picture: a signature of each, and groups of those that agree.
+"""Find images that show the same picture, by a signature of each image.
 
-A signature is the grey picture sampled on rings within its largest centred circle. Turning the
-picture shifts every ring alike, and a mirror reverses them, so two signatures are compared at all
-turns and both ways at once, by Fourier transforms along the rings. What a turn leaves outside the
-circle, such as black corners, does not count.
+A signature is the grey picture sampled on rings within its largest centred circle. Rotating the
+picture shifts every ring by the same angle, and mirroring reverses the rings. Fourier transforms
+along the rings compare two signatures at all rotations at once, mirrored or not. What a rotation
+leaves outside the circle, such as black corners, does not count.
 
-A hash of the whole picture does not survive a turn. In 1,376 photos of faces, many of them turned
-by up to 25 degrees, blurred or with noise added, 1,413 of all 946,000 pairs agree in their
-signatures; `imagehash.phash` is within 8 of its 64 bits for 674 of these, and for 316 pairs of
-different photos. Seen side by side, those pairs are copies. In another 1,720 photos 60 pairs agree,
-and about five of them are two people alike: two close crops of a black mask, say.
+A hash of the whole picture does not survive a rotation. In 1,376 photos of faces, many of them
+rotated by up to 25 degrees, blurred or with noise added, 1,413 of all 946,000 pairs agree in their
+signatures, and seen side by side these are copies. `imagehash.phash` is within 8 of its 64 bits
+for 674 of them, and for 316 pairs of different photos. In another 1,720 photos 60 pairs agree;
+about five of these show two similar people, such as two close crops of a black mask.
 """
 
 from collections.abc import Iterator
@@ -24,23 +24,23 @@ NUM_RINGS = 8
 NUM_ANGLES = 32
 SIGNATURE_BYTES = NUM_RINGS * NUM_ANGLES
 
-# Correlation of two signatures from which on they are one picture. Lower, different faces in one
-# crop agree; higher, copies that were turned and blurred no longer do. A false pair costs a split
-# nothing, a missed one some of the truth of its figures.
+# Correlation from which two signatures are one picture. With a lower value, different faces in
+# similar crops agree; with a higher one, rotated and blurred copies do not. A false pair costs
+# nothing, a missed pair makes test metrics a little too good.
 SAME_PICTURE = 0.93
 
-# The plain have no picture to compare: their rings are noise. Standard deviation, of 255.
+# Least standard deviation of pixels, of 255. The rings of plainer pictures are only noise.
 _LEAST_CONTRAST = 4.0
 
-# Images are sorted by this many keys of 32 random projections each, and each is compared with its
-# next few in each order. Pictures alike share the first bits of some key. Of those 1,413 pairs, all
-# differ in at most 107 of the bits of all keys, two photos in 256 of them by chance.
+# Images are sorted by each of this many keys, of 32 random projections each, and compared with
+# their next neighbours in each order. Similar pictures share the first bits of some key. Each of
+# those 1,413 pairs differs in at most 107 bits of all keys, two photos by chance in 256.
 _NUM_ORDERS = 24
 _NUM_NEIGHBOURS = 6
 _NUM_HARMONICS = 8
 _MOST_BITS_APART = 0.21
 
-# Rows whose spectra are in memory at a time.
+# Number of rows whose spectra are in memory at a time.
 _CHUNK = 8192
 
 _GRID_PX = 48
@@ -49,7 +49,7 @@ Signatures = NDArray[np.uint8]
 
 
 def _ring_points() -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Horizontal and vertical offsets from the centre, -1 to 1. Rings are of equal area."""
+    """Return horizontal and vertical offsets from the centre, -1 to 1. Rings have equal area."""
     radii = 0.92 * np.sqrt((np.arange(NUM_RINGS) + 0.5) / NUM_RINGS)[:, None]
     angles = np.arange(NUM_ANGLES) * 2 * np.pi / NUM_ANGLES
     across, down = radii * np.cos(angles), radii * np.sin(angles)
@@ -60,12 +60,12 @@ _ACROSS, _DOWN = _ring_points()
 
 
 def signature(picture: RGBArray, height: int, width: int) -> Signatures:
-    """The rings of a picture that may have been stretched.
+    """Sample a picture, which may have been stretched, on rings.
 
     Args:
         picture: uint8 of shape (any, any, 3), upright.
-        height: Of the picture before it was stretched, in any unit that `width` has too.
-        width: See `height`.
+        height: Height before stretching, in the unit of `width`.
+        width: Width before stretching.
 
     Returns uint8 of shape (SIGNATURE_BYTES,).
     """
@@ -77,51 +77,49 @@ def signature(picture: RGBArray, height: int, width: int) -> Signatures:
     return grey[rows, columns].ravel()
 
 
-class Groups:
-    """A partition of rows 0 to n - 1 into groups, by union-find over one array."""
+def equal_pairs(
+    keys: NDArray[np.uint64], rows: NDArray[np.int64] | None = None
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Return pairs of rows that connect all rows of equal key.
 
-    def __init__(self, num_rows: int) -> None:
-        self._parent = np.arange(num_rows, dtype=np.int64)
+    Args:
+        keys: Key of each row in `rows`.
+        rows: Rows that have a key; all rows by default.
+    """
+    order = np.argsort(keys, kind="stable")
+    same = keys[order[1:]] == keys[order[:-1]]
+    first, second = order[:-1][same], order[1:][same]
+    return (first, second) if rows is None else (rows[first], rows[second])
 
-    def join(self, first: NDArray[np.int64], second: NDArray[np.int64]) -> None:
-        """Put `first[i]` and `second[i]` into one group, for all i."""
-        for one, other in zip(first.tolist(), second.tolist(), strict=True):
-            a, b = self._root(one), self._root(other)
-            if a != b:
-                self._parent[max(a, b)] = min(a, b)
 
-    def join_equal(self, keys: NDArray[np.uint64], rows: NDArray[np.int64] | None = None) -> None:
-        """Put rows of equal key into one group; key i is that of row i, or of `rows[i]`."""
-        order = np.argsort(keys, kind="stable")
-        same = keys[order[1:]] == keys[order[:-1]]
-        first, second = order[:-1][same], order[1:][same]
-        self.join(*((first, second) if rows is None else (rows[first], rows[second])))
+def connect(
+    num_rows: int, first: NDArray[np.int64], second: NDArray[np.int64]
+) -> NDArray[np.int64]:
+    """Group rows 0 to num_rows - 1 so that `first[i]` and `second[i]` share a group, for all i.
 
-    def _root(self, row: int) -> int:
-        parent = self._parent
-        while (above := int(parent[row])) != row:
-            parent[row] = parent[above]
-            row = above
-        return row
+    Returns the first row of each row's group, of shape (num_rows,).
+    """
+    # Slow to import, and processes that only decode never need it.
+    from scipy.sparse import coo_array
+    from scipy.sparse.csgraph import connected_components
 
-    def roots(self) -> NDArray[np.int64]:
-        """The first row of each row's group."""
-        roots = self._parent
-        while not np.array_equal(roots, above := roots[roots]):
-            roots = above
-        return roots
+    edges = np.ones(len(first), bool), (first, second)
+    _, group = connected_components(coo_array(edges, (num_rows, num_rows)), directed=False)
+    _, first_rows = np.unique(group, return_index=True)
+    roots: NDArray[np.int64] = first_rows[group]
+    return roots
 
 
 def near_pairs(
     signatures: Signatures, rows: NDArray[np.int64] | None = None
 ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float32]]:
-    """Pairs of rows that show one picture, and their correlations.
+    """Find pairs of rows that show one picture, and their correlations.
 
-    Not all pairs of a large group are among them, but those that hold it together.
+    Of a large group not all pairs are found, but enough to connect it.
 
     Args:
         signatures: Shape (n, SIGNATURE_BYTES).
-        rows: Those that are compared; all where none are given.
+        rows: Rows to compare; all rows by default.
     """
     has_contrast = _contrast(signatures) >= _LEAST_CONTRAST
     rows = np.flatnonzero(has_contrast) if rows is None else rows[has_contrast[rows]]
@@ -134,7 +132,7 @@ def near_pairs(
 def correlations(
     signatures: Signatures, first: NDArray[np.int64], second: NDArray[np.int64]
 ) -> NDArray[np.float32]:
-    """How far rows `first[i]` and `second[i]` agree, at the best turn, mirrored or not: -1 to 1."""
+    """Correlate rows `first[i]` and `second[i]` at the best rotation, mirrored or not: -1 to 1."""
     results = [np.zeros(0, np.float32)]
     for start in range(0, len(first), _CHUNK):
         pairs = slice(start, start + _CHUNK)
@@ -151,7 +149,7 @@ def _correlate(first: NDArray[np.complex64], second: NDArray[np.complex64]) -> N
 
 
 def _spectra(signatures: Signatures) -> NDArray[np.complex64]:
-    """Fourier coefficients along the rings of signatures scaled to mean 0 and norm 1."""
+    """Compute Fourier coefficients along the rings, of signatures scaled to mean 0 and norm 1."""
     rings = signatures.reshape(-1, NUM_RINGS, NUM_ANGLES).astype(np.float32)
     rings -= rings.mean(axis=(1, 2), keepdims=True)
     rings /= np.sqrt((rings**2).sum(axis=(1, 2), keepdims=True)) + 1e-6
@@ -166,9 +164,9 @@ def _contrast(signatures: Signatures) -> NDArray[np.float64]:
 def _candidates(
     signatures: Signatures, rows: NDArray[np.int64]
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Pairs that are worth comparing, each once, as positions in `rows`.
+    """Find pairs that are worth comparing, each once, as positions in `rows`.
 
-    Random projections of what no turn or mirror changes, sorted: Charikar 2002,
+    Sorts random projections of features that rotating and mirroring do not change: Charikar 2002,
     https://doi.org/10.1145/509907.509965.
     """
     keys = _keys(signatures, rows)
@@ -186,7 +184,7 @@ def _candidates(
 
 
 def _keys(signatures: Signatures, rows: NDArray[np.int64]) -> NDArray[np.uint32]:
-    """Shape (n, _NUM_ORDERS): 96 bytes an image."""
+    """Compute the sorting keys, of shape (n, _NUM_ORDERS): 96 bytes an image."""
     centre = _mean_invariants(signatures, rows)
     shape = (len(centre), 32 * _NUM_ORDERS)
     projection = np.random.default_rng(0).standard_normal(shape).astype(np.float32)
@@ -214,7 +212,7 @@ def _chunks(rows: NDArray[np.int64]) -> Iterator[NDArray[np.int64]]:
 
 
 def _invariants(signatures: Signatures) -> NDArray[np.float32]:
-    """Ring means and, of the low harmonics, magnitudes. Shape (n, NUM_RINGS * harmonics)."""
+    """Return ring means and magnitudes of low harmonics: (n, NUM_RINGS * _NUM_HARMONICS)."""
     spectra = _spectra(signatures)[:, :, :_NUM_HARMONICS]
     magnitudes = np.abs(spectra)
     magnitudes[:, :, 0] = spectra[:, :, 0].real

@@ -1,50 +1,55 @@
-"""Which split each image is in.
+"""Put each image into a split, by its content.
 
-An image's place is a hash of its content, so that adding files moves no other file, and images of
-one picture have the place of their group: the hash of the smallest digest in it. Only an added
-file that shows a picture already there can move others, and those only to where it is itself.
+The split follows from a hash of the file's content, so that adding files moves no other file.
+Images of one picture form a group, and the group's split follows from the smallest digest in it.
+An added file can only move others that show the same picture, and only to its own split.
 
-Splits are stratified in expectation: places are uniform within every class. Exact shares would
-need the sorted places of all files of a class, and each added file would then move others over
-the boundaries, from train to test among them. With n groups in a class, a share p is met within
-sqrt(p (1 - p) / n), one standard deviation.
+Splits are stratified in expectation, because hashes are uniform within every class. Exact shares
+would need the sorted hashes of all files of a class, and each added file would then move others
+across the boundaries, for example from train to test. With n groups in a class, the share p has a
+standard deviation of sqrt(p (1 - p) / n).
 """
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 import numpy as np
+import pyarrow as pa
 from numpy.typing import NDArray
 
 from mask_ray.config import DataSettings, ImageLimits, SplitName
 from mask_ray.data import near_duplicates
 from mask_ray.data.inventory import NOT_GIVEN, Inventory
+from mask_ray.data.sources import DataError, Labelled
+from mask_ray.data.sources.location import reached
 from mask_ray.images.decode import ImageError, decode, resize
 
 SPLITS: tuple[SplitName, ...] = get_args(SplitName)
 
-# Where images go that show a picture of the fixed test set: nowhere.
+# In place of a split, for images that show a picture of the fixed test set.
 LEFT_OUT = "left out"
 _LEFT_OUT_INDEX = len(SPLITS)
 
-# The side of pictures whose signatures are taken here; those of training are of its image size.
+# Side of the pictures whose signatures are computed here. Training uses its own image size.
 _SIGNED_PX = 128
+
+# Number of files in memory at a time.
+_FILES_TOGETHER = 256
 
 _NAMES = (*SPLITS, LEFT_OUT)
 _TRAIN, _VAL, _TEST = (SPLITS.index(name) for name in ("train", "val", "test"))
 
 
 class SplitConflictError(ValueError):
-    """Files that must share a split are given different ones.
+    """The source gives different splits to files that must share one.
 
     Args:
-        digests: Of two such files, in hex.
-        splits: What they are given.
+        digests: Digests of two such files, in hex.
+        splits: Their given splits.
     """
 
     def __init__(self, digests: tuple[str, str], splits: tuple[str, str]) -> None:
@@ -52,15 +57,25 @@ class SplitConflictError(ValueError):
         self.digests = digests
         self.splits = splits
 
+    def describe(self, paths: Mapping[str, str]) -> str:
+        """Write the message for users. `paths` holds names of files by digest."""
+        (first, second), (one, other) = (paths[digest] for digest in self.digests), self.splits
+        given = f"{first} is given {one}, {second} {other}"
+        if first == second:
+            given = f"copies of {first} are given {one} and {other}"
+        return f"files of one group or one picture must be given one split; {given}"
+
 
 @dataclass(frozen=True)
 class Assignment:
     """The split of every image.
 
     Args:
-        indices: For each row of the inventory, of `SPLITS`; or one more, for those left out.
-        groups: The first row of each row's group.
-        moved: Split by digest, in hex, where it is not that of the file's own content. Small.
+        indices: For each row of the inventory, an index into `SPLITS`, or len(SPLITS) if the
+            image is left out.
+        groups: For each row, the first row of its group.
+        moved: Split by digest, in hex, of files whose split does not follow from their own
+            content. Small.
     """
 
     indices: NDArray[np.int8]
@@ -69,64 +84,82 @@ class Assignment:
 
     @property
     def num_left_out(self) -> int:
-        """Images left out since the fixed test set has their picture."""
+        """Number of images left out because the fixed test set has their picture."""
         return int((self.indices == _LEFT_OUT_INDEX).sum())
 
     @property
     def num_grouped(self) -> int:
-        """Images that share their picture, or their given group, with another."""
+        """Number of images that share a picture, or a given group, with another."""
         _, sizes = np.unique(self.groups, return_counts=True)
         return int(sizes[sizes > 1].sum())
 
 
 def split_of(digest: str, settings: DataSettings) -> SplitName:
-    """The split of a file that is in no group and is given none, by its content alone.
+    """Return the split of a file by its content alone: without a group or a given split.
 
     Args:
         digest: SHA-256 of the file's bytes, in hex.
-        settings: Its `test_fraction` and `val_fraction` are the shares of those splits. With
-            `test_data`, the share of the test split is trained on.
+        settings: Shares of the splits. With `test_data`, the test share is trained on.
     """
     prefix = np.array([int(digest[:16], 16)], np.uint64)
     return SPLITS[_places_to_splits(prefix, settings)[0]]
 
 
-def of_files(
-    by_class: Mapping[str, Sequence[Path]], settings: DataSettings
-) -> Iterator[tuple[Path, int, SplitName]]:
-    """The readable of these files, their labels and splits, without Ray: for folders of thousands.
+def of_files(labelled: Labelled, settings: DataSettings) -> pa.Table:
+    """Read files and put them into splits, without Ray. For up to some thousand files.
 
     Args:
-        by_class: Files by class name, in the order of labels.
-        settings: Limits and shares.
+        labelled: Files and their labels.
+        settings: Limits of images, and shares of the splits.
+
+    Returns the readable rows of `labelled.files`, with a further column `split`.
+
+    Raises:
+        DataError: a store does not answer, or files of one group are given different splits.
     """
-    files = [(path, label) for label, paths in enumerate(by_class.values()) for path in paths]
+    parts: list[Inventory | None] = []
     with ThreadPoolExecutor() as threads:
-        stocked = list(threads.map(partial(_stock, limits=settings), files))
-    assigned = assign(Inventory.joined(part for part in stocked if part), settings).indices
-    readable = (file for file, part in zip(files, stocked, strict=True) if part)
-    for (path, label), index in zip(readable, assigned, strict=True):
-        yield path, label, SPLITS[index]
+        for start in range(0, len(labelled.files), _FILES_TOGETHER):
+            files = labelled.files.slice(start, _FILES_TOGETHER)
+            contents = reached("data", partial(_read, labelled, files))
+            rows = zip(files.to_pylist(), contents, strict=True)
+            parts += threads.map(partial(_stock, limits=settings), rows)
+    readable = labelled.files.filter(pa.array([part is not None for part in parts], pa.bool_()))
+    inventory = Inventory.joined(part for part in parts if part is not None)
+    try:
+        assigned = assign(inventory, settings).indices
+    except SplitConflictError as error:
+        raise DataError(
+            error.describe(
+                dict(zip(inventory.hex_digests(), labelled.reader.names(readable), strict=True))
+            )
+        ) from error
+    return readable.append_column(
+        "split", pa.array([_NAMES[index] for index in assigned], pa.string())
+    )
 
 
-def _stock(file: tuple[Path, int], limits: ImageLimits) -> Inventory | None:
-    path, label = file
-    encoded = path.read_bytes()
+def _read(labelled: Labelled, files: pa.Table) -> list[tuple[bytes, str]]:
+    return list(labelled.reader.contents(files))
+
+
+def _stock(row: tuple[dict[str, Any], tuple[bytes, str]], limits: ImageLimits) -> Inventory | None:
+    file, (encoded, _) = row
     try:
         picture = decode(encoded, limits, at_least_px=_SIGNED_PX)
     except ImageError:
         return None
     signature = near_duplicates.signature(resize(picture, _SIGNED_PX), *picture.shape[:2])
-    digest = hashlib.sha256(encoded).hexdigest()
-    row = {"label": np.array([label]), "digest": np.array([digest]), "signature": signature[None]}
-    return Inventory.of_batch(row, SPLITS)
+    batch = {name: np.array([file[name]]) for name in ("label", "given_split", "given_group")}
+    digest = np.array([hashlib.sha256(encoded).hexdigest()])
+    return Inventory.of_batch(batch | {"digest": digest, "signature": signature[None]}, SPLITS)
 
 
 def assign(inventory: Inventory, settings: DataSettings) -> Assignment:
-    """Put each image into a split, and all of a group into one.
+    """Put each image into a split, and all images of a group into the same one.
 
     Raises:
-        SplitConflictError: files of one group are given different splits.
+        SplitConflictError: the source gives different splits to files of one group.
     """
     groups = inventory.groups()
     prefixes = inventory.prefixes()
@@ -137,7 +170,8 @@ def assign(inventory: Inventory, settings: DataSettings) -> Assignment:
     _hold_out(indices, inventory, groups)
     moved = indices != _places_to_splits(prefixes, settings)
     moved &= ~inventory.held_out
-    return Assignment(indices, groups, _by_digest(inventory, indices, moved))
+    names = (_NAMES[index] for index in indices[moved])
+    return Assignment(indices, groups, dict(zip(inventory.hex_digests(moved), names, strict=True)))
 
 
 def _places_to_splits(prefixes: NDArray[np.uint64], settings: DataSettings) -> NDArray[np.int8]:
@@ -149,9 +183,10 @@ def _places_to_splits(prefixes: NDArray[np.uint64], settings: DataSettings) -> N
 
 
 def _mixed(values: NDArray[np.uint64]) -> NDArray[np.uint64]:
-    """Uniform again: the smallest of several digests is not, and large groups would all be tests.
+    """Make values uniform again.
 
-    The finaliser of SplitMix64: Steele, Lea and Flood 2014, https://doi.org/10.1145/2714064.2660195.
+    The smallest of several digests is not uniform: without this, all large groups would be in the
+    test split. The finaliser of SplitMix64: Steele, Lea and Flood 2014, https://doi.org/10.1145/2714064.2660195.
     """
     mixed = values + np.uint64(0x9E3779B97F4A7C15)
     mixed = (mixed ^ (mixed >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
@@ -179,20 +214,13 @@ def _conflict(
 ) -> SplitConflictError:
     splits = inventory.given_splits
     other = next(r for r in given if groups[r] == groups[row] and splits[r] != splits[row])
-    digests = inventory.digests[row].tobytes().hex(), inventory.digests[other].tobytes().hex()
-    return SplitConflictError(digests, (SPLITS[splits[row]], SPLITS[splits[other]]))
+    first, second = inventory.hex_digests([row, other])
+    return SplitConflictError((first, second), (SPLITS[splits[row]], SPLITS[splits[other]]))
 
 
 def _hold_out(indices: NDArray[np.int8], inventory: Inventory, groups: NDArray[np.int64]) -> None:
-    """The fixed test set is the test split; nothing that shows its pictures is trained on."""
+    """Make the fixed test set the test split, and leave out other images of its pictures."""
     is_seen = np.zeros(len(inventory), bool)
     is_seen[groups[inventory.held_out]] = True
     indices[is_seen[groups]] = _LEFT_OUT_INDEX
     indices[inventory.held_out] = _TEST
-
-
-def _by_digest(
-    inventory: Inventory, indices: NDArray[np.int8], rows: NDArray[np.bool_]
-) -> dict[str, str]:
-    digests = (digest.tobytes().hex() for digest in inventory.digests[rows])
-    return dict(zip(digests, (_NAMES[index] for index in indices[rows]), strict=True))

@@ -1,7 +1,7 @@
-"""Random views of a photo, as another camera at another moment might have taken it.
+"""Augment photos: random views, as another camera might have taken them.
 
-In the order of nature: the pose of the face, what is before it, the light, the lens, the sensor,
-the file. Pillow and numpy only, so that it runs wherever images are decoded.
+The steps follow the order of the real world: pose of the face, what covers it, light, lens, sensor,
+file. Only Pillow and numpy are used, so that it runs wherever images are decoded.
 """
 
 import io
@@ -12,17 +12,17 @@ from PIL import Image, ImageFilter
 
 Pixels = NDArray[np.uint8]
 
-# How often each of the costly or destructive steps is taken.
+# Share of images that each slow or destructive step is applied to.
 _SHARE = 0.2
 
 
 def augment(image: Pixels, rng: np.random.Generator, strength: float = 1.0) -> Pixels:
-    """One random view of an image.
+    """Make a random view of an image.
 
     Args:
         image: RGB of shape (S, S, 3).
-        rng: The same generator state gives the same view.
-        strength: Scales every range; 0 gives the image itself.
+        rng: Random generator; the same state gives the same view.
+        strength: Factor on every range; 0 returns the image unchanged.
 
     Returns:
         RGB of the same shape.
@@ -43,7 +43,7 @@ def augment(image: Pixels, rng: np.random.Generator, strength: float = 1.0) -> P
 
 
 def _posed(image: Pixels, rng: np.random.Generator, strength: float) -> Pixels:
-    """Mirrored or not, turned by up to 20 degrees, up to 20 % nearer or farther, shifted by 8 %."""
+    """Mirror, rotate by up to 20 degrees, zoom by up to 20 % and shift by up to 8 %."""
     size = len(image)
     angle = np.deg2rad(20) * strength * rng.uniform(-1, 1)
     zoom = np.exp(0.2 * strength * rng.uniform(-1, 1))
@@ -52,9 +52,9 @@ def _posed(image: Pixels, rng: np.random.Generator, strength: float) -> Pixels:
     cos, sin = np.cos(angle) / zoom, np.sin(angle) / zoom
     turn = np.array([[mirror * cos, -sin], [mirror * sin, cos]])
     centre = size / 2
-    # Wide enough for the view's corners, which show the picture's stretched edge instead of black.
+    # Wide enough that the view's corners repeat the picture's edge rather than being black.
     margin = max(0, int(np.ceil((np.abs(turn) @ (centre + np.abs(shift))).max() - centre)))
-    # Pillow maps each pixel of the view to where it comes from.
+    # Pillow wants the map from pixels of the view to pixels of the picture.
     origin = centre + margin - turn @ (centre + shift)
     padded = Image.fromarray(np.pad(image, ((margin, margin), (margin, margin), (0, 0)), "edge"))
     matrix = (turn[0, 0], turn[0, 1], origin[0], turn[1, 0], turn[1, 1], origin[1])
@@ -65,7 +65,7 @@ def _posed(image: Pixels, rng: np.random.Generator, strength: float) -> Pixels:
 
 
 def _occluded(image: Pixels, rng: np.random.Generator, strength: float) -> Pixels:
-    """A hand, a cup, a shoulder: a rectangle of one colour, up to 35 % of the side each way."""
+    """Cover a rectangle of up to 35 % of each side with one colour, as a hand or cup would."""
     size = len(image)
     height, width = (size * 0.35 * min(strength, 2) * rng.uniform(0.2, 1, size=2)).astype(int)
     top, left = rng.integers(0, size - height), rng.integers(0, size - width)
@@ -74,7 +74,7 @@ def _occluded(image: Pixels, rng: np.random.Generator, strength: float) -> Pixel
 
 
 def _lit(picture: Image.Image, rng: np.random.Generator, strength: float) -> Image.Image:
-    """Brightness, contrast, gamma and the colour of the light, in one table for each channel."""
+    """Change brightness, contrast, gamma and colour of the light, with a table per channel."""
     gamma = np.exp(0.4 * strength * rng.uniform(-1, 1))
     contrast = np.exp(0.3 * strength * rng.uniform(-1, 1))
     brightness = 0.15 * strength * rng.uniform(-1, 1)

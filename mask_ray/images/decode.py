@@ -1,8 +1,8 @@
-"""Encoded bytes to uint8 RGB arrays, within limits: the one pixel path of the project.
+"""Decode encoded images to uint8 RGB arrays, within limits.
 
-Training, evaluation and serving all decode here, so a model meets the same pixels everywhere.
-Nothing here knows of labels, models or HTTP, and Pillow's global settings are neither relied on
-nor changed, so any number of threads may decode at once.
+Training, evaluation and serving all use this decoder, so a model sees the same pixels everywhere.
+It does not depend on labels, models or HTTP, nor on Pillow's global settings, so any number of
+threads may decode at once.
 """
 
 import io
@@ -24,8 +24,8 @@ from mask_ray.config import IMAGE_FORMATS, ImageLimits
 
 RGBArray = NDArray[np.uint8]
 
-# The plugins are called by name, not through Image.open: it warns about or refuses large images
-# before their size can be read, and hands multi-picture JPEGs to another plugin.
+# The plugins are called directly. Image.open would warn about large images, or reject them, before
+# their size can be read, and would open multi-picture JPEGs with another plugin.
 _PLUGINS: dict[str, type[ImageFile]] = {
     "JPEG": JpegImageFile,
     "PNG": PngImageFile,
@@ -63,15 +63,15 @@ _FORMAT = re.compile(
     b"|".join(b"(%b)" % signature for signature in _SIGNATURES.values()), re.DOTALL
 )
 
-# Encoders write about ten. Each costs a pass over the whole picture: a forged file within the
-# byte limit can hold a hundred thousand, the better part of an hour.
+# Encoders write about ten scans. Each costs a pass over the whole picture: a forged file within
+# the byte limit can hold a hundred thousand, which take most of an hour.
 _MAX_JPEG_SCANS = 100
 # The marker and the high byte of its length, which coded pixels never contain. Searching by
 # pattern is twice as fast as bytes.count.
 _JPEG_SCAN = re.compile(rb"\xff\xda\x00")
 
-# The most a JPEG can have. Pillow spends 12 bytes or more on each row: one pixel wide, an image
-# within the pixel limit can take a gigabyte.
+# The longest side of a JPEG. Pillow needs 12 bytes or more for each row, so an image of one column
+# within the pixel limit could take a gigabyte.
 _MAX_SIDE_PX = 65_535
 
 _UPRIGHT = {
@@ -88,7 +88,7 @@ _DEFAULT_LIMITS = ImageLimits.model_validate({})
 
 
 class ImageError(ValueError):
-    """These bytes give no picture: empty, not an image, truncated, corrupt, or refused."""
+    """The bytes cannot be decoded: empty, not an image, truncated, corrupt, or over a limit."""
 
 
 class ImageTooLargeError(ImageError):
@@ -96,12 +96,12 @@ class ImageTooLargeError(ImageError):
 
 
 class ImageFormatError(ImageError):
-    """An image, but not of an accepted format."""
+    """An image in a format that is not accepted."""
 
 
 @dataclass(frozen=True)
 class Header:
-    """What a file says of itself. Sides in pixels, as stored."""
+    """Format and size from a file's header. Sides in pixels, before any rotation."""
 
     format_name: str
     width: int
@@ -109,10 +109,10 @@ class Header:
 
 
 def read_header(encoded: bytes, limits: ImageLimits = _DEFAULT_LIMITS) -> Header:
-    """Format and size of what `decode` accepts, without decoding a pixel.
+    """Read format and size of an image that `decode` accepts, without decoding pixels.
 
     Raises:
-        Exception: whatever Pillow trips over. Decode first: what decodes has a header.
+        Exception: any error of Pillow's. Call `decode` first: what it accepts has a header.
     """
     format_name = _accepted_format(encoded)
     return Header(format_name, *_open(encoded, format_name, limits).size)
@@ -123,14 +123,14 @@ def decode(
 ) -> RGBArray:
     """Decode one JPEG, PNG, WebP, GIF (first frame) or BMP to RGB.
 
-    With `at_least_px` a JPEG may come out smaller, by 2, 4 or 8, since decoding it that way is
-    faster; neither side falls below `at_least_px` unless it already was.
+    With `at_least_px`, a JPEG may be decoded at 1/2, 1/4 or 1/8 of its size, which is faster.
+    Neither side falls below `at_least_px`, unless it already was.
 
     Returns uint8 of shape (height, width, 3), read-only and upright: the EXIF orientation is
     applied, alpha is flattened onto white, and 16 bits a channel are scaled down to 8.
 
     Raises:
-        ImageTooLargeError: over `limits`. Dimensions are read from the header and refused
+        ImageTooLargeError: over `limits`. Dimensions are read from the header and checked
             before any pixel is decoded.
         ImageFormatError: an image of another format, such as TIFF or HEIC, or a run-length
             encoded BMP.
@@ -144,8 +144,8 @@ def decode_resized(
 ) -> RGBArray:
     """Decode one image and resize it to a square, bilinear with antialiasing.
 
-    The whole picture is stretched to the square rather than cropped: nothing of a face at its
-    edge is cut away, and faces in training and in serving are distorted alike.
+    The picture is stretched rather than cropped, so that a face at its edge is not cut off. Faces
+    in training and serving are distorted alike.
 
     Returns uint8 of shape (image_size, image_size, 3), read-only, otherwise as `decode`.
 
@@ -183,8 +183,8 @@ def _decode(encoded: bytes, limits: ImageLimits, at_least_px: int | None) -> Ima
     except ImageError:
         raise
     except Exception as error:
-        # Pillow's parsers raise whatever they trip over: OSError, SyntaxError, struct.error,
-        # IndexError, zlib.error, MemoryError, ...
+        # Pillow's parsers raise many types: OSError, SyntaxError, struct.error, IndexError,
+        # zlib.error, MemoryError, ...
         reason = str(error) or type(error).__name__
         raise ImageError(f"{format_name} image is truncated or corrupt: {reason}") from error
 
@@ -203,7 +203,7 @@ def _accepted_format(encoded: bytes) -> str:
 
 def _open(encoded: bytes, format_name: str, limits: ImageLimits) -> ImageFile:
     """Read the header. Pixels are decoded later, at the first use of the image."""
-    # Pillow allocates these two while it opens them.
+    # Pillow allocates all pixels of these two when it opens them.
     if format_name == "WebP":
         _check_pixels(_webp_size(encoded), limits)
     elif format_name == "GIF":
@@ -212,7 +212,7 @@ def _open(encoded: bytes, format_name: str, limits: ImageLimits) -> ImageFile:
         _check_scans(encoded)
     image = _PLUGINS[format_name](io.BytesIO(encoded))
     _check_pixels(image.size, limits)
-    # Pillow decodes these in Python: a file of 30 KB can hold the interpreter for ten seconds.
+    # Pillow decodes these in Python: a file of 30 KB can block the interpreter for ten seconds.
     if any(tile.codec_name == "bmp_rle" for tile in image.tile):
         raise ImageFormatError("image is a run-length encoded BMP; only plain BMPs are accepted")
     return image
@@ -238,7 +238,7 @@ def _check_scans(encoded: bytes) -> None:
 
 
 def _webp_size(encoded: bytes) -> tuple[int, int]:
-    """Width and height of the canvas: https://developers.google.com/speed/webp/docs/riff_container"""
+    """Read width and height of the canvas: https://developers.google.com/speed/webp/docs/riff_container"""
     kind = encoded[12:16]
     if kind == b"VP8X":
         low, middle, high = struct.unpack_from("<3H", encoded, 24)
@@ -251,7 +251,7 @@ def _webp_size(encoded: bytes) -> tuple[int, int]:
 
 
 def _gif_size(encoded: bytes) -> tuple[int, int]:
-    """Width and height that hold the screen and the first frame, which may lie beyond it."""
+    """Compute width and height that contain the screen and the first frame."""
     width, height, flags = struct.unpack_from("<2HB", encoded, 6)
     at = 13 + _gif_palette_bytes(flags)
     while encoded[at] != ord(","):
@@ -282,7 +282,7 @@ def _to_rgb(image: ImageFile) -> Image.Image:
 
 
 def _rescale_colour_key(image: ImageFile) -> None:
-    """A PNG names its transparent colour at its own depth; Pillow's pixels have 8 bits."""
+    """Scale a PNG's transparent colour from the file's bit depth to Pillow's 8 bits."""
     key = image.info.get("transparency")
     depth = image.tile[0].args if image.tile else None
     if isinstance(key, int) and depth in ("L;2", "L;4"):
@@ -292,7 +292,7 @@ def _rescale_colour_key(image: ImageFile) -> None:
 
 
 def _gray16_to_rgb(image: Image.Image) -> Image.Image:
-    """Keep the high byte, as Pillow does with 16-bit colour; its `convert` clips at 255."""
+    """Keep the high byte, as Pillow does with 16-bit colour. `convert` would clip at 255."""
     gray = np.asarray(image)
     high_byte = Image.fromarray((gray >> 8).astype(np.uint8))
     key = image.info.get("transparency")
@@ -312,6 +312,6 @@ def _upright(source: ImageFile, image: Image.Image) -> Image.Image:
     try:
         transpose = _UPRIGHT.get(source.getexif().get(ExifTags.Base.Orientation, 1))
     except Exception:
-        # Unreadable metadata says nothing about the pixels, which are fine.
+        # The pixels are fine even if the metadata is unreadable.
         return image
     return image if transpose is None else image.transpose(transpose)

@@ -1,1 +1,1 @@
-"""What a data set holds, reported before anything is trained on it."""
+"""Report what a data set holds, before training on it."""

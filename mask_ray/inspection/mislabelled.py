@@ -1,8 +1,8 @@
-"""Files whose label the other files contradict: confident learning in its simplest form.
+"""Find files whose label is probably wrong, by the simplest form of confident learning.
 
-A logistic regression on frozen ImageNet features is fitted to four fifths of the images and asked
-about the last, five times, with all images of one picture in one fifth; whoever is given a low
-probability of the own label is worth a look. See Northcutt, Jiang and Chuang 2021,
+A logistic regression on frozen ImageNet features is fitted to four fifths of the images and
+predicts the last fifth, five times. All images of one picture are in one fifth. Images whose own
+label gets a low probability are worth a look. See Northcutt, Jiang and Chuang 2021,
 https://doi.org/10.1613/jair.1.12125.
 """
 
@@ -21,29 +21,30 @@ from mask_ray.models import onnx_export, pretrained
 from mask_ray.models.predictor import FeatureExtractor
 from mask_ray.progress import Progress, say
 
-# Probability of the own label below which a file is suspected.
+# A file is suspected if its own label gets a probability below this.
 SUSPECTED_BELOW = 0.1
 
 _IMAGE_SIZE = 96
 _NUM_FOLDS = 5
-# Features take 2.5 KB an image, in the driver.
+# Features take 2.5 KB an image in the driver.
 _MOST_IMAGES = 200_000
 
 
 def find(
     dataset: Dataset, inventory: Inventory, settings: DataSettings, backbone_weights: str
 ) -> list[tuple[int, float]] | None:
-    """Rows of the inventory and the probability of their own label, least first.
+    """Find suspected rows of the inventory.
 
-    None where there are no weights to do it with, or more images than features can be held of.
+    Returns their indices and the probability of their own label, lowest first. None: without
+    weights, or with too many images to hold their features.
 
     Raises:
-        weights.WeightsError: the backbone weights cannot be had.
+        pretrained.WeightsError: the backbone weights cannot be read.
     """
     if backbone_weights == "none":
         return None
     if len(inventory) > _MOST_IMAGES:
-        say(f"labels are not checked: of {len(inventory)} images, more than {_MOST_IMAGES}")
+        say(f"labels are not checked: {len(inventory)} images are more than {_MOST_IMAGES}")
         return None
     backbone = onnx_export.backbone_onnx(
         pretrained.read(backbone_weights, 1.0), image_size=_IMAGE_SIZE, alpha=1.0
@@ -57,7 +58,7 @@ def find(
 def _features(
     dataset: Dataset, inventory: Inventory, settings: DataSettings, backbone: bytes
 ) -> NDArray[np.float16]:
-    """In the order of the inventory."""
+    """Compute features, of shape (n, 1280), in the order of the inventory."""
     extracted = dataset.map_batches(
         _Extractor,
         fn_constructor_args=(ray.put(backbone), settings),
@@ -70,11 +71,11 @@ def _features(
     for batch in extracted.iter_batches(batch_size=1024, batch_format="numpy"):
         progress.add(len(batch["digest"]))
         by_digest.update(zip(batch["digest"].tolist(), batch["features"], strict=True))
-    return np.stack([by_digest[digest.tobytes().hex()] for digest in inventory.digests])
+    return np.stack([by_digest[digest] for digest in inventory.hex_digests()])
 
 
 class _Extractor:
-    """Runs the backbone on one core of its own, on what can be decoded."""
+    """Runs the backbone on readable images, on one core of its own."""
 
     def __init__(self, onnx: Any, settings: DataSettings) -> None:
         # Ray Data passes references as they are.
@@ -96,7 +97,7 @@ class _Extractor:
 
 
 def _own_confidence(features: NDArray[np.float16], inventory: Inventory) -> NDArray[np.float64]:
-    """Probability of each image's own label, by models that saw nothing of its group."""
+    """Predict the probability of each image's own label with models not fitted to its group."""
     from sklearn.linear_model import LogisticRegression
     from sklearn.model_selection import GroupKFold
     from sklearn.pipeline import make_pipeline
@@ -104,9 +105,9 @@ def _own_confidence(features: NDArray[np.float16], inventory: Inventory) -> NDAr
 
     own = np.ones(len(inventory))
     labels, rows = inventory.labels, features.astype(np.float32)
-    for seen, asked in GroupKFold(_NUM_FOLDS).split(rows, labels, inventory.groups()):
+    for fitted, predicted in GroupKFold(_NUM_FOLDS).split(rows, labels, inventory.groups()):
         model = make_pipeline(StandardScaler(), LogisticRegression(C=0.01, max_iter=200))
-        model.fit(rows[seen], labels[seen])
-        columns = np.searchsorted(model.classes_, labels[asked])
-        own[asked] = model.predict_proba(rows[asked])[np.arange(len(asked)), columns]
+        model.fit(rows[fitted], labels[fitted])
+        columns = np.searchsorted(model.classes_, labels[predicted])
+        own[predicted] = model.predict_proba(rows[predicted])[np.arange(len(predicted)), columns]
     return own

@@ -14,6 +14,7 @@ import yaml
 
 from mask_ray import client
 from mask_ray.config import ImageLimits, MaskRayError
+from mask_ray.config.client import ClientSettings
 from mask_ray.images.decode import decode_resized
 from mask_ray.models.predictor import Predictor
 
@@ -178,7 +179,7 @@ def _rows(url: str, images: Sequence[LabelledImage]) -> list[dict[str, Any]]:
         for path, image in zip(paths, images, strict=True):
             path.write_bytes(image.encoded)
         names = [str(path) for path in paths]
-        client.run(client.ClientSettings(paths=names, url=url, output=output, timeout_s=60))
+        client.run(ClientSettings(paths=names, url=url, output=output, timeout_s=60))
         return [json.loads(line) for line in output.read_text().splitlines()]
 
 

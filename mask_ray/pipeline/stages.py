@@ -1,7 +1,6 @@
 """The pipeline's stages: fetch, inspect, train, evaluate, promote, deploy, smoke-test."""
 
 import signal
-import sys
 from contextlib import suppress
 from dataclasses import asdict
 from datetime import UTC, datetime
@@ -37,7 +36,7 @@ from mask_ray.pipeline.runner import (
     in_own_run,
     run_stages,
 )
-from mask_ray.progress import say
+from mask_ray.progress import say, stderr
 from mask_ray.ray_internals import started_ray
 from mask_ray.serving import service
 from mask_ray.training.run import train_model
@@ -81,7 +80,7 @@ def stay_while_serving() -> None:
     """Wait for Ctrl-C if the service runs in this process's own Ray, which ends with it."""
     if started_ray() and service.is_running():
         # Not on standard output: its last line is the result.
-        print("serving until Ctrl-C: this command started Ray for itself", file=sys.stderr)
+        print("serving until Ctrl-C: this command started Ray for itself", file=stderr())
         with suppress(KeyboardInterrupt):
             signal.pause()
 

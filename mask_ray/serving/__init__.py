@@ -1,7 +1,7 @@
 """The endpoint on Ray Serve.
 
-`build_app` and `problem_middleware` are what Serve imports by name; they are looked up on first
-use, so that the light modules here, such as `ingress`, do not wait for Ray Serve.
+Serve imports `build_app` and `problem_middleware` from here by name. They are loaded on first use:
+importing a light module such as `ingress` does not import Ray Serve.
 """
 
 from typing import TYPE_CHECKING, Any

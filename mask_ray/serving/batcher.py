@@ -1,7 +1,7 @@
-"""Work gathered into batches while the threads that do it are busy.
+"""Gathers items into batches while the threads that process them are busy.
 
-A thread that is free takes what waits, up to the size of a batch, and never waits for more: an idle
-service answers a single item at once, a busy one in batches. Nothing here knows what an item is.
+A free thread takes the items that wait, up to the size of a batch, and never waits for more. So an
+idle service processes a single item at once, and a busy one in batches. Items can be anything.
 """
 
 import asyncio
@@ -15,16 +15,14 @@ Outcome = TypeVar("Outcome")
 
 
 class Batcher(Generic[Item, Outcome]):
-    """Threads that work on batches of what coroutines ask for.
-
-    They end with the process.
+    """Threads that process items of coroutines in batches. They end with the process.
 
     Args:
-        work: Called in a thread with a batch, and whether that is a single item while nothing
-            else waits or is worked on; gives an outcome for each item, in its order. What it
-            raises is raised to all who asked.
-        num_threads: Batches at a time.
-        max_batch_size: Items in a batch.
+        work: Called in a thread with a batch, and with True if it is one item and nothing else
+            waits or is processed. Returns one outcome for each item, in the same order. What it
+            raises is raised in every `ask` of the batch.
+        num_threads: Most batches at a time.
+        max_batch_size: Most items in a batch.
     """
 
     def __init__(
@@ -43,11 +41,11 @@ class Batcher(Generic[Item, Outcome]):
             threading.Thread(target=self._run, name=f"batches_{number}", daemon=True).start()
 
     async def ask(self, items: Sequence[Item]) -> list[Outcome]:
-        """The outcomes of some items, in their order; each joins a batch by itself."""
+        """Await the outcomes of items, in the same order. Each item joins a batch on its own."""
         loop = asyncio.get_running_loop()
         futures = [loop.create_future() for _ in items]
-        for asked in zip(items, futures, strict=True):
-            self._waiting.put(asked)
+        for pair in zip(items, futures, strict=True):
+            self._waiting.put(pair)
         if len(futures) == 1:
             return [await futures[0]]
         return await asyncio.gather(*futures)
@@ -69,20 +67,20 @@ class Batcher(Generic[Item, Outcome]):
                 self._num_busy -= 1
             futures = [future for _, future in batch]
             try:
-                # Once for all of them: to wake the loop costs more than to resolve a future.
+                # One call for the whole batch: waking the loop costs more than resolving a future.
                 futures[0].get_loop().call_soon_threadsafe(_resolve, futures, outcomes)
             except RuntimeError:
-                return  # the loop is closed: nobody waits any more
+                return  # The loop is closed: nothing waits for outcomes.
 
     def _next_batch(self) -> list[tuple[Item, "asyncio.Future[Outcome]"]]:
-        """What waits, without that whose askers have left."""
+        """Take the items that wait, without those that were cancelled."""
         batch = [self._waiting.get()]
         while len(batch) < self._max_batch_size:
             try:
                 batch.append(self._waiting.get_nowait())
             except queue.Empty:
                 break
-        return [asked for asked in batch if not asked[1].cancelled()]
+        return [pair for pair in batch if not pair[1].cancelled()]
 
 
 def _resolve(

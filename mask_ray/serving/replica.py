@@ -1,9 +1,8 @@
-"""The classifier as a Ray Serve deployment: one replica holds a model and the HTTP app before it.
+"""One replica: its models, the threads that classify, and the HTTP app before them.
 
-A request is read within limits on the event loop; a thread decodes its images together with others
-that wait, and classifies them as a batch, so the loop never waits for pixels. What decodes badly
-is refused, and harms nothing that it waited with. Training code, TensorFlow and Keras are never
-imported here.
+The event loop reads a request within its limits. A thread decodes the images that wait, of any
+requests, and classifies them as one batch, so the loop never waits for pixels. An image that cannot
+be decoded fails alone. Nothing here imports TensorFlow, Keras or training code.
 """
 
 import asyncio
@@ -45,7 +44,7 @@ from mask_ray.serving.versions.follower import (
 )
 from mask_ray.serving.versions.registry_actor import Followed, RegistryWatch, resolve_here
 
-Asked = tuple[Predictor, bytes | RGBArray]
+Item = tuple[Predictor, bytes | RGBArray]
 Outcome = Probabilities | Exception
 
 P = ParamSpec("P")
@@ -58,44 +57,44 @@ logger = logging.getLogger(__name__)
 
 
 class ModelFailedError(Exception):
-    """Inference raised an error on a batch."""
+    """Inference failed on a batch."""
 
 
 class Classifier:
-    """One replica: its models, the threads that feed them, and the HTTP app before it.
+    """What Serve runs in each replica.
 
     Args:
-        settings: With a `model_uri` that always means the same model.
-        followed: The alias whose versions take that model's place as it moves, if any.
+        settings: Settings whose `model_uri` always means the same model.
+        followed: Alias whose versions replace that model when the alias moves, if any.
 
     Raises:
-        tracking.ModelNotFoundError: `settings.model_uri` names no model.
-        ModelRefusedError: it names a file that is not a classifier.
+        tracking.ModelNotFoundError: there is no model at `settings.model_uri`.
+        ModelRefusedError: its file is not a classifier.
     """
 
     def __init__(self, settings: ServeSettings, followed: Followed | None = None) -> None:
         self.settings = settings
         self.metrics = _metrics_of_replica()
-        self._models = _models(settings, followed, self.metrics)
+        self._models = _load_models(settings, followed, self.metrics)
         self.metrics.serves(self.model.name, self.model.version)
         self._comparer = Comparer(self.metrics)
-        # As many as CPUs: the threads are also what bounds the memory of large images.
+        # One thread for each CPU, which also bounds the memory of large images.
         self._batcher = Batcher(
-            self._work,
+            self._classify_batch,
             num_threads=settings.num_threads,
             max_batch_size=settings.max_batch_size,
         )
-        # Grows with each image and batch that is done: whether anything moves.
+        # Grows with each image decoded and each batch classified, for the health check.
         self._progress = 0
         self._other_work = ThreadPoolExecutor(settings.num_threads, "other")
         self.is_ready = True
-        # What is here stays. Else the collector looks through all of Ray again and again, and
-        # requests wait for it.
+        # Objects that exist now stay. Without this, each full collection visits all objects of Ray
+        # while requests wait.
         gc.collect()
         gc.freeze()
 
     def __serve_build_asgi_app__(self) -> FastAPI:
-        """Called by Serve once the replica is constructed."""
+        """Build the HTTP app. Serve calls this once the replica is constructed."""
         observers: list[Callable[[Exchange], None]] = [self.metrics.observe]
         if self.settings.access_log:
             observers.append(AccessLog(_access_log_path()))
@@ -110,7 +109,7 @@ class Classifier:
 
     @property
     def serving(self) -> Serving:
-        """The models of this moment. A request takes them once, and keeps to them."""
+        """The current models. A request reads this once, and uses the same models throughout."""
         return self._models.serving
 
     @property
@@ -125,7 +124,7 @@ class Classifier:
 
     @property
     def health(self) -> Health:
-        """What is served, and what is not."""
+        """The served models and the rejected versions."""
         serving = self.serving
         return Health(
             model=_info(serving.champion),
@@ -134,33 +133,33 @@ class Classifier:
         )
 
     async def classify(self, images: Sequence[bytes | RGBArray]) -> Classified:
-        """Classify encoded or decoded images by one model: the champion, or the challenger.
+        """Classify encoded or decoded images with one model: champion or challenger.
 
-        Each of them joins a batch by itself. Whose turn it is the first image decides.
+        The first image selects champion or challenger. Each image joins a batch on its own.
 
         Raises:
-            ImageError: as `images.decode`. Of several images the message names the first that is
-                bad, as `images[3]: ...`.
+            ImageError: an image cannot be decoded. If there are several, the message names the
+                first bad one: `images[3]: ...`.
         """
         serving = self.serving
         champion, challenger = serving.champion, serving.challenger
         share = self.settings.challenger_share
         if challenger is None or not takes_part(_bytes_of(images[0]), share):
-            return await self._ask(champion, images)
+            return await self._classify_with(champion, images)
         answered, classified = champion, None
         if self.settings.challenger_mode == "canary":
-            answered, classified = challenger, await self._ask_challenger(challenger, images)
+            answered, classified = challenger, await self._try_challenger(challenger, images)
         if classified is None:
-            answered, classified = champion, await self._ask(champion, images)
+            answered, classified = champion, await self._classify_with(champion, images)
         self._offer_comparisons(serving, answered, images, classified)
         return classified
 
-    async def _ask_challenger(
+    async def _try_challenger(
         self, challenger: LoadedModel, images: Sequence[bytes | RGBArray]
     ) -> Classified | None:
-        """None: it fails, and the champion is to answer in its place."""
+        """Ask the challenger; None if it fails, so that the champion answers."""
         try:
-            return await self._ask(challenger, images)
+            return await self._classify_with(challenger, images)
         except ModelFailedError as error:
             logger.warning("the challenger failed on an image: %s", error)
             return None
@@ -172,21 +171,24 @@ class Classifier:
         images: Sequence[bytes | RGBArray],
         classified: Classified,
     ) -> None:
-        """Of encoded images: pixels come from clients that compare by themselves."""
+        """Offer each encoded image for comparison. Clients that send pixels compare themselves."""
         for image, row in zip(images, classified.probabilities, strict=True):
             if isinstance(image, bytes):
-                named = dict(zip(classified.class_names, row.tolist(), strict=True))
+                by_class = dict(zip(classified.class_names, row.tolist(), strict=True))
                 self._comparer.offer(
-                    partial(compare, serving, answered, named, image, self.settings)
+                    partial(compare, serving, answered, by_class, image, self.settings)
                 )
 
-    async def _ask(self, model: LoadedModel, images: Sequence[bytes | RGBArray]) -> Classified:
+    async def _classify_with(
+        self, model: LoadedModel, images: Sequence[bytes | RGBArray]
+    ) -> Classified:
         predictor = model.predictor
         outcomes = await self._batcher.ask([(predictor, image) for image in images])
-        # Of several it is always the first bad one that is named.
         for index, outcome in enumerate(outcomes):
             if isinstance(outcome, ImageError):
-                raise outcome if len(images) == 1 else _named(outcome, index)
+                if len(images) == 1:
+                    raise outcome
+                raise type(outcome)(f"images[{index}]: {outcome}")
         rows = [_row(outcome, model) for outcome in outcomes]
         for row in rows:
             best = int(row.argmax())
@@ -196,21 +198,21 @@ class Classifier:
         return Classified(_info(model), predictor.class_names, np.stack(rows))
 
     async def in_thread(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-        """See `Backend`."""
+        """Call a function in a thread beside those that classify; see `Backend`."""
         call = partial(function, *args, **kwargs)
         return await asyncio.get_running_loop().run_in_executor(self._other_work, call)
 
-    def _work(self, asked: list[Asked], is_alone: bool) -> list[Outcome]:
-        """Decode and classify a batch, in one of its threads."""
-        decoded = [self._decode(*one) for one in asked]
+    def _classify_batch(self, items: list[Item], is_alone: bool) -> list[Outcome]:
+        """Decode and classify a batch. Runs in a thread of the batcher."""
+        decoded = [self._decode(*item) for item in items]
         good = [
             (predictor, image)
-            for (predictor, _), image in zip(asked, decoded, strict=True)
+            for (predictor, _), image in zip(items, decoded, strict=True)
             if not isinstance(image, Exception)
         ]
         started_s = time.perf_counter()
         answers = iter(predict_together(good, on_one_thread=not is_alone))
-        if any(image is not _TRIAL_IMAGE for _, image in asked):
+        if any(image is not _TRIAL_IMAGE for _, image in items):
             self.metrics.inferred(len(good), time.perf_counter() - started_s)
         self._progress += 1
         return [image if isinstance(image, Exception) else next(answers) for image in decoded]
@@ -224,26 +226,26 @@ class Classifier:
                 return decode_resized(image, predictor.image_size, self.settings)
             return resize(image, predictor.image_size)
         except Exception as error:
-            # Whatever it is, such as a lack of memory, it is this image's alone.
+            # Whatever it is, such as a lack of memory, it fails only this image.
             return error
         finally:
             self._progress += 1
             self.metrics.decoded(time.perf_counter() - started_s)
 
     async def check_health(self) -> None:
-        """Classify one black image: a replica that is blocked still answers mere pings.
+        """Classify one black image. A blocked replica would still answer a ping.
 
         Raises:
-            TimeoutError: it was not classified in time, and neither was anything else.
+            TimeoutError: nothing was decoded or classified within the time limit.
             Exception: whatever inference raised. Serve restarts a replica that keeps failing.
         """
         progress = self._progress
         try:
-            # Before Serve gives the check up.
+            # Shorter than Serve's own timeout of this check.
             async with asyncio.timeout(0.8 * self.settings.health_check_timeout_s):
                 await self._try_inference()
         except TimeoutError:
-            # Behind images that take long it is busy, unless nothing moves.
+            # A replica that makes progress is busy with large images, not blocked.
             self.is_ready = self._progress != progress
             if not self.is_ready:
                 raise
@@ -274,7 +276,7 @@ def _metrics_of_replica() -> Metrics:
 
 
 def _access_log_path() -> Path:
-    """Beside Serve's own log of the replica."""
+    """The replica's file, beside Serve's own log of it."""
     replica = serve.get_replica_context().replica_id
     return Path(get_serve_logs_dir(), f"access_{replica.unique_id}.log")
 
@@ -287,18 +289,14 @@ def _bytes_of(image: bytes | RGBArray) -> bytes:
     return image if isinstance(image, bytes) else image.tobytes()
 
 
-def _named(error: ImageError, index: int) -> ImageError:
-    return type(error)(f"images[{index}]: {error}")
-
-
 def _row(outcome: Outcome, model: LoadedModel) -> Probabilities:
     if isinstance(outcome, Exception):
         raise ModelFailedError(f"version {model.version} failed") from outcome
     return outcome
 
 
-def _models(settings: ServeSettings, followed: Followed | None, events: ModelEvents) -> Models:
-    """The replica's models: those of an alias, from now on, or the one of the settings."""
+def _load_models(settings: ServeSettings, followed: Followed | None, events: ModelEvents) -> Models:
+    """Load the model of the settings, or follow the alias in a thread."""
     if followed is None:
         return FixedModels(Serving(_load(settings.model_uri, settings, None)))
     follower = VersionFollower(
@@ -310,7 +308,7 @@ def _models(settings: ServeSettings, followed: Followed | None, events: ModelEve
         ),
         events=events,
     )
-    # A daemon: the following ends with the replica's process.
+    # A daemon thread, so that it does not keep the replica's process alive.
     threading.Thread(
         target=follower.follow_every,
         args=(followed.period_s, threading.Event()),

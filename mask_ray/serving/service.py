@@ -1,4 +1,4 @@
-"""Starts the service in a running Ray, and says whether one is there."""
+"""Starts the service in a running Ray, and checks whether one is running."""
 
 from pathlib import Path
 
@@ -11,20 +11,20 @@ from mask_ray.serving.deployment import build_app
 
 
 def start(config: Path, model_uri: str) -> None:
-    """Serve the application of a file such as serve_config.yaml in this Ray, and leave it there.
+    """Start the application of a file such as serve_config.yaml in this Ray, and leave it running.
 
     Args:
-        config: Where, and by which settings.
-        model_uri: The model, in place of the file's.
+        config: The file.
+        model_uri: Model to serve, in place of the file's.
 
     Raises:
-        MaskRayError: the file is not one, or the application cannot be served.
+        MaskRayError: the file is malformed, or the application does not start.
     """
     try:
-        told = yaml.safe_load(config.read_text())
-        (application,) = told["applications"]
+        loaded = yaml.safe_load(config.read_text())
+        (application,) = loaded["applications"]
         serve.start(
-            proxy_location=told.get("proxy_location"), http_options=told.get("http_options")
+            proxy_location=loaded.get("proxy_location"), http_options=loaded.get("http_options")
         )
         serve.run(
             build_app(application.get("args", {}) | {"model_uri": model_uri}),
@@ -40,5 +40,5 @@ def start(config: Path, model_uri: str) -> None:
 
 
 def is_running() -> bool:
-    """Whether this Ray serves any application."""
+    """Whether this Ray serves an application."""
     return bool(serve.status().applications)

@@ -18,7 +18,7 @@ from mask_ray.config import TrainSettings, home
 from mask_ray.data import sources
 from mask_ray.evaluation import promotion
 from mask_ray.models.predictor import Predictor
-from mask_ray.progress import say
+from mask_ray.progress import note, say
 from mask_ray.training import checkpoints, export, workers
 from mask_ray.training.export import Export
 from mask_ray.training.job import (
@@ -97,7 +97,7 @@ def _train(settings: TrainSettings, job: Job, clock: Clock) -> ray.train.Checkpo
     try:
         last = trainer.fit().checkpoint
     except ray.train.TrainingFailedError as error:
-        say(str(error))
+        note(str(error))
         raise ClusterError(
             f"training failed more than max_failures ({settings.max_failures}) times. Last error: "
             f"{str(error).strip().splitlines()[-1]}. Its checkpoints are kept: resume with "

@@ -56,12 +56,10 @@ def trainer(
             loop(received["worker"])
             return
 
-        from mask_ray.progress import quiet_libraries
-
         # Keras imports scikit-learn for wrappers that nothing here uses: a quarter of the start.
         hidden = sys.modules.setdefault("sklearn", None)  # type: ignore[arg-type]
-        with quiet_libraries():
-            from mask_ray.training.loop import train
+        from mask_ray.training.loop import train
+
         if hidden is None:
             del sys.modules["sklearn"]
 

@@ -202,7 +202,7 @@ def test_a_camera_that_is_refused_is_told(page: Page) -> None:
     )
     page.find("#open-camera").click()
 
-    wait_until(lambda: "was refused" in page.find("#notice").text, lambda: "the notice")
+    wait_until(lambda: "is not allowed" in page.find("#notice").text, lambda: "the notice")
     assert not page.find("#camera").is_displayed()
 
 
@@ -233,7 +233,7 @@ class TestToken:
     def test_that_is_wrong_is_asked_for_again(self, page: Page, photos: list[Path]) -> None:
         page.choose(photos[0])
         self.give(page, "wrong")
-        wait_until(lambda: "refused" in page.find("#token-hint").text, lambda: "the refusal")
+        wait_until(lambda: "rejected" in page.find("#token-hint").text, lambda: "the refusal")
         self.give(page, "secret")
 
         page.wait_for_states("done")

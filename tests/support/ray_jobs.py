@@ -4,7 +4,6 @@ import json
 import os
 import re
 import runpy
-import signal
 import subprocess
 import sys
 import tempfile
@@ -17,6 +16,7 @@ import psutil
 import pytest
 
 from tests.support import commands
+from tests.support.interrupts import accept_sigint
 from tests.support.project import ROOT
 
 # The smallest model there is, trained from nothing.
@@ -137,8 +137,7 @@ def _run(command: list[str], env: Mapping[str, str], events: Events | None = Non
             stdout=subprocess.PIPE,
             stderr=stderr,
             text=True,
-            # A shell in the background leaves Ctrl-C ignored, which children inherit.
-            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+            preexec_fn=accept_sigint,
         ) as process,
     ):
         assert process.stdout is not None

@@ -1,7 +1,7 @@
-"""Sources of images: folders, archives, manifests, here or anywhere -> rows in Ray Data.
+"""Read sources of images into Ray Data: folders, archives and manifests, local or remote.
 
-What a source is called says what it is; see `location`. An archive is fetched and unpacked under
-`home()`, once, and is a folder from then on. All else is read where it is.
+The kind of a source follows from its name; see `location`. Archives are downloaded and unpacked
+once, under `home()`, and read as folders. Other sources are read in place.
 """
 
 from mask_ray.data.sources.location import (

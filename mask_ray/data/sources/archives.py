@@ -1,8 +1,7 @@
-"""Archives -> folders. What an archive says of itself is not trusted.
+"""Unpack archives into folders, without trusting their headers.
 
-Nothing is written outside the folder, no link or device is made, and an archive that would grow
-beyond all measure is given up at the limit, whatever its headers promise. A folder appears whole
-or not at all.
+Nothing is written outside the folder, links and devices are rejected, and unpacking stops at a
+size limit, whatever the headers say. A folder is complete or does not appear.
 """
 
 import bz2
@@ -27,10 +26,10 @@ from mask_ray.data.sources.location import METADATA, DataError
 from mask_ray.progress import Progress
 
 _CHUNK_BYTES = 2**20
-# All that is said of one member: names, times, attributes. Photos' have some hundred bytes.
+# Names, times and attributes of one member. A photo's header has some hundred bytes.
 _MAX_HEADER_BYTES = 2**20
 _TAR_BUFFER_BYTES = 2**17
-# What macOS adds to every zip.
+# Folder that macOS adds to every zip.
 _NOT_DATA = "__MACOSX"
 _BROKEN = (
     zipfile.BadZipFile, tarfile.TarError, zlib.error, lzma.LZMAError, EOFError, OSError,
@@ -42,14 +41,14 @@ _BROKEN = (
 
 @dataclass(frozen=True)
 class Limits:
-    """What an archive may become.
+    """Limits of what an archive may unpack to.
 
     Args:
-        max_members: Files and folders.
-        max_bytes: All files together.
-        max_ratio: All files together, in sizes of the archive. Photos hardly shrink; drawings
-            that are not compressed do, by up to 50.
-        always_bytes: Allowed at any ratio.
+        max_members: Number of files and folders.
+        max_bytes: Size of all files together.
+        max_ratio: Size of all files together, as a multiple of the archive's. Photos hardly
+            compress; uncompressed drawings do, by a factor of up to 50.
+        always_bytes: Size that is allowed at any ratio.
     """
 
     max_members: int = 5_000_000
@@ -58,7 +57,7 @@ class Limits:
     always_bytes: int = 64 * 2**20
 
     def bytes_from(self, archive_bytes: int) -> int:
-        """How much may come out of an archive of this size."""
+        """Return the most bytes that an archive of this size may unpack to."""
         return min(self.max_bytes, max(self.always_bytes, self.max_ratio * archive_bytes))
 
 
@@ -70,7 +69,7 @@ class _Member:
 
 
 class _Budget:
-    """Counts what comes out, and ends it at the limit."""
+    """Counts unpacked files and bytes, and stops at the limits."""
 
     def __init__(self, archive: Path, folder: Path, limits: Limits, name: str) -> None:
         self.name = name
@@ -87,7 +86,7 @@ class _Budget:
             )
 
     def chunks(self, stream: IO[bytes]) -> Iterator[bytes]:
-        """All that the stream gives, counted."""
+        """Read the stream to its end, and count the bytes."""
         while chunk := stream.read(_CHUNK_BYTES):
             self._take(len(chunk))
             yield chunk
@@ -109,14 +108,19 @@ class _Budget:
 def extract(
     archive: Path, folder: Path, limits: Limits | None = None, name: str | None = None
 ) -> None:
-    """Unpack a zip or tar archive into a new folder, all of it or nothing.
+    """Unpack a zip or tar archive into a new folder, completely or not at all.
 
-    The caller keeps others from unpacking into the same folder. Hidden files are left out. `name`
-    is what errors call the archive, where not by its path.
+    Hidden files are skipped. The caller must lock the folder.
+
+    Args:
+        archive: File to unpack.
+        folder: Folder to create.
+        limits: Limits; the defaults if None.
+        name: Name of the archive in errors; its path if None.
 
     Raises:
-        DataError: it is no archive, is broken or locked, holds links, devices or names that lead
-            elsewhere, or is over the limits.
+        DataError: not an archive, broken, encrypted, over the limits, or with links, devices or
+            names that lead outside the folder.
     """
     partial = folder.with_name(f".{folder.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
@@ -146,7 +150,7 @@ def _extract_into(folder: Path, archive: Path, limits: Limits, name: str) -> Non
 
 
 def _checked(name: str, archive: str) -> str:
-    """The name, if it stays below the folder on every system."""
+    """Return the name, if it stays below the folder on every system."""
     path = PurePosixPath(name.replace("\\", "/"))
     if path.is_absolute() or ".." in path.parts or ":" in name.partition("/")[0] or "\0" in name:
         raise DataError(f"{archive} must hold relative names without ..; it holds {name!r}")
@@ -179,7 +183,7 @@ def _members(
     else:
         with _uncompressed(archive) as file:
             stream = _TarStream(file, name)
-            readable = cast(IO[bytes], stream)  # All of it that tarfile asks for.
+            readable = cast(IO[bytes], stream)  # tarfile calls nothing but `read`
             with tarfile.open(fileobj=readable, mode="r|", bufsize=_TAR_BUFFER_BYTES) as tar:
                 yield _of_tar(tar, stream, folder, budget)
 
@@ -193,7 +197,7 @@ def _of_zip(zipped: zipfile.ZipFile, archive: str) -> Iterator[_Member]:
 
 
 def _uncompressed(archive: Path) -> BufferedIOBase:
-    """By its first bytes; tarfile itself would hold all that a few compressed KiB become."""
+    """Open by the first bytes. tarfile would hold all that a few compressed KiB expand to."""
     with archive.open("rb") as file:
         start = file.read(6)
     if start.startswith(b"\x1f\x8b"):
@@ -206,9 +210,9 @@ def _uncompressed(archive: Path) -> BufferedIOBase:
 
 
 class _TarStream:
-    """The bytes of a tar archive, of which few may be a header.
+    """Reads a tar archive, and limits the size of its headers.
 
-    tarfile has each header in memory as a whole, however large it says it is.
+    tarfile reads each header into memory as a whole, at the size that it claims.
     """
 
     def __init__(self, file: BufferedIOBase, archive: str) -> None:
@@ -217,15 +221,15 @@ class _TarStream:
         self.expect_header()
 
     def expect_header(self) -> None:
-        """What is read from here on is of one header, but for what is read ahead."""
+        """Limit what is read from here on to one header, and what tarfile reads ahead."""
         self._left: int | None = _MAX_HEADER_BYTES + _TAR_BUFFER_BYTES
 
     def expect_content(self) -> None:
-        """What is read from here on is a file's."""
+        """Stop limiting: what is read from here on is a file's content."""
         self._left = None
 
     def read(self, num_bytes: int) -> bytes:
-        """As of a file."""
+        """Read up to so many bytes, as from a file."""
         content = self._file.read(num_bytes)
         if self._left is not None:
             self._left -= len(content)
@@ -245,21 +249,21 @@ def _of_tar(
         if not (entry.isfile() or entry.isdir()):
             raise _no_file(archive, entry.name)
         _checked(entry.name, archive)
-        # It knows of ways out that names alone do not show.
+        # It also rejects ways out of the folder that the name alone does not show.
         checked = tarfile.data_filter(entry, str(folder))
         stream.expect_content()
         content = partial(tar.extractfile, entry)
         if entry.isfile() and not _is_data(checked.name):
-            _pass_over(content(), budget)
+            _skip(content(), budget)
         yield _Member(checked.name, entry.isdir(), content)
-        # Or the list of all that were read grows with the archive, as does what is said of all.
+        # Otherwise the list of members, and global headers, grow with the archive.
         tar.members.clear()  # type: ignore[attr-defined]
         tar.pax_headers.clear()  # type: ignore[attr-defined]
         stream.expect_header()
 
 
-def _pass_over(content: IO[bytes] | None, budget: _Budget) -> None:
-    """What is hidden lies before the next file all the same."""
+def _skip(content: IO[bytes] | None, budget: _Budget) -> None:
+    """Read a hidden file, which a stream cannot seek past, and count it."""
     assert content is not None
     deque(budget.chunks(content), maxlen=0)
 
@@ -271,9 +275,9 @@ def _no_file(archive: str, name: str) -> DataError:
 
 
 def entered(folder: Path) -> Path:
-    """The folder, or the only one in it, as archives of one folder have it.
+    """Descend while a folder holds nothing but one folder, as in archives of a folder.
 
-    One that holds files alone is not entered: it is a class, whose name counts.
+    A folder that holds only files is a class, and is not entered.
     """
     while True:
         entries = _shown(folder)

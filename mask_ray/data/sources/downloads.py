@@ -1,8 +1,8 @@
-"""Archives from elsewhere -> folders under `home()`, kept by the SHA-256 of the archive.
+"""Download archives and unpack them under `home()`, by the SHA-256 of the archive.
 
-sources/DIGEST/             what an archive holds
-sources/downloads/KEY.part  what has come of one; KEY is of its address
-sources/downloads/KEY.json  which version that is of, and the digest of the last that came whole
+sources/DIGEST/             content of an archive
+sources/downloads/KEY.part  partial download; KEY is a hash of the address
+sources/downloads/KEY.json  version of the partial download, and digest of the last complete one
 """
 
 import hashlib
@@ -26,7 +26,7 @@ from mask_ray.progress import Progress, say
 _MIB = 2**20
 _CHUNK_BYTES = _MIB
 _TIMEOUT_S = 30.0
-# Attempts in a row that bring nothing.
+# Attempts in a row without a new byte.
 _MAX_ATTEMPTS = 5
 _FIRST_WAIT_S = 0.2
 _HEX = frozenset("0123456789abcdef")
@@ -34,11 +34,12 @@ _HEX = frozenset("0123456789abcdef")
 
 @dataclass(frozen=True)
 class _Known:
-    """What is known of an address.
+    """State of the download from an address.
 
     Args:
-        version: What the server calls the version that `KEY.part` is of, or that came whole.
-        digest: SHA-256 of the archive of that version; empty while it has not come whole.
+        version: The server's validator (ETag or Last-Modified) of the partial or complete
+            download.
+        digest: SHA-256 of the complete archive; empty if it is partial.
     """
 
     version: str = ""
@@ -58,10 +59,10 @@ class _Known:
 
 
 def unpacked(source: str) -> Path:
-    """The folder that an archive holds, from here or elsewhere; fetched and unpacked once.
+    """Download an archive if it is remote, and unpack it, both once. Returns its folder.
 
     Raises:
-        DataError: it cannot be had, is not the one of its `#sha256=`, or cannot be unpacked.
+        DataError: the archive cannot be read or unpacked, or does not match its `#sha256=`.
     """
     address, wanted = _split_digest(source)
     if wanted and _folder(wanted).is_dir():
@@ -90,10 +91,10 @@ def _folder(digest: str) -> Path:
 
 
 def _unpacked_file(path: Path, source: str, wanted: str) -> Path:
-    """The folder of an archive that is here.
+    """Unpack a local archive. Returns its folder.
 
     Raises:
-        DataError: it is not the one of this digest, or cannot be unpacked.
+        DataError: the archive does not have this digest, or cannot be unpacked.
     """
     with path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
@@ -115,14 +116,14 @@ def _check_digest(source: str, digest: str, wanted: str) -> None:
 
 @contextmanager
 def _locked(file: Path) -> Iterator[None]:
-    """Several runs at once fetch and unpack once."""
+    """Let only one of several concurrent runs download and unpack."""
     file.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(file):
         yield
 
 
 def _fetched(address: str, wanted: str) -> Path:
-    """The folder of an archive from elsewhere."""
+    """Download and unpack a remote archive. Returns its folder."""
     key = hashlib.sha256(address.encode()).hexdigest()
     part = home() / "sources" / "downloads" / f"{key}.part"
     with _locked(part.with_suffix(".lock")):
@@ -137,34 +138,34 @@ def _fetched(address: str, wanted: str) -> Path:
         try:
             folder = _unpacked_file(part, address, wanted)
         finally:
-            # What is broken now would be broken again if it were kept.
+            # A broken archive would stay broken if it were resumed.
             part.unlink(missing_ok=True)
         _Known(version, folder.name).write(part.with_suffix(".json"))
         return folder
 
 
 def _fetch_url(url: str, part: Path, known: _Known) -> str | None:
-    """Bring the archive to `part`, going on where an earlier attempt ended.
+    """Download an archive to `part`, resuming an earlier attempt.
 
     Returns:
-        The version that came; None where it is the one that is known.
+        The version; None if it is the known one.
 
     Raises:
-        DataError: the server does not give it.
+        DataError: the download fails.
     """
-    attempt, had = 0, -1
+    attempt, received_before = 0, -1
     while True:
         try:
             return _attempt(url, part, known)
         except httpx.TransportError as error:
             known = _Known.read(part.with_suffix(".json"))
-            came = part.stat().st_size if part.exists() else 0
-            attempt = 1 if came > had else attempt + 1
-            had = max(came, had)
+            received = part.stat().st_size if part.exists() else 0
+            attempt = 1 if received > received_before else attempt + 1
+            received_before = max(received, received_before)
             if attempt >= _MAX_ATTEMPTS:
                 raise DataError(
                     f"{shown(url)} cannot be fetched: {error or type(error).__name__}; "
-                    f"{came} bytes are kept, and the next run goes on from there"
+                    f"{received} bytes are kept, and the next run resumes from there"
                 ) from error
             time.sleep(_FIRST_WAIT_S * 2**attempt)
         except (httpx.HTTPError, httpx.InvalidURL) as error:
@@ -179,7 +180,7 @@ def _attempt(url: str, part: Path, known: _Known) -> str | None:
         if response.status_code == httpx.codes.NOT_MODIFIED:
             return None
         if response.status_code == httpx.codes.REQUESTED_RANGE_NOT_SATISFIABLE:
-            part.unlink()  # More has come than there is now.
+            part.unlink()  # longer than the archive is now
             raise httpx.ReadError("the archive changed")
         if response.is_server_error:
             raise httpx.ReadError(f"got status {response.status_code} {response.reason_phrase}")
@@ -200,7 +201,7 @@ def _headers(part: Path, known: _Known) -> dict[str, str]:
     if known.digest:
         name = "If-None-Match" if validator.startswith(('"', "W/")) else "If-Modified-Since"
         return headers | ({name: validator} if validator else {})
-    # A weak validator does not tell that bytes are the same: RFC 9110, section 13.1.5.
+    # A weak validator does not mean that all bytes are equal: RFC 9110, section 13.1.5.
     if part.exists() and part.stat().st_size and validator and not validator.startswith("W/"):
         headers |= {"Range": f"bytes={part.stat().st_size}-", "If-Range": validator}
     return headers
@@ -212,22 +213,22 @@ def _version(response: httpx.Response) -> str:
 
 
 def _receive(response: httpx.Response, part: Path) -> None:
-    """Append where the server goes on, otherwise begin anew.
+    """Append a partial answer to `part`, or write a complete one.
 
     Raises:
-        httpx.TransportError: less came than the server has, or not what was asked for.
+        httpx.TransportError: the answer is cut off, or starts at another byte than requested.
         DataError: the disk is full.
     """
-    goes_on = response.status_code == httpx.codes.PARTIAL_CONTENT
-    had = part.stat().st_size if goes_on and part.exists() else 0
-    if goes_on and not response.headers.get("content-range", "").startswith(f"bytes {had}-"):
+    is_partial = response.status_code == httpx.codes.PARTIAL_CONTENT
+    start = part.stat().st_size if is_partial and part.exists() else 0
+    if is_partial and not response.headers.get("content-range", "").startswith(f"bytes {start}-"):
         part.unlink(missing_ok=True)
-        raise httpx.ReadError(f"the server must go on at byte {had}; it does elsewhere")
-    left = response.headers.get("content-length", "")
-    _check_room(part, int(left) if left.isdecimal() else 0)
-    total = had + int(left) if left.isdecimal() else None
-    progress = _Fetching(response.url.path, total, had)
-    with part.open("ab" if goes_on else "wb") as file:
+        raise httpx.ReadError(f"the server must resume at byte {start}; it does elsewhere")
+    length = response.headers.get("content-length", "")
+    _check_room(part, int(length) if length.isdecimal() else 0)
+    total = start + int(length) if length.isdecimal() else None
+    progress = _Fetching(response.url.path, total, start)
+    with part.open("ab" if is_partial else "wb") as file:
         for chunk in response.iter_raw():
             file.write(chunk)
             progress.add(len(chunk))
@@ -240,7 +241,7 @@ def _check_room(part: Path, num_bytes: int) -> None:
 
 
 def _copy_remote(uri: str, part: Path, known: _Known) -> str | None:
-    """As `_fetch_url`, from a file system that is not this machine's."""
+    """Copy an archive from an object store to `part`. Returns as `_fetch_url`."""
     place = locate(uri)
     if not place.is_file():
         raise DataError(f"a source must be an existing archive; got {shown(uri)}")
@@ -262,7 +263,7 @@ def _copy(place: Place, part: Path, info: Any) -> None:
 
 
 class _Fetching:
-    """Progress in whole MiB, of bytes."""
+    """Reports progress of a download in MiB."""
 
     def __init__(self, what: str, total_bytes: int | None, done_bytes: int = 0) -> None:
         total = None if total_bytes is None else total_bytes // _MIB

@@ -1,4 +1,4 @@
-"""What tells that a source has changed, without reading its images."""
+"""Detect whether a source has changed, without reading its images."""
 
 import hashlib
 import os
@@ -16,12 +16,13 @@ _VALIDATORS = ("etag", "last-modified", "content-length")
 
 
 def of_source(source: str) -> str:
-    """Another text whenever the source is another: names, sizes and times of files, here or in a
-    store, or what the server says of a URL. Files that a manifest names are taken to stay as they
-    are. Of several sources, one a line, all.
+    """Return a text that changes when the source does; for several sources, one line each.
+
+    A source counts as unchanged if paths, sizes and mtimes of its files match, or the validators
+    of its URL. Files that a manifest names are assumed to be unchanged.
 
     Raises:
-        MaskRayError: the server or the store does not answer.
+        MaskRayError: the server or the object store does not answer.
     """
     return "\n".join(map(_of_one, several(source)))
 
@@ -46,15 +47,16 @@ def _of_url(url: str) -> str:
         raise MaskRayError(
             f"{shown(url)} is not reached: {error or type(error).__name__}"
         ) from error
-    told = [response.headers.get(name, "") for name in _VALIDATORS] if response.is_success else []
-    # A server that refuses HEAD, or tells nothing, may still answer GET: it is asked every time.
-    return _digest([url, *told] if any(told) else [url, uuid.uuid4().hex])
+    headers = response.headers if response.is_success else {}
+    validators = [headers.get(name, "") for name in _VALIDATORS]
+    # Without validators, as when a server rejects HEAD, the source always counts as changed.
+    return _digest([url, *validators] if any(validators) else [url, uuid.uuid4().hex])
 
 
 def _lines(folder: Path, is_below: bool = False) -> Iterator[str]:
-    """One for each file below, in a fixed order, without a list of all of them.
+    """Yield a line for each file below, in a fixed order, without holding all of them.
 
-    Links are followed where sources follow them: to class folders, and to files.
+    Follows links as sources do: to class folders, and to files.
     """
     try:
         with os.scandir(folder) as scanned:

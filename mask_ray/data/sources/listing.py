@@ -1,7 +1,7 @@
-"""A source -> the table of its files, in Arrow: a row costs its path and a few bytes.
+"""List the files of a source in an Arrow table, at the cost of a path and a few bytes a row.
 
-Columns: `path` (below the root), `class` (a class's name; empty where the source gives none),
-`given_split` and `given_group` (empty where the source gives none).
+Columns: `path` (relative to the root), `class` (class name), `given_split` and `given_group`.
+The last three are empty if the source gives none.
 """
 
 import os
@@ -32,25 +32,24 @@ class Listing:
     """The files of one source.
 
     Args:
-        root: What paths are below of; a path that is absolute, or of a root without a path, stands
-            for itself.
-        files: A table of `SCHEMA`.
+        root: Folder that paths are relative to. Absolute paths, and paths under a root without
+            a path, are complete.
+        files: Table of `SCHEMA`.
     """
 
     root: Place
     files: pa.Table
 
     def class_names(self) -> set[str]:
-        """Of the files that have one."""
+        """Return the names of all classes that have files."""
         return set(pc.unique(self.files["class"].cast(pa.string())).to_pylist()) - {""}
 
 
 def list_folder(root: Place) -> Listing:
-    """All files of a folder, but hidden ones; a file's class is the folder below the root that it
-    is in.
+    """List all files of a folder except hidden ones. A file's class is its folder below the root.
 
     Raises:
-        DataError: it cannot be read.
+        DataError: the folder cannot be read.
     """
     paths = _walk(root.path, "") if root.filesystem is None else _remote_paths(root)
     try:
@@ -75,7 +74,7 @@ def of_columns(
     splits: pa.Array | None = None,
     groups: pa.Array | None = None,
 ) -> pa.Table:
-    """A table of `SCHEMA`; what is not given is empty."""
+    """Build a table of `SCHEMA`. Missing columns are empty."""
     path = pa.array(paths, pa.string())
     nothing = pa.repeat("", len(path))
     columns = (path, class_names, splits, groups)
@@ -87,14 +86,14 @@ def of_columns(
 
 
 def _walk(folder: str, below: str) -> Iterator[str]:
-    """In the order of their parts, without a list of all of them."""
+    """Yield paths in the order of their parts, without holding all of them."""
     with os.scandir(folder) as scanned:
         entries = sorted(
             (entry for entry in scanned if not entry.name.startswith(".")),
             key=lambda entry: entry.name,
         )
     for entry in entries:
-        # A class may be a link to its folder; further down a link may lead round in circles.
+        # A class may be a link to a folder. Further down, links could form a cycle.
         if entry.is_dir(follow_symlinks=not below):
             yield from _walk(entry.path, f"{below}{entry.name}/")
         elif entry.is_file():
@@ -106,9 +105,9 @@ def _remote_paths(root: Place) -> Iterator[str]:
 
 
 def infos_below(root: Place) -> Iterator[tuple[str, pafs.FileInfo]]:
-    """Files of a store that are not hidden, by their paths below the folder, in order.
+    """Yield the files of an object store that are not hidden, sorted by their relative paths.
 
-    Asked for in one request for every thousand files, not one for every folder.
+    Takes one request for every thousand files, rather than one for every folder.
 
     Raises:
         DataError: the store does not answer.

@@ -1,4 +1,4 @@
-"""What the text of a source means: which kind it is, and the file system it is in."""
+"""Interpret the text of a source: its kind, and the file system it is in."""
 
 import re
 from collections.abc import Callable
@@ -19,7 +19,7 @@ ARCHIVE_ENDINGS = (
     ".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz",
 )  # fmt: skip
 MANIFEST_ENDINGS = (".csv", ".parquet")
-# Of a Hugging Face image folder; where both are, the first counts.
+# Tables of a Hugging Face image folder. If both exist, the first one counts.
 METADATA = ("metadata.csv", "metadata.jsonl")
 
 KINDS = (
@@ -31,7 +31,7 @@ _OF_ARROW = ("s3", "gs", "gcs", "hdfs", "viewfs")
 
 
 class DataError(MaskRayError):
-    """The data set cannot be used; the message says what is missing and what was found."""
+    """The data set is unusable; the message says what is required and what was found."""
 
 
 @dataclass(frozen=True)
@@ -39,11 +39,11 @@ class Place:
     """A file or folder, and what reads it.
 
     Args:
-        path: As the file system names it.
-        filesystem: None for this machine's own files.
-        prefix: What makes an address of a path: `s3://`, or nothing.
-        has_own_access: Whether the URI said how the store is reached, by an endpoint or
-            credentials, rather than the environment.
+        path: Path in the file system.
+        filesystem: The file system; None for local files.
+        prefix: Prefix that makes a URI of the path, such as `s3://`; empty for local files.
+        has_own_access: Whether the endpoint or credentials come from the URI, rather than from
+            the environment.
     """
 
     path: str
@@ -52,19 +52,19 @@ class Place:
     has_own_access: bool = False
 
     def at(self, path: str) -> "Place":
-        """Another path in the same file system."""
+        """Return another path in the same file system."""
         return replace(self, path=path)
 
     def child(self, name: str) -> "Place":
-        """A file in this folder, or in a folder of it."""
+        """Return a file in or below this folder."""
         return self.at(f"{self.path.rstrip('/')}/{name}")
 
     def parent(self) -> "Place":
-        """The folder that holds it."""
+        """Return the folder that holds it."""
         return self.at(self.path.rpartition("/")[0])
 
     def info(self) -> pafs.FileInfo:
-        """Type, size and time of last change.
+        """Ask for type, size and mtime.
 
         Raises:
             DataError: the file system does not answer.
@@ -72,33 +72,31 @@ class Place:
         return reached(self, lambda: self.opener().get_file_info(self.path))
 
     def is_folder(self) -> bool:
-        """Whether it is a folder that exists."""
+        """Check that it exists and is a folder."""
         return self.info().type == pafs.FileType.Directory
 
     def is_file(self) -> bool:
-        """Whether it is a file that exists."""
+        """Check that it exists and is a file."""
         return self.info().type == pafs.FileType.File
 
     def opener(self) -> pafs.FileSystem:
-        """What opens its files as streams."""
+        """Return the file system that opens its files."""
         return self.filesystem or pafs.LocalFileSystem()
 
     def __str__(self) -> str:
         return f"{self.prefix}{self.path}"
 
 
-def reached(place: object, ask: Callable[[], Any]) -> Any:
-    """What `ask` gives, or a DataError that names the place."""
+def reached(place: object, read: Callable[[], Any]) -> Any:
+    """Call `read`, and turn its errors into a DataError that names the place."""
     try:
-        return ask()
+        return read()
     except (OSError, pa.ArrowException) as error:
         raise DataError(f"{place} cannot be read: {error}") from error
 
 
 def shown(data: str) -> str:
-    """Sources as they may be printed and stored: without what a URI has that could be secret, its
-    user, password and query.
-    """
+    """Remove what may be secret in URIs, so that sources may be printed: user, password, query."""
     return "\n".join(map(_shown, several(data)))
 
 
@@ -112,42 +110,42 @@ def _shown(source: str) -> str:
 
 
 def several(data: str) -> list[str]:
-    """The sources that `data` names, one a line."""
+    """Split `data` into its sources, one a line."""
     return [line for line in map(str.strip, data.splitlines()) if line]
 
 
 def is_synthetic(source: str) -> bool:
-    """Whether `source` is `synthetic` or `synthetic:N`, rather than files."""
+    """Check for `synthetic` or `synthetic:N`."""
     return source.partition(":")[0] == "synthetic"
 
 
 def num_drawn(source: str) -> int:
-    """How many images `synthetic` or `synthetic:N` stands for."""
+    """Return the number of images of `synthetic` or `synthetic:N`."""
     return int(source.partition(":")[2] or DEFAULT_NUM_DRAWN)
 
 
 def is_url(source: str) -> bool:
-    """Whether it is fetched over HTTP."""
+    """Check for an HTTP URL."""
     return source.startswith(("http://", "https://"))
 
 
 def is_archive(source: str) -> bool:
-    """Whether it is to be unpacked: by the name's ending, but for URLs, which always are."""
+    """Check for an archive, by the name's ending. A URL always is one."""
     source = source.partition("#sha256=")[0]
     path = urlsplit(source).path if "://" in source else source
     return is_url(source) or path.lower().endswith(ARCHIVE_ENDINGS)
 
 
 def is_manifest(place: Place) -> bool:
-    """Whether its name is that of a table of files."""
+    """Check for a table of files, by the name's ending."""
     return place.path.lower().endswith(MANIFEST_ENDINGS)
 
 
 def locate(source: str) -> Place:
-    """Where a source is; nothing but a URL has to be fetched first.
+    """Locate a source that is not an HTTP URL.
 
     Raises:
-        DataError: nothing here can open such a URI.
+        DataError: URIs of this kind are not supported.
     """
     scheme, colon, rest = source.partition("://")
     if not colon:
@@ -157,9 +155,9 @@ def locate(source: str) -> Place:
     try:
         filesystem, path = _open_uri(scheme, source)
     except (ValueError, ImportError, OSError, pa.ArrowException) as error:
-        told = str(error).replace(source, shown(source))
+        reason = str(error).replace(source, shown(source))
         raise DataError(
-            f"{shown(source)} cannot be opened: {told}; a source must be {KINDS}"
+            f"{shown(source)} cannot be opened: {reason}; a source must be {KINDS}"
         ) from error
     parts = urlsplit(source)
     has_own_access = scheme in _OF_ARROW and bool(parts.query or "@" in parts.netloc)
@@ -167,7 +165,7 @@ def locate(source: str) -> Place:
 
 
 def _open_uri(scheme: str, uri: str) -> tuple[pafs.FileSystem, str]:
-    """By pyarrow, which reads without Python's lock, or else by fsspec.
+    """Open with pyarrow, which reads without Python's lock, or else with fsspec.
 
     Credentials, and for S3 the endpoint (`AWS_ENDPOINT_URL`), come from the environment.
     """

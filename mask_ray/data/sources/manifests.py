@@ -1,5 +1,4 @@
-"""Tables that say which file is of which class: CSV or Parquet, and Hugging Face's metadata.csv or
-metadata.jsonl.
+"""Read tables of labelled files: CSV or Parquet, and Hugging Face's metadata.csv or .jsonl.
 
 Paths are relative to the table, or absolute, or all URIs of one file system.
 """
@@ -18,7 +17,7 @@ import pyarrow.parquet as pq
 from mask_ray.data.sources.listing import SCHEMA, Listing, of_columns
 from mask_ray.data.sources.location import METADATA, DataError, Place, locate, reached
 
-# How data sets name the splits, and how they are named here.
+# Names of splits in data sets, and in this project.
 _SPLITS = {
     "": "", "train": "train", "training": "train", "val": "val", "valid": "val",
     "validation": "val", "dev": "val", "test": "test",
@@ -30,12 +29,12 @@ _LINES_TOGETHER = 65_536
 
 
 def read_manifest(place: Place) -> Listing:
-    """The files that a manifest names, in its columns path, label, split and group.
+    """List the files in a manifest, from its columns path, label, split and group.
 
-    Only `path` has to be there.
+    Only `path` is required.
 
     Raises:
-        DataError: it cannot be read, has no such column, or a value that is not allowed.
+        DataError: the manifest cannot be read, lacks the column, or has an invalid value.
     """
     table = _read(place)
     _check_has(table, "path", place)
@@ -47,12 +46,12 @@ def read_manifest(place: Place) -> Listing:
 
 
 def has_metadata(folder: Place) -> bool:
-    """Whether it is a Hugging Face image folder."""
+    """Check for a Hugging Face image folder."""
     return bool(_metadata_places(folder))
 
 
 def _metadata_places(folder: Place) -> list[Place]:
-    """The tables that are there, one of each folder."""
+    """Find the tables that exist, one in each folder."""
     folders = folder, *map(folder.child, _SPLIT_FOLDERS)
     tables = ([each.child(name) for name in METADATA] for each in folders)
     found = (next((place for place in some if place.is_file()), None) for some in tables)
@@ -60,10 +59,10 @@ def _metadata_places(folder: Place) -> list[Place]:
 
 
 def read_image_folder(folder: Place) -> Listing:
-    """The files that metadata.csv or metadata.jsonl names, in its columns file_name and label.
+    """List the files in metadata.csv or metadata.jsonl, from its columns file_name and label.
 
-    It is in the folder, or one is in each of its folders train, validation and test, which then
-    are the splits. A column `split` or `group` counts as in a manifest.
+    The table is in the folder, or one is in each of its folders train, validation and test, which
+    then give the splits. The columns `split` and `group` mean the same as in a manifest.
 
     Raises:
         DataError: as `read_manifest`.
@@ -87,7 +86,7 @@ def _image_table(folder: Place, place: Place) -> pa.Table:
 
 
 def _given(table: pa.Table, place: Place) -> tuple[pa.Array | None, ...]:
-    """Label, split and group, checked; None where there is no such column."""
+    """Return label, split and group, checked; None for a missing column."""
     label, split, group = (
         _text(table[name]) if name in table.column_names else None for name in _NAMED[1:]
     )
@@ -104,7 +103,7 @@ def _read(place: Place) -> pa.Table:
                 return pq.read_table(file, columns=[n for n in schema.names if n in _NAMED])
             if place.path.lower().endswith(".jsonl"):
                 return _read_json_lines(BufferedReader(file), place)
-            # Names such as 007 or NA stay what they are.
+            # Otherwise names such as 007 or NA would be converted.
             text = {name: pa.string() for name in (*_NAMED, *_NAMED_OF_FOLDER)}
             return pacsv.read_csv(file, convert_options=pacsv.ConvertOptions(column_types=text))
 
@@ -112,8 +111,9 @@ def _read(place: Place) -> pa.Table:
 
 
 def _read_json_lines(lines: Iterable[bytes], place: Place) -> pa.Table:
-    """One object a line. pyarrow's own reader would take some texts for times, and needs to be
-    told which columns are numbers.
+    """Read one object a line.
+
+    pyarrow's reader would convert some texts to times, and needs the types of numeric columns.
     """
     numbered = enumerate(lines, 1)
     tables = []
@@ -126,7 +126,7 @@ def _read_json_lines(lines: Iterable[bytes], place: Place) -> pa.Table:
 
 
 def _row(number: int, line: bytes, place: Place) -> dict[str, str]:
-    """What is needed of it, as text."""
+    """Parse a line. Returns the needed fields as text."""
     try:
         content = json.loads(line)
     except (ValueError, RecursionError) as error:
@@ -147,7 +147,7 @@ def _value(value: Any, of: str) -> str:
 
 
 def _text(column: pa.ChunkedArray) -> pa.Array:
-    """As strings, empty where there is no value."""
+    """Convert to strings, with an empty string for a missing value."""
     text = pc.fill_null(column.cast(pa.string()), "")
     return pa.concat_arrays([pa.array([], pa.string()), *text.chunks])
 
@@ -166,14 +166,14 @@ def _check_none_empty(name: str, column: pa.Array, place: Place) -> None:
 
 
 def _check_below(path: pa.Array, place: Place) -> None:
-    """Such a folder may come from anyone, and must not have other files read."""
+    """Reject paths out of the folder: an untrusted table must not make us read other files."""
     leads_out = pc.index(pc.match_substring_regex(path, r"^/|(^|/)\.\.(/|$)"), True).as_py()
     if leads_out >= 0:
         raise DataError(f"{place} must name files below its folder; got {path[leads_out].as_py()}")
 
 
 def _checked_splits(column: pa.Array, place: Place) -> pa.Array:
-    """By the names used here."""
+    """Translate to this project's names of splits."""
     encoded = column.dictionary_encode()
     given = encoded.dictionary.to_pylist()
     for name in given:
@@ -184,7 +184,7 @@ def _checked_splits(column: pa.Array, place: Place) -> pa.Array:
 
 
 def _rooted(path: pa.Array, manifest: Place) -> tuple[Place, pa.Array]:
-    """Where the paths are, and how they read from there."""
+    """Return the root of the paths, and the paths relative to it."""
     first = path[0].as_py() if len(path) else ""
     scheme, colon, _ = first.partition("://")
     if not colon:

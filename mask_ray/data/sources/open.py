@@ -1,4 +1,4 @@
-"""The verbs: fetch a source, list its files, open them as rows."""
+"""Fetch sources, list their files, and read them as rows."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -34,41 +34,47 @@ from mask_ray.progress import say
 
 @dataclass(frozen=True)
 class Labelled:
-    """The files of all sources, united by the names of their classes.
+    """The files of all sources, with classes united by name.
 
     Args:
-        roots: What paths are below of.
+        roots: Folders that paths are relative to.
         files: Columns `root` (index into `roots`), `path`, `label` (index into `class_names`),
-            `given_split` and `given_group` (empty where none is given).
-        class_names: In order.
+            `given_split` and `given_group` (empty if the source gives none).
+        class_names: Class names, in order.
     """
 
     roots: list[Place]
     files: pa.Table
     class_names: list[str]
 
+    @property
+    def reader(self) -> "ImageReader":
+        """Reads rows of `files`."""
+        return _Reading(self.roots)
+
 
 def fetch(data: str) -> str:
-    """The same sources with archives replaced by the folders that they hold, and local paths made
-    absolute; one a line.
+    """Download and unpack archives, and make local paths absolute.
+
+    Returns the sources, one a line, with folders in place of archives.
 
     Raises:
-        DataError: one does not exist, or cannot be fetched or unpacked.
+        DataError: a source does not exist, or cannot be downloaded or unpacked.
     """
     return "\n".join(map(_fetch, several(data)))
 
 
 def is_there(data: str) -> bool:
-    """Whether what `fetch` gave is still there; that of other machines is taken to be."""
+    """Check that the local sources that `fetch` returned still exist."""
     places = [locate(source) for source in several(data) if not is_synthetic(source)]
     return all(place.filesystem is not None or Path(place.path).exists() for place in places)
 
 
 def stats(uri: str) -> Iterator[tuple[str, int, int]]:
-    """Path, bytes and time of change (ns since 1970) of each file of a store; or of one file.
+    """Yield path, size in bytes and mtime (ns since 1970) of each file below a URI, or at it.
 
     Raises:
-        DataError: it cannot be reached.
+        DataError: the store does not answer.
     """
     place = locate(uri)
     files = infos_below(place) if place.is_folder() else [("", place.info())]
@@ -77,10 +83,10 @@ def stats(uri: str) -> Iterator[tuple[str, int, int]]:
 
 
 def read_file(path: str) -> bytes:
-    """The bytes of a file by the `path` of its row.
+    """Read a file by the `path` of its row.
 
     Raises:
-        DataError: it cannot be read.
+        DataError: the file cannot be read.
     """
     place = locate(path)
 
@@ -109,10 +115,10 @@ def _fetch(source: str) -> str:
 
 
 def check(data: str) -> str:
-    """As `fetch`, and looks whether what is there can be a data set, as far as is soon seen.
+    """Do as `fetch`, and check that local folders have at least two classes.
 
     Raises:
-        DataError: as `fetch`; or local folders of fewer than two classes.
+        DataError: as `fetch`; or there are fewer than two classes.
     """
     fetched = fetch(data)
     sources = [source for source in several(fetched) if not is_synthetic(source)]
@@ -128,7 +134,7 @@ def _is_class_folder(place: Place) -> bool:
 
 
 def class_folders(root: Path) -> list[str]:
-    """Names of the folders below, in order, but hidden ones."""
+    """Return the names of the folders in it, sorted, except hidden ones."""
     return sorted(p.name for p in root.iterdir() if p.is_dir() and not p.name.startswith("."))
 
 
@@ -142,10 +148,10 @@ def _check_classes(class_names: list[str], sources: list[str]) -> None:
 
 
 def list_labelled(data: str) -> Labelled:
-    """The labelled files of all sources, without reading them.
+    """List the labelled files of all sources, without reading them.
 
     Raises:
-        DataError: as `fetch`; fewer than two classes, or no files.
+        DataError: as `fetch`; or there are fewer than two classes, or no files.
     """
     sources = several(fetch(data))
     listings = [_list(source) for source in sources]
@@ -163,7 +169,7 @@ def list_labelled(data: str) -> Labelled:
 
 
 def _empty_candidates(place: Place) -> list[str]:
-    """A class without a file is a mistake to tell, not a class fewer."""
+    """Return class folders, so that an empty one is reported rather than ignored."""
     return class_folders(Path(place.path)) if _is_class_folder(place) else []
 
 
@@ -181,7 +187,7 @@ def _list(source: str) -> Listing:
 
 
 def _labelled(index: int, listing: Listing, class_names: list[str]) -> pa.Table:
-    """The rows that have a class."""
+    """Select the rows that have a class, and add the columns `root` and `label`."""
     named = listing.files["class"].cast(pa.string())
     labels = pc.index_in(named, pa.array(class_names, pa.string())).cast(pa.int64())
     files = listing.files.append_column("label", labels).filter(pc.is_valid(labels))
@@ -197,8 +203,10 @@ def _labelled(index: int, listing: Listing, class_names: list[str]) -> pa.Table:
 
 
 def read(labelled: Labelled, seed: int, task_cpus: float) -> Dataset:
-    """Rows `path`, `bytes`, `error`, `label`, `given_split` and `given_group`, in an order that
-    `seed` gives and that is another in each epoch."""
+    """Read rows `path`, `bytes`, `error`, `label`, `given_split` and `given_group`.
+
+    `seed` determines the order, which differs from epoch to epoch.
+    """
     return ray.data.read_datasource(
         Files(labelled.roots, labelled.files, seed),
         override_num_blocks=num_blocks(len(labelled.files)),
@@ -207,13 +215,13 @@ def read(labelled: Labelled, seed: int, task_cpus: float) -> Dataset:
 
 
 class ImageReader(Protocol):
-    """Reads images of tables with the columns `root` and `path`, in any process."""
+    """Reads the files of tables with the columns `root` and `path`, in any process."""
 
     def names(self, files: pa.Table) -> list[str]:
-        """The address of each."""
+        """Return the path or URI of each file."""
 
     def contents(self, files: pa.Table) -> Iterator[tuple[bytes, str]]:
-        """The bytes of each, and why it cannot be read, or nothing.
+        """Yield the bytes of each file, and its error or an empty string.
 
         Raises:
             OSError: a store does not answer.
@@ -221,10 +229,12 @@ class ImageReader(Protocol):
 
 
 def open_images(data: str) -> tuple[pa.Table, ImageReader]:
-    """All images of any sources, labelled or not, in the order of their paths, and what reads them.
+    """List all images of sources, labelled or not, in the order of their paths.
+
+    Returns a table with the columns `root` and `path`, and its reader.
 
     Raises:
-        DataError: as `fetch`, or there is no file.
+        DataError: as `fetch`; or there are no files.
     """
     if is_synthetic(data):
         return _table_of(0, [str(index) for index in range(num_drawn(data))]), _Drawing()

@@ -1,4 +1,4 @@
-"""Tables of files -> rows with the files' bytes, read in Ray Data's tasks."""
+"""Read tables of files into rows with the files' bytes, in Ray Data's tasks."""
 
 import math
 from collections.abc import Iterator
@@ -17,29 +17,29 @@ from ray.data.datasource import ReadTask
 from mask_ray.data.sources.location import Place
 from mask_ray.ray_internals import num_executions
 
-# Rows of a block that are in memory at a time.
+# Rows that a task reads at a time.
 _ROWS_TOGETHER = 256
 _NUM_REMOTE_READS = 16
-# What may be wrong with one file, and leaves the others as they are.
+# Errors that concern one file only.
 _OF_ONE_FILE = (FileNotFoundError, PermissionError, IsADirectoryError)
 
 
 def num_blocks(num_files: int) -> int:
-    """Blocks of up to 256 images, but enough of them to keep a small machine's cores busy."""
+    """Return the number of blocks: of up to 256 images, but at least 8 to keep cores busy."""
     return max(math.ceil(num_files / 256), min(num_files, 8))
 
 
 class Files(Datasource):
-    """Rows `path` (its address), `bytes`, `error` (empty where it could be read), and the further
+    """Rows `path` (path or URI), `bytes`, `error` (empty if the file could be read), and the other
     columns of `files`.
 
     `ray.data.read_binary_files` makes a block of every file, which takes half as long as decoding
     a photo.
 
     Args:
-        roots: Where files are.
+        roots: Folders that paths are relative to.
         files: Columns `root` (index into `roots`) and `path`, and any others.
-        seed: Of the order of rows, which is another in each epoch; None for that of `files`.
+        seed: Seed of the order of rows, which differs from epoch to epoch; None to keep the order.
     """
 
     def __init__(self, roots: list[Place], files: pa.Table, seed: int | None) -> None:
@@ -49,7 +49,7 @@ class Files(Datasource):
         self._seed = seed
 
     def estimate_inmemory_data_size(self) -> None:
-        """Not known without looking at every file."""
+        """Return None: the size is unknown before reading."""
 
     def get_read_tasks(
         self,
@@ -57,7 +57,7 @@ class Files(Datasource):
         per_task_row_limit: int | None = None,
         data_context: ray.data.DataContext | None = None,
     ) -> list[ReadTask]:
-        """One for each block; what a task is sent is of its own files alone."""
+        """Make one task for each block, with only the rows of its own files."""
         order = np.arange(len(self._files))
         if self._seed is not None:
             execution = num_executions(data_context)
@@ -90,15 +90,15 @@ def _read_some(roots: list[Place], files: pa.Table) -> pa.Table:
 
 
 def places_of(roots: list[Place], files: pa.Table) -> list[Place]:
-    """Where the files of a table are, whose columns are as those of `Files`."""
+    """Locate the files of a table with the columns `root` and `path`."""
     named = zip(files["root"].to_pylist(), files["path"].to_pylist(), strict=True)
     return [_below(roots[root], path) for root, path in named]
 
 
 def read_each(places: list[Place]) -> Iterator[tuple[bytes, str]]:
-    """The bytes of each file, and why it cannot be read, or nothing; in order.
+    """Yield the bytes of each file, and its error or an empty string, in order.
 
-    From elsewhere many are read at a time, since all but a moment of each is waiting.
+    Remote files are read several at a time, since most of the time is spent waiting.
 
     Raises:
         OSError: a store does not answer.
@@ -117,10 +117,10 @@ def _below(root: Place, path: str) -> Place:
 
 
 def _read_file(place: Place) -> tuple[bytes, str]:
-    """Its bytes; or none, and why they cannot be read.
+    """Read a file. Returns its bytes and an empty string, or no bytes and the error.
 
     Raises:
-        OSError: a file system does not answer, which says nothing of the file.
+        OSError: a store does not answer, which is not the file's fault.
     """
     try:
         if place.filesystem is None:

@@ -1,8 +1,8 @@
-"""Drawn faces with and without masks: a data set that needs no download.
+"""Draw faces with and without masks: a data set that needs no download.
 
-A portrait is sampled first, as plain traits, and painted afterwards: backdrop, body, head, mask,
-hair, hand, then what a camera does to it. Both classes share one palette, so the colour of a mask
-also turns up in clothes, scarves and walls, and only its place over nose and mouth tells.
+A portrait is first sampled as plain traits, then painted: backdrop, body, head, mask, hair, hand,
+and the effects of a camera. Both classes share one palette, so mask colours also appear in clothes,
+scarves and walls. Only the mask's place over nose and mouth separates the classes.
 """
 
 import io
@@ -20,7 +20,7 @@ CLASS_NAMES = ("with_mask", "without_mask")
 
 
 def draw(index: int, *, seed: int = 0, image_size: int = 128) -> tuple[NDArray[np.uint8], int]:
-    """Draw image `index` of data set `seed`, whatever was drawn before.
+    """Draw image `index` of data set `seed`. The result does not depend on earlier calls.
 
     Returns uint8 RGB of shape (image_size, image_size, 3) and the index of its class in
     `CLASS_NAMES`, which is `index % 2`.
@@ -29,7 +29,7 @@ def draw(index: int, *, seed: int = 0, image_size: int = 128) -> tuple[NDArray[n
 
 
 def encode(index: int, *, seed: int = 0, image_size: int = 128) -> tuple[bytes, str]:
-    """The image of `draw` as a JPEG file, and the name of its class."""
+    """Draw the same image as a JPEG file. Returns it and the name of its class."""
     portrait = sample(index, seed=seed)
     jpeg = io.BytesIO()
     image = Image.fromarray(paint(portrait, image_size))

@@ -1,4 +1,4 @@
-"""Paints a portrait, layer by layer, and takes a photograph of the painting."""
+"""Paint a portrait, layer by layer, and take a photograph of the painting."""
 
 import math
 from dataclasses import dataclass, replace
@@ -35,7 +35,7 @@ SUPERSAMPLING = 2
 
 @lru_cache
 def _points(numbers: str) -> Points:
-    """Points written as "x y x y ..."."""
+    """Parse points written as "x y x y ..."."""
     return np.array(numbers.split(), float).reshape(-1, 2)
 
 
@@ -52,7 +52,7 @@ def _shape(
 
 @lru_cache
 def _mirrored(numbers: str) -> Points:
-    """A whole outline from its right half, which runs from the axis on top to the axis below."""
+    """Complete an outline from its right half, which runs from the top axis to the bottom."""
     right = _points(numbers)
     return np.concatenate([right, right[-2:0:-1] * (-1, 1)])
 
@@ -76,7 +76,7 @@ def _spline(num_knots: int, closed: bool, num_steps: int = 5) -> Points:
 
 @lru_cache
 def _taper(num_points: int) -> Points:
-    """Half a line's thickness at each of its points, as shape (num_points, 2), turned sideways."""
+    """Return sideways offsets of half a line's thickness at its points: (num_points, 2)."""
     half: Points = np.sqrt(np.sin(np.linspace(0.3, np.pi - 0.3, num_points)))[:, None] * (-1, 1)
     return half
 
@@ -98,19 +98,19 @@ class Brush:
     depth: float = 0.0
 
     def blob(self, knots: Points, colour: Colour, alpha: int = 255) -> None:
-        """A smooth closed shape through `knots`."""
+        """Draw a smooth closed shape through `knots`."""
         self.polygon(_spline(len(knots), True) @ knots, colour, alpha)
 
     def oval(self, x: float, y: float, rx: float, ry: float, colour: Colour, a: int = 255) -> None:
-        """An ellipse around (x, y) with radii `rx` and `ry`."""
+        """Draw an ellipse around (x, y) with radii `rx` and `ry`."""
         self.polygon(_moved(CIRCLE, (x, y), (rx, ry)), colour, a)
 
     def polygon(self, points: Points, colour: Colour, alpha: int = 255) -> None:
-        """A closed shape with `points` for corners."""
+        """Draw a polygon with corners `points`."""
         self.ink.polygon(self.pixels(points), (*colour, alpha))
 
     def stroke(self, knots: Points, colour: Colour, width: float, alpha: int = 255) -> None:
-        """A smooth line through `knots`, thinning towards its ends."""
+        """Draw a smooth line through `knots`, which thins towards its ends."""
         line = self._project(_spline(len(knots), False) @ knots)
         along = np.concatenate([line[1:], line[-1:]]) - np.concatenate([line[:1], line[:-1]])
         across = along[:, ::-1] / (np.hypot(*along.T) + 1e-6)[:, None]
@@ -119,7 +119,7 @@ class Brush:
         self.ink.polygon(outline.ravel().tolist(), (*colour, alpha))
 
     def bend(self, points: Points) -> Points:
-        """From the frame of the face to that of the head, around which x is wrapped."""
+        """Map points from the frame of the face to that of the head, around which x is wrapped."""
         x, y = points.T
         angle = (np.arcsin(x.clip(-1, 1)) + self.person.turn).clip(-np.pi / 2, np.pi / 2)
         half_width = _half_widths(self.person, y.clip(-0.9, 0.8)) * self.depth
@@ -127,7 +127,7 @@ class Brush:
         return bent
 
     def pixels(self, points: Points) -> list[float]:
-        """`points` in pixels, as x, y, x, y, ..."""
+        """Convert `points` to pixels: x, y, x, y, ..."""
         flattened: list[float] = self._project(points).ravel().tolist()
         return flattened
 
@@ -373,7 +373,7 @@ def _paint_hand(head: Brush, hand: str, side: int) -> None:
 
 
 def _photograph(image: Image.Image, camera: Camera) -> NDArray[np.uint8]:
-    """What a camera makes of the picture: blur, uneven light, exposure, tint and sensor noise."""
+    """Apply a camera's effects: blur, uneven light, exposure, tint and sensor noise."""
     if camera.blur > 0.2:
         image = image.filter(ImageFilter.GaussianBlur(camera.blur * image.width / 128))
     axis = np.linspace(-1, 1, image.width, dtype=np.float32) * camera.shadow_edge

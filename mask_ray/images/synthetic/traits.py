@@ -1,6 +1,6 @@
-"""Who is in a drawn portrait, and where: traits, each declared with the range it is drawn from."""
+"""Traits of a drawn portrait, each declared with the range it is sampled from."""
 
-# A trait's default is a dataclass field made by a function, which the linter cannot tell.
+# The linter does not see that these defaults are dataclass fields.
 # ruff: noqa: RUF009
 
 from collections.abc import Callable
@@ -28,7 +28,7 @@ FABRICS = MEDICAL + CLOTHS
 LIPS, DARK, WHITE = _palette("b03a48 2a2024 fbfaf7")
 
 
-# How far hair stands off the head, as a factor.
+# Outline of the hair, as a multiple of the head's.
 HAIR_VOLUMES = {"bald": 0.0, "buzz": 1.02, "short": 1.08, "quiff": 1.16, "curls": 1.06}
 HAIR_VOLUMES |= {"afro": 1.15, "bun": 1.07, "bob": 1.12, "long": 1.1}
 HAIR_VOLUMES |= {"headscarf": 1.1, "beanie": 1.12}
@@ -159,7 +159,7 @@ class Camera:
 
 @dataclass(frozen=True)
 class Portrait:
-    """All that `paint` needs. `hand` is `none` or where it is held: `mouth` or `cheek`."""
+    """All that `paint` needs. `hand` is where a hand is held: `mouth`, `cheek` or `none`."""
 
     person: Person
     mask: Mask | None
@@ -169,7 +169,7 @@ class Portrait:
 
 
 def sample(index: int, *, seed: int = 0) -> Portrait:
-    """The traits of image `index`: a worn mask if it is even, now and then a lowered one if odd."""
+    """Sample image `index`: with a worn mask if even; if odd, sometimes with a lowered one."""
     rng = np.random.default_rng([seed, index])
     person, scene, camera = _sample(Person, rng), _sample(Scene, rng), _sample(Camera, rng)
     mask, twist = _sample(Mask, rng), rng.random()
@@ -181,16 +181,16 @@ def sample(index: int, *, seed: int = 0) -> Portrait:
 
 
 def mix(a: Colour, b: Colour, share: float) -> Colour:
-    """`a` with a `share` of `b` in it, from 0 to 1."""
+    """Mix a `share` of `b`, from 0 to 1, into `a`."""
     return rgb(np.add(a, np.subtract(b, a) * share))
 
 
 def darker(colour: Colour) -> Colour:
-    """The colour in shadow, or of an outline."""
+    """Darken a colour, for shadows and outlines."""
     return mix(colour, DARK, 0.25)
 
 
 def rgb(values: NDArray[Any]) -> Colour:
-    """The nearest colour to three numbers, of any range."""
+    """Round and clip three numbers to a colour."""
     red, green, blue = values.clip(0, 255).astype(int).tolist()
     return red, green, blue

@@ -1,1 +1,1 @@
-"""The HTTP side of a replica: requests in, answers out."""
+"""The HTTP side of a replica: reads requests and writes answers."""

@@ -1,7 +1,7 @@
-"""The page at `/docs`: Swagger UI about `openapi.json`, all of it from this server.
+"""The page at `/docs`: Swagger UI of `openapi.json`, with all its files from this server.
 
-Swagger UI's files are those that the package fastapi-offline carries. Its own page would need a
-script within HTML, which the policy below forbids; this one starts it from a file.
+The files of Swagger UI come from the package fastapi-offline. The package's own page needs a script
+inside the HTML, which the policy below forbids; this page loads the script from a file.
 """
 
 from importlib import resources
@@ -10,7 +10,7 @@ from starlette.routing import Route
 
 from mask_ray.serving.http.web import SECURITY_HEADERS, file_route
 
-# Swagger UI sets styles on elements, and has its icons as data.
+# Swagger UI sets styles on elements, and its icons are data: URLs.
 _CONTENT_SECURITY_POLICY = "; ".join(
     (
         "default-src 'none'",
@@ -25,7 +25,7 @@ _CONTENT_SECURITY_POLICY = "; ".join(
 )
 _HEADERS = SECURITY_HEADERS | {"Content-Security-Policy": _CONTENT_SECURITY_POLICY}
 
-# URLs are relative: the application may be served below a prefix.
+# Relative URLs: the application may be served under a prefix.
 _PAGE = b"""<!doctype html>
 <html lang="en">
 <head>
@@ -53,7 +53,7 @@ _START = b"""SwaggerUIBundle({
 
 
 def routes() -> list[Route]:
-    """`GET` and `HEAD` of the page and its files; they ask for no token."""
+    """Routes (`GET` and `HEAD`) of the page and its files. They need no token."""
     folder = resources.files("fastapi_offline") / "static"
     files = {
         name: (folder / name).read_bytes() for name in ("swagger-ui-bundle.js", "swagger-ui.css")

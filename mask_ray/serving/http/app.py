@@ -1,7 +1,6 @@
-"""The HTTP face of a classifier: its routes put together, with what stands before all of them.
+"""Puts the HTTP app together: all routes, and the middleware before them.
 
-Every route asks for a token where tokens are configured, but for the page, the documentation and
-the probes.
+If tokens are configured, every route needs one except the page, `/docs` and the probes.
 """
 
 import asyncio
@@ -31,7 +30,7 @@ _EXPOSED_HEADERS = ("Retry-After", "X-Request-ID", HEADER_LENGTH)
 
 
 class Live(BaseModel):
-    """The process answers. It may still lack a model."""
+    """The process answers. The model may not be ready."""
 
     status: Literal["live"] = "live"
 
@@ -39,15 +38,15 @@ class Live(BaseModel):
 def http_app(
     backend: Backend, *observers: Callable[[Exchange], None], samples: SampleLog | None = None
 ) -> FastAPI:
-    """The app before a replica. All its errors are `problems.error_response`.
+    """Build the HTTP app of a replica. All its errors are made by `errors.error_response`.
 
     Args:
         backend: The replica.
-        observers: Shown every request that is over.
-        samples: Takes images and their answers, and is closed with the app.
+        observers: Called with every finished request.
+        samples: Log for a share of images and answers; closed with the app.
 
     Raises:
-        TokenError: tokens are configured, and cannot be used.
+        TokenError: the configured tokens cannot be used.
     """
     settings = backend.settings
     app = FastAPI(
@@ -104,12 +103,12 @@ _health_router = APIRouter(tags=["health"])
 
 @_health_router.get("/livez")
 async def livez() -> Live:
-    """Say that the process answers: whether to restart it."""
+    """Answer while the process runs. If this fails, restart it."""
     return Live()
 
 
 @_health_router.get("/readyz", responses=problem_responses(503))
 @_health_router.get("/healthz", responses=problem_responses(503))
 async def readyz(backend: ReadyBackend) -> Health:
-    """Say whether this replica can classify, and with which model: whether to send it requests."""
+    """Say whether this replica can classify, and with which model. On 503, send it no requests."""
     return backend.health

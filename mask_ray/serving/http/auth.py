@@ -1,8 +1,9 @@
-"""Who may ask: clients that show one of the tokens, where any are configured.
+"""Bearer tokens: if any are configured, clients must send one of them.
 
-Tokens come from the environment and from a file, and several are valid at once: add the new one,
-give it to the clients, then remove the old one. The file is read again when it changes, so
-nothing restarts for that. Tokens are kept as digests, and never logged or repeated.
+Tokens come from the environment and from a file. Several are valid at once, so that they can be
+changed one after the other: add the new one, give it to clients, remove the old one. The file is
+read again when it changes, without a restart. Tokens are kept as digests, and never logged or
+repeated.
 """
 
 import hashlib
@@ -29,14 +30,14 @@ _TOKEN = re.compile(r"[A-Za-z0-9._~+/-]+=*")
 
 
 class TokenError(MaskRayError):
-    """The tokens cannot be used as they are configured."""
+    """The configured tokens cannot be used."""
 
 
 class Guard:
-    """Knows the valid tokens. Once it is on, it stays on, whatever becomes of the file.
+    """Checks tokens. If tokens are configured, it stays on even when the file is lost.
 
     Raises:
-        TokenError: `MASK_RAY_TOKENS` or the file holds no token, or what can be none; or the file
+        TokenError: `MASK_RAY_TOKENS` or the file holds no token or a malformed one, or the file
             cannot be read.
     """
 
@@ -47,46 +48,49 @@ class Guard:
 
     @property
     def is_on(self) -> bool:
-        """Whether a token is asked for at all."""
+        """Whether requests need a token."""
         return bool(self._fixed) or self._file is not None
 
     def admits(self, token: str) -> bool:
-        """Whether the token is valid now. Takes the same time whichever it is, and if none."""
+        """Whether the token is valid now. Takes the same time for every token."""
         digests = self._fixed + (() if self._file is None else self._file.digests())
-        shown = _digest(token)
-        # Not any, which a match would spare the comparisons after it.
-        return sum(hmac.compare_digest(digest, shown) for digest in digests) > 0
+        received = _digest(token)
+        # sum and not any, which would stop at the first match.
+        return sum(hmac.compare_digest(digest, received) for digest in digests) > 0
 
 
 class _TokenFile:
-    """One token a line; empty lines and those that begin with # are left out."""
+    """A file with one token a line. Empty lines and lines that start with # are skipped."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
         try:
-            self._state = self._look()
+            self._state = self._file_state()
             self._digests = self._read()
         except OSError as error:
             raise TokenError(f"token_file {path} cannot be read: {error.strerror}") from None
 
     def digests(self) -> tuple[bytes, ...]:
-        """Those in the file now; none while it cannot be used, for it may be there to revoke."""
+        """Digests of the file's current tokens.
+
+        Empty while the file cannot be used: it may have been changed to revoke a token.
+        """
         try:
-            state = self._look()
+            state = self._file_state()
             if state != self._state:
                 self._digests = self._read()
         except (OSError, TokenError) as error:
             state = None
             if self._state is not None:
-                _logger.error("No token of token_file is valid until it is mended: %s", error)
+                _logger.error("no token of token_file is valid until the file is fixed: %s", error)
             self._digests = ()
         self._state = state
         return self._digests
 
-    def _look(self) -> tuple[int, int, int] | None:
-        """What differs once the file is written again or replaced."""
-        seen = self._path.stat()
-        return seen.st_mtime_ns, seen.st_size, seen.st_ino
+    def _file_state(self) -> tuple[int, int, int] | None:
+        """Return values that change when the file is written or replaced."""
+        status = self._path.stat()
+        return status.st_mtime_ns, status.st_size, status.st_ino
 
     def _read(self) -> tuple[bytes, ...]:
         lines = self._path.read_text("utf-8", "replace").splitlines()
@@ -99,7 +103,7 @@ def _digests(tokens: Iterable[str], source: str) -> tuple[bytes, ...]:
     if not stripped:
         raise TokenError(f"{source} must hold at least one token; got none")
     for number, token in enumerate(stripped, 1):
-        # Not repeated: it is a secret, if a mistyped one.
+        # Not repeated in the message: it is a secret, even if mistyped.
         if not _TOKEN.fullmatch(token):
             raise TokenError(
                 f"{source} must hold tokens of letters, digits and . _ ~ + / - with = at their "
@@ -113,7 +117,7 @@ def _digest(token: str) -> bytes:
 
 
 def build_guard(token_file: Path | None) -> Guard:
-    """The guard of a replica, which says in the log where it lets everyone in.
+    """Build a replica's guard, and log a warning if no token is configured.
 
     Raises:
         TokenError: as `Guard`.
@@ -121,7 +125,7 @@ def build_guard(token_file: Path | None) -> Guard:
     guard = Guard(token_file)
     if not guard.is_on:
         _logger.warning(
-            "No token is configured: whoever reaches this endpoint is answered. Set %s or "
+            "no token is configured: anyone who can reach this service can use it. Set %s or "
             "token_file.",
             TOKENS_VARIABLE,
         )
@@ -131,7 +135,7 @@ def build_guard(token_file: Path | None) -> Guard:
 _bearer = HTTPBearer(
     auto_error=False,
     scheme_name="token",
-    description="Needed where the service is configured with tokens.",
+    description="Needed if the service is configured with tokens.",
 )
 
 
@@ -139,11 +143,11 @@ async def require_token(
     request: Request,
     credentials: Annotated[HTTPAuthorizationCredentials | None, Security(_bearer)],
 ) -> None:
-    """Dependency of guarded routes: refuse a request without a valid token, with 401."""
+    """Reject a request without a valid token, with 401. A dependency of guarded routes."""
     guard: Guard = request.app.state.guard
     if not guard.is_on:
         return
-    # RFC 6750, section 3: no error is named to a client that showed nothing.
+    # RFC 6750, section 3: no error code if the client sent no token.
     if credentials is None:
         raise HTTPException(401, "A bearer token is needed.", {"WWW-Authenticate": "Bearer"})
     if not guard.admits(credentials.credentials):
@@ -152,5 +156,5 @@ async def require_token(
 
 
 async def check_token(request: Request) -> None:
-    """What `require_token` does, for a route that FastAPI does not call dependencies for."""
+    """As `require_token`, for a route whose dependencies FastAPI does not call."""
     await require_token(request, await _bearer(request))

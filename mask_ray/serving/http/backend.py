@@ -1,4 +1,4 @@
-"""What the HTTP side asks of a replica, and how its routes get at it."""
+"""The interface between HTTP routes and the replica, and time limits of a request."""
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
@@ -18,7 +18,7 @@ T = TypeVar("T")
 
 
 class RefusedVersion(BaseModel):
-    """A version that an alias names and that does not answer, and why."""
+    """A rejected version that an alias names, and why it is not served."""
 
     alias: str
     version: str
@@ -35,38 +35,38 @@ class Health(BaseModel):
 
 
 class Backend(Protocol):
-    """A model that classifies, and threads to work in."""
+    """A replica: a model that classifies, and threads for other work."""
 
     @property
     def settings(self) -> ServeSettings:
-        """How the service is configured."""
+        """Settings of the service."""
 
     @property
     def is_ready(self) -> bool:
-        """Whether a model is loaded, and could classify when that was last tried."""
+        """Whether the last trial inference succeeded."""
 
     @property
     def model(self) -> ModelInfo:
-        """The model that answers now."""
+        """The current champion."""
 
     @property
     def health(self) -> Health:
-        """What is served, and what is not."""
+        """The served models and the rejected versions."""
 
     @property
     def class_names(self) -> tuple[str, ...]:
-        """Its classes."""
+        """Class names of the current champion."""
 
     async def classify(self, images: Sequence[bytes | RGBArray]) -> Classified:
         """Classify the encoded or decoded images of one request, all with one model.
 
         Raises:
-            ImageError: one of them cannot be decoded. Of several the message names it, as
+            ImageError: an image cannot be decoded. If there are several, the message names it:
                 `images[3]: ...`.
         """
 
     async def in_thread(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-        """Call what would hold up the event loop in a thread beside those that classify."""
+        """Call a slow function in a thread, off the event loop and beside those that classify."""
 
 
 async def _backend(request: Request) -> Backend:
@@ -75,10 +75,10 @@ async def _backend(request: Request) -> Backend:
 
 
 async def ready_backend(request: Request) -> Backend:
-    """The backend of the app, for routes that need its model.
+    """Dependency of routes that need the model: the app's backend.
 
     Raises:
-        HTTPException: 503, it is not ready.
+        HTTPException: 503, the model is not ready.
     """
     backend: Backend = request.app.state.backend
     if not backend.is_ready:
@@ -86,36 +86,36 @@ async def ready_backend(request: Request) -> Backend:
     return backend
 
 
-# Not sync functions, which FastAPI would call in a thread, for every request.
+# The functions are async because FastAPI would call sync ones in a thread for every request.
 AnyBackend = Annotated[Backend, Depends(_backend)]
 ReadyBackend = Annotated[Backend, Depends(ready_backend)]
 
 
-async def arrive(coming: Awaitable[T], backend: Backend) -> T:
-    """What a client sends.
+async def in_time_or_408(request: Awaitable[T], backend: Backend) -> T:
+    """Await the request body; 408 on timeout.
 
     Raises:
-        HTTPException: 408, it does not come in time.
+        HTTPException: 408, it did not arrive within `request_timeout_s`.
     """
     timeout_s = backend.settings.request_timeout_s
     try:
         async with asyncio.timeout(timeout_s):
-            return await coming
+            return await request
     except TimeoutError:
         detail = f"The request did not arrive within {timeout_s:g} s."
-        # RFC 9110, section 15.5.9: what still comes is of no use.
+        # RFC 9110, section 15.5.9: close the connection, since the rest of the body is useless.
         raise HTTPException(408, detail, {"Connection": "close"}) from None
 
 
-async def answer(coming: Awaitable[T], backend: Backend) -> T:
-    """What the replica makes of it.
+async def in_time_or_504(answer: Awaitable[T], backend: Backend) -> T:
+    """Await the replica's answer; 504 on timeout.
 
     Raises:
-        HTTPException: 504, it takes too long.
+        HTTPException: 504, there was none within `request_timeout_s`.
     """
     timeout_s = backend.settings.request_timeout_s
     try:
         async with asyncio.timeout(timeout_s):
-            return await coming
+            return await answer
     except TimeoutError:
         raise HTTPException(504, f"There was no answer within {timeout_s:g} s.") from None

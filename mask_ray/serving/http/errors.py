@@ -1,6 +1,6 @@
-"""Errors over HTTP: problem+json everywhere, but in the protocol's own form under `/v2`.
+"""Errors over HTTP: problem+json, and under `/v2` the form of the Open Inference Protocol.
 
-A client is told what it did wrong, and nothing of the server: no trace, path or version.
+An error says what the client did wrong, and nothing about the server: no trace, path or version.
 """
 
 from collections.abc import Callable, Coroutine, Mapping
@@ -22,7 +22,7 @@ RETRY_AFTER_S = 1
 
 
 class Problem(BaseModel):
-    """What went wrong, as RFC 9457 has it."""
+    """An error in the form of RFC 9457."""
 
     type: str = "about:blank"
     title: str
@@ -42,13 +42,13 @@ def error_response(
 
 
 def problem_responses(*statuses: int) -> dict[int | str, dict[str, Any]]:
-    """The `responses` of a route, for its description in OpenAPI."""
+    """Build the `responses` argument of a route, for its description in OpenAPI."""
     content = {PROBLEM_TYPE: {"schema": Problem.model_json_schema()}}
     return {s: {"description": HTTPStatus(s).phrase, "content": content} for s in statuses}
 
 
 def not_ready() -> HTTPException:
-    """No model can answer now."""
+    """Build the 503 of a replica whose model is not ready."""
     return HTTPException(503, "The model is not ready.", {"Retry-After": str(RETRY_AFTER_S)})
 
 

@@ -8,12 +8,12 @@ _NAMES = [image_format.name for image_format in IMAGE_FORMATS]
 # As the page and the API documentation list them.
 ACCEPTED_FORMATS = f"{', '.join(_NAMES[:-1])} or {_NAMES[-1]}"
 
-# What an error repeats of a request, at most.
+# Most characters of a request that an error repeats.
 _MAX_QUOTED = 60
 
 
 class PayloadError(Exception):
-    """The request holds no images that are accepted. `status` is the HTTP status that says so."""
+    """The request is malformed or over a limit. `status` is the HTTP status to answer with."""
 
     def __init__(self, status: int, message: str) -> None:
         super().__init__(message)
@@ -21,7 +21,7 @@ class PayloadError(Exception):
 
 
 def check_num_images(num_images: int, field: str, limits: PayloadLimits) -> None:
-    """Refuse too many images, with 413."""
+    """Raise 413 if there are too many images."""
     if num_images > limits.max_images:
         raise PayloadError(
             413, f"{field} must hold at most {limits.max_images} images; got {num_images}"
@@ -29,7 +29,7 @@ def check_num_images(num_images: int, field: str, limits: PayloadLimits) -> None
 
 
 def check_total_bytes(num_bytes: int, limits: PayloadLimits) -> None:
-    """Refuse images that are too large together, with 413."""
+    """Raise 413 if the images are too large together."""
     if num_bytes > limits.max_total_bytes:
         raise PayloadError(
             413,
@@ -38,12 +38,12 @@ def check_total_bytes(num_bytes: int, limits: PayloadLimits) -> None:
 
 
 def quoted(text: str) -> str:
-    """What an error may repeat of a request: its beginning, without control characters."""
+    """Quote text of a request for an error: its beginning, with control characters escaped."""
     return repr(text if len(text) <= _MAX_QUOTED else f"{text[:_MAX_QUOTED]}...")
 
 
-def refuse_image_bytes(field: str, limits: PayloadLimits) -> NoReturn:
-    """Refuse an image that is too large, with 413."""
+def reject_image_bytes(field: str, limits: PayloadLimits) -> NoReturn:
+    """Raise 413 for an image that is too large."""
     raise PayloadError(
         413, f"{field} has over {limits.max_image_bytes} bytes; at most that are allowed"
     )

@@ -53,7 +53,7 @@ _SERVE_STATUSES = {408: 504}
 _SERVE_DETAILS = {
     404: "There is nothing at this path.",
     429: "All replicas are busy.",
-    502: "The replica that was asked has gone.",
+    502: "The replica ended before it answered.",
     503: "No replica is ready.",
     504: "There was no answer in time.",
 }

@@ -12,7 +12,7 @@ from mask_ray.serving.http.limits import (
     check_num_images,
     check_total_bytes,
     quoted,
-    refuse_image_bytes,
+    reject_image_bytes,
 )
 
 if TYPE_CHECKING:
@@ -43,10 +43,10 @@ async def read_form(
 
 
 class FormFiles:
-    """The files of a form, gathered while the parser meets them.
+    """Collects the files of a form from the parser's callbacks.
 
-    Starlette's form parser would do, but for the size of a file, which it does not limit, and
-    the disk, which it writes files of over 1 MB to.
+    Starlette's form parser is not used because it does not limit the size of a file, and writes
+    files of over 1 MB to disk.
     """
 
     def __init__(self, limits: PayloadLimits) -> None:
@@ -62,7 +62,7 @@ class FormFiles:
         self._file: bytearray | None = None
 
     def callbacks(self) -> "MultipartCallbacks":
-        """Named as python-multipart calls them."""
+        """Return the callbacks by python-multipart's names."""
         return {
             "on_part_begin": self._begin_part,
             "on_header_field": self._add_to_header_name,
@@ -80,7 +80,7 @@ class FormFiles:
         return self._is_list or len(self._files) > 1
 
     def files(self) -> tuple[bytes, ...]:
-        """All of the form's files, once it has been read.
+        """Return all files, once the form has been read.
 
         Raises:
             PayloadError: 400, the form was cut off; 422, it has no file.
@@ -112,7 +112,7 @@ class FormFiles:
 
     def _end_headers(self) -> None:
         disposition = parse_options_header(self._headers.get(b"content-disposition"))[1]
-        # A browser sends a file without a name for a field where none was chosen.
+        # A browser sends a file with an empty name if the user chose none.
         is_file = bool(disposition.get(b"filename"))
         if is_file or self._headers.get(b"content-type", b"").lower().startswith(b"image/"):
             self._begin_file(is_list=disposition.get(b"name") in (b"images", b"images[]"))
@@ -139,7 +139,7 @@ class FormFiles:
         self._num_bytes += end - start
         check_total_bytes(self._num_bytes, self._limits)
         if len(self._file) + end - start > self._limits.max_image_bytes:
-            refuse_image_bytes(f"file {len(self._files) + 1}", self._limits)
+            reject_image_bytes(f"file {len(self._files) + 1}", self._limits)
         self._file += memoryview(data)[start:end]
 
     def _end_part(self) -> None:

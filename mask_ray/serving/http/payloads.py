@@ -1,8 +1,7 @@
-"""From an HTTP request to the encoded images it carries, whichever way it carries them.
+"""Reads the encoded images of a request, in any of the forms that clients can send them.
 
-An image is the body itself, a file of a form, base64 in JSON, or behind a URL that somebody else
-fetches. No byte past a limit is kept, and no more of the body is read once one is passed. Nothing
-is decoded, and nothing here knows of models or Ray.
+An image is the body itself, a file of a form, base64 in JSON, or a URL that `fetch` loads. Bytes
+over a limit are not kept, and the rest of the body is not read. No image is decoded here.
 """
 
 import binascii
@@ -19,26 +18,26 @@ from mask_ray.serving.http.limits import (
     check_num_images,
     check_total_bytes,
     quoted,
-    refuse_image_bytes,
+    reject_image_bytes,
 )
 from mask_ray.serving.http.multipart import FORM_TYPE, read_form
 
 FetchImage = Callable[[str], Awaitable[bytes]]
 
-# The last is what `curl --data-binary` says of any body unless told otherwise.
+# The last is the default of `curl --data-binary`.
 _RAW_TYPES = ("", "application/octet-stream", "application/x-www-form-urlencoded")
 _JSON_TYPE = "application/json"
 
-# In JSON, beside those that are images: enough to say which keys are too many.
+# Values of JSON that are not images: enough for an error to name the extra keys.
 _MAX_OTHER_VALUES = 64
 
 
 @dataclass(frozen=True)
 class Payload:
-    """The encoded images of one request, in its order: at least one.
+    """The encoded images of one request, in its order; at least one.
 
-    `is_list` says how to answer: with one prediction, or with a list of them. It depends on how
-    the images were named, not only on how many came, so that a client knows beforehand.
+    `is_list`: whether to answer with a list of predictions or with one. It depends on how the
+    images were named, not only on their number, so that a client knows the form in advance.
     """
 
     images: tuple[bytes, ...]
@@ -55,10 +54,10 @@ async def read_images(
     JSON `{"images": [base64, ...]}`. Base64 may be a `data:` URL. URLs need `fetch`.
 
     Raises:
-        PayloadError: 400, the form or the JSON is malformed; 413, over `limits`, declared or
-            sent; 415, a body of another type, or compressed; 422, no image, or JSON of another
-            shape. `fetch` raises its own.
-        starlette.requests.ClientDisconnect: the client left before its body had arrived.
+        PayloadError: 400, malformed form or JSON; 413, over `limits`, as declared or as received;
+            415, another content type, or compressed; 422, no image, or JSON of another shape.
+            Errors of `fetch` pass through.
+        starlette.requests.ClientDisconnect: the client left before the body had arrived.
     """
     _check_not_compressed(request)
     content_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
@@ -78,17 +77,17 @@ async def read_images(
 
 
 async def read_body(request: Request, max_bytes: int) -> bytes:
-    """The whole body, where it is no longer than `max_bytes`.
+    """Read the whole body.
 
     Raises:
-        PayloadError: 413, it is longer; 415, it is compressed.
+        PayloadError: 413, it is longer than `max_bytes`; 415, it is compressed.
     """
     _check_not_compressed(request)
     return b"".join([chunk async for chunk in _chunks(request, max_bytes, "body")])
 
 
 def decode_base64(text: str, field: str, limits: PayloadLimits) -> bytes:
-    """The bytes of standard base64 with its padding, or of a base64 `data:` URL.
+    """Decode standard base64 with padding, or a base64 `data:` URL.
 
     Raises:
         PayloadError: 413, over `limits.max_image_bytes`; 422, not base64. Both name `field`.
@@ -101,15 +100,15 @@ def decode_base64(text: str, field: str, limits: PayloadLimits) -> bytes:
                 f"{field} must be base64 or a data: URL such as data:image/png;base64,...; "
                 f"got {quoted(header)}",
             )
-    # Before it is decoded: padding makes this at most two bytes too many.
+    # Checked before decoding. Padding can make this estimate two bytes too large.
     if len(text) // 4 * 3 - 2 > limits.max_image_bytes:
-        refuse_image_bytes(field, limits)
+        reject_image_bytes(field, limits)
     try:
         encoded = binascii.a2b_base64(text, strict_mode=True)
     except ValueError as error:
         raise PayloadError(422, f"{field} must be base64 without line breaks: {error}") from None
     if len(encoded) > limits.max_image_bytes:
-        refuse_image_bytes(field, limits)
+        reject_image_bytes(field, limits)
     return encoded
 
 
@@ -122,11 +121,9 @@ def _check_not_compressed(request: Request) -> None:
 
 
 async def _chunks(request: Request, max_bytes: int, what: str) -> AsyncIterator[bytes]:
-    """The body as it arrives. It is left off where it passes the limit, and not begun where it
-    says beforehand that it will.
-    """
+    """Yield the body as it arrives, up to the limit. A body declared longer is not read at all."""
     declared = request.headers.get("content-length", "")
-    # Not int, which refuses thousands of digits in its own way.
+    # float and not int, which raises an error of its own on thousands of digits.
     num_bytes = float(declared) if declared.isdecimal() else 0
     if num_bytes <= max_bytes:
         num_bytes = 0
@@ -158,10 +155,10 @@ async def _read_json(request: Request, limits: PayloadLimits, fetch: FetchImage 
 
 
 def _check_num_values(body: bytes, max_values: int) -> None:
-    """Refuse JSON that is made of very many small values, before it is parsed.
+    """Raise 413 for JSON of very many small values, before it is parsed.
 
-    Those that fit into the limit in bytes would take a gigabyte. Between any two is a comma; an
-    image that is a data: URL has one of its own.
+    Within the limit in bytes they could take a gigabyte. The number of commas bounds the number of
+    values; an image that is a data: URL has one more comma.
     """
     if body.count(b",") > max_values:
         raise PayloadError(
@@ -180,20 +177,22 @@ def _only_entry(document: Any, fetch: FetchImage | None) -> tuple[str, Any]:
     allowed = ("image", "images") if fetch is None else ("image", "images", "url")
     expected = f"JSON body must be an object with exactly one key of {', '.join(allowed)}"
     if not isinstance(document, dict):
-        raise PayloadError(422, f"{expected}; got {_kind(document)}")
+        raise PayloadError(422, f"{expected}; got {_json_type(document)}")
     if "url" in document and fetch is None:
         raise PayloadError(422, f"{expected} (images are not fetched from URLs here); got url")
     if len(document) != 1 or not document.keys() <= set(allowed):
-        came = ", ".join(quoted(key) for key in list(document)[:5]) or "an empty object"
+        received = ", ".join(quoted(key) for key in list(document)[:5]) or "an empty object"
         more = f" and {len(document) - 5} more" if len(document) > 5 else ""
-        raise PayloadError(422, f"{expected}; got {came}{more}")
+        raise PayloadError(422, f"{expected}; got {received}{more}")
     return next(iter(document.items()))
 
 
 def _decode_list(value: Any, limits: PayloadLimits) -> tuple[bytes, ...]:
     if not isinstance(value, list) or not value:
-        came = "an empty list" if value == [] else _kind(value)
-        raise PayloadError(422, f"images must be a list of one or more base64 strings; got {came}")
+        received = "an empty list" if value == [] else _json_type(value)
+        raise PayloadError(
+            422, f"images must be a list of one or more base64 strings; got {received}"
+        )
     check_num_images(len(value), "images", limits)
     images: list[bytes] = []
     num_bytes = 0
@@ -207,11 +206,11 @@ def _decode_list(value: Any, limits: PayloadLimits) -> tuple[bytes, ...]:
 
 def _string(value: Any, field: str) -> str:
     if not isinstance(value, str):
-        raise PayloadError(422, f"{field} must be a string; got {_kind(value)}")
+        raise PayloadError(422, f"{field} must be a string; got {_json_type(value)}")
     return value
 
 
-def _kind(value: Any) -> str:
-    """What JSON calls it. The value itself may be of any size."""
+def _json_type(value: Any) -> str:
+    """Name the type of a value in JSON's words. The value itself may be too long for an error."""
     names = {dict: "an object", list: "a list", str: "a string", bool: "a boolean"}
     return names.get(type(value), "null" if value is None else "a number")

@@ -1,9 +1,9 @@
-"""Fetches images from URLs on behalf of a client, from hosts that are allowed, and nowhere else.
+"""Fetches images from URLs of clients, only from allowed hosts.
 
-A service that fetches what it is told can be made to read what only it can reach: its own
-machine, the network behind it, the metadata of its cloud. So a host has to be on the list, all
-its addresses have to be public, and the connection goes to an address that was checked: the name
-is not resolved again. A redirect is checked like the first URL. Off while the list is empty.
+A service that fetches any URL can be made to read what only it can reach: its own machine, the
+network behind it, the metadata of its cloud. So the host must be on a list, all its addresses must
+be public, and the connection goes to an address that was checked: the name is not resolved again.
+A redirect is checked like the first URL. Nothing is fetched while the list is empty.
 Source of the rules: OWASP, Server-Side Request Forgery Prevention Cheat Sheet.
 """
 
@@ -24,16 +24,16 @@ _REDIRECTS = (301, 302, 303, 307, 308)
 _MAX_URL_CHARACTERS = 2_048
 _BINARY_TYPE = "application/octet-stream"
 
-_GLOBAL_UNICAST = ipaddress.IPv6Network("2000::/3")  # RFC 4291, and IANA has given out no other.
+_GLOBAL_UNICAST = ipaddress.IPv6Network("2000::/3")  # RFC 4291; IANA has assigned no other range.
 _NAT64 = ipaddress.IPv6Network("64:ff9b::/96")  # RFC 6052
 
 
 def is_public(address: str) -> bool:
-    """Whether an IP address belongs to the internet at large, and to one host of it.
+    """Whether an IP address is a public address of one host.
 
     False for private, loopback, link-local, multicast, reserved and unspecified addresses, and
-    for IPv6 addresses that lead to one of these: IPv4-mapped, 6to4 and NAT64. Teredo's lead to
-    whatever the client likes, and are no host's.
+    for IPv6 addresses that contain one of these: IPv4-mapped, 6to4 and NAT64. False for Teredo
+    addresses too, since their owner chooses where they lead.
     """
     ip = ipaddress.ip_address(address)
     if isinstance(ip, ipaddress.IPv6Address):
@@ -51,21 +51,24 @@ def _embedded_ipv4(ip: ipaddress.IPv6Address) -> ipaddress.IPv4Address | None:
 
 
 async def resolve(host: str, port: int) -> list[str]:
-    """All addresses of a host, without repetition.
+    """Look up all addresses of a host, without duplicates.
 
     Raises:
-        OSError: it has none.
-        UnicodeError: it is no host's name.
+        OSError: the host has no address.
+        UnicodeError: the name is not a valid host name.
     """
     found = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
     return list(dict.fromkeys(str(address[0]) for *_, address in found))
 
 
 class RemoteImages:
-    """Fetches images within `settings`. Safe to use for many fetches at once.
+    """Fetches images within limits. Many fetches can run at once.
 
-    `resolve` and `is_allowed_address` are what decides where a connection may go. `tls` is for
-    hosts whose certificates are signed by nobody well known.
+    Args:
+        settings: Allowed hosts, and limits of a fetch.
+        resolve: Looks up the addresses of a host.
+        is_allowed_address: Whether a connection to an address is allowed.
+        tls: For hosts whose certificates no well-known authority signed.
     """
 
     def __init__(
@@ -80,16 +83,16 @@ class RemoteImages:
         self._allowed_hosts = tuple(map(AllowedHost.parse, settings.allowed_hosts))
         self._resolve = resolve
         self._is_allowed_address = is_allowed_address
-        # Made once: it reads over a hundred certificates, or those of SSL_CERT_FILE.
+        # Created once: it reads over a hundred certificates, or those of SSL_CERT_FILE.
         self._tls = tls or httpx.create_ssl_context()
 
     async def fetch(self, url: str) -> bytes:
-        """The encoded image at a URL.
+        """Fetch the encoded image at a URL.
 
         Raises:
             PayloadError: 413, over `max_image_bytes`; 415, not an image, or compressed; 422, the
-                URL is malformed or not allowed, or does not answer with an image in time. None
-                tells what an address is or what answered at one that is not allowed.
+                URL is malformed or not allowed, or does not answer with an image in time. No
+                message contains an address, or anything from a host that is not allowed.
         """
         timeout_s = self._settings.fetch_timeout_s
         try:
@@ -117,11 +120,11 @@ class RemoteImages:
             target = _parse(location, base=url)
             return target, await self._checked_addresses(target)
         except PayloadError:
-            # In other words: a location can tell of the network behind the host.
-            raise PayloadError(422, "url redirects to where nothing is fetched from") from None
+            # The location is not repeated: it can reveal the network behind the host.
+            raise PayloadError(422, "url redirects to a URL that is not allowed") from None
 
     async def _checked_addresses(self, url: httpx.URL) -> list[str]:
-        """The addresses of an allowed host, if none of them is forbidden."""
+        """Return the addresses of an allowed host; 422 if any of them is not allowed."""
         host, port = _host(url), _port(url)
         if not any(allowed.matches(host, port, url.scheme) for allowed in self._allowed_hosts):
             raise PayloadError(
@@ -131,7 +134,7 @@ class RemoteImages:
             addresses = await self._resolve(host, port)
         except (OSError, UnicodeError):
             addresses = []
-        # One message for both, or it would tell of names inside the network.
+        # One message for both cases, or it would reveal names inside the network.
         if not addresses or not all(map(self._is_allowed_address, addresses)):
             raise PayloadError(
                 422, f"url must name a host with public addresses only; got {quoted(host)}"
@@ -139,7 +142,7 @@ class RemoteImages:
         return addresses
 
     async def _get(self, url: httpx.URL, addresses: list[str]) -> bytes | str:
-        """The image, or the location it moved to, from the first address that can be reached."""
+        """Get the image, or the location of a redirect, from the first address that connects."""
         for address in addresses[:-1]:
             try:
                 return await self._get_from(url, address)
@@ -157,11 +160,11 @@ class RemoteImages:
                 "Accept-Encoding": "identity",
                 "User-Agent": "mask_ray",
             },
-            # The name that TLS asks for and checks the certificate against.
+            # The name that TLS sends, and checks the certificate against.
             extensions={"sni_hostname": _host(url)},
         )
-        # A client for each: one kept alive would share a connection between the hosts of an
-        # address, whichever of them its certificate was checked for.
+        # A client for each request: a shared one would reuse a connection for another host of the
+        # same address, whose certificate was not checked.
         async with httpx.AsyncClient(
             verify=self._tls, trust_env=False, timeout=self._settings.fetch_timeout_s
         ) as client:
@@ -192,10 +195,10 @@ class RemoteImages:
 
 
 def _parse(url: str, base: httpx.URL | None = None) -> httpx.URL:
-    """A URL as it will be requested, so that what is checked and what is used cannot differ.
+    """Parse a URL into the object that is both checked and requested.
 
     Raises:
-        PayloadError: 422, it is malformed, of another scheme, or with a name or password.
+        PayloadError: 422, it is malformed, of another scheme, or has a user name or password.
     """
     if len(url) > _MAX_URL_CHARACTERS:
         raise PayloadError(
@@ -208,8 +211,8 @@ def _parse(url: str, base: httpx.URL | None = None) -> httpx.URL:
     if parsed.scheme not in DEFAULT_PORTS or not parsed.raw_host:
         raise PayloadError(422, f"url must begin with http:// or https://; got {quoted(url)}")
     if parsed.userinfo:
-        # Not repeated: there may be a password in it.
-        raise PayloadError(422, "url must not hold a user name or password; got one")
+        # Not repeated in the message: it may contain a password.
+        raise PayloadError(422, "url must not contain a user name or password; got one")
     return parsed
 
 

@@ -1,7 +1,4 @@
-"""What the endpoint answers about images, and which model it was.
-
-Nothing here knows of HTTP, models or Ray.
-"""
+"""The predictions that the service answers with. No HTTP, models or Ray here."""
 
 from dataclasses import dataclass
 
@@ -16,7 +13,7 @@ _NUM_DIGITS = 6
 
 
 class ModelInfo(BaseModel):
-    """The model that answers. A model served from a file has no version."""
+    """The model that answered. A model served from a file has no version."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -25,10 +22,10 @@ class ModelInfo(BaseModel):
 
 
 class Prediction(BaseModel):
-    """The likeliest class of one image, and the probability of each.
+    """The most likely class of one image, and the probabilities of classes.
 
-    `label` is `uncertain` where `probability`, which is that of the likeliest class, is below the
-    threshold that the request gave.
+    `probability` is that of the most likely class. If it is below the request's threshold, `label`
+    is `uncertain`.
     """
 
     label: str
@@ -39,10 +36,10 @@ class Prediction(BaseModel):
 
 @dataclass(frozen=True)
 class Classified:
-    """What one model makes of the N images of a request, in their order.
+    """The answer of one model to the N images of a request, in their order.
 
     Attributes:
-        model: The model that answered, all of them.
+        model: The model that answered.
         class_names: Its C classes.
         probabilities: Shape (N, C), each row in 0..1 and summing to 1.
     """
@@ -55,10 +52,12 @@ class Classified:
 def predictions(
     classified: Classified, top_k: int | None = None, threshold: float | None = None
 ) -> list[Prediction]:
-    """One prediction for each image, in order.
+    """Make one prediction for each image, in order.
 
-    With `top_k` only as many classes are told, the likeliest first; otherwise all, in the model's
-    order.
+    Args:
+        classified: The model's answer.
+        top_k: How many classes to return, the most likely first; None: all, in the model's order.
+        threshold: Probability below which the label is `uncertain`.
     """
     return [
         _prediction(classified, row.tolist(), top_k, threshold) for row in classified.probabilities
@@ -68,7 +67,7 @@ def predictions(
 def _prediction(
     classified: Classified, row: list[float], top_k: int | None, threshold: float | None
 ) -> Prediction:
-    # Rounded before anything is compared, or an answer could contradict itself.
+    # Rounded before comparing, or an answer could contradict itself.
     rounded = (round(probability, _NUM_DIGITS) for probability in row)
     probabilities = dict(zip(classified.class_names, rounded, strict=True))
     label = max(probabilities, key=probabilities.__getitem__)

@@ -1,1 +1,1 @@
-"""What an operator sees of the endpoint: metrics, access log, request ids, samples."""
+"""What an operator sees of the service: metrics, access log, request ids, samples."""

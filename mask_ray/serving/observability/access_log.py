@@ -1,7 +1,7 @@
-"""The access log: one line of JSON for each request, in a file for each replica.
+"""Writes the access log: one line of JSON for each request, in one file for each replica.
 
-Not on standard output: Ray's log monitor reads each line of that and sends it to drivers, which
-costs more than the line.
+Not to standard output: Ray's log monitor would send each line to drivers, which costs more than
+writing it.
 """
 
 import json
@@ -17,15 +17,15 @@ _MAX_FILE_BYTES = 64 * 2**20
 
 
 class AccessLog:
-    """Writes exchanges; an observer for `Exchanges`.
+    """Writes each finished exchange as a line; an observer of `Exchanges`.
 
-    A line has `time` (RFC 3339, UTC, when the request came), `request_id`, `method`, `path`
-    without its query, `status`, `duration_ms`, `bytes_in`, `bytes_out`, `client`, and where they
-    are known `forwarded_for`, `model_version` and other notes of the application.
+    A line has `time` (RFC 3339, UTC, start of the request), `request_id`, `method`, `path` without
+    the query, `status`, `duration_ms`, `bytes_in`, `bytes_out` and `client`. If known, it also has
+    `forwarded_for`, `model_version` and other notes of the app.
 
     Args:
-        path: The file; its folder is made when it is missing. At 64 MiB it is put aside as
-            `path.1`, and those before it as `path.2` to `path.4`.
+        path: The file; a missing folder is created. At 64 MiB it is renamed to `path.1`, and
+            earlier files to `path.2` to `path.4`.
     """
 
     def __init__(self, path: Path) -> None:
@@ -36,7 +36,7 @@ class AccessLog:
         self._logger.addHandler(handler)
 
     def __call__(self, exchange: Exchange) -> None:
-        """Write one line. What cannot be written is told on standard error, as by all logging."""
+        """Write one line. As with all logging, a failure is printed on standard error."""
         self._logger.info(_line(exchange))
 
 
@@ -54,7 +54,7 @@ def _line(exchange: Exchange) -> str:
     }
     if exchange.forwarded_for:
         fields["forwarded_for"] = exchange.forwarded_for[:_MAX_TEXT_LENGTH]
-    # ASCII, with all control characters escaped: nothing in a path can start a line of its own.
+    # ASCII with control characters escaped, so that no path can start a new line.
     return json.dumps(fields | exchange.notes, separators=(",", ":"))
 
 

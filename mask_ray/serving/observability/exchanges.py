@@ -1,6 +1,6 @@
-"""Requests and their answers as they pass: what is counted and logged, but for what is in them.
+"""Records each request and its answer, without their content, for metrics and the access log.
 
-Images, tokens and query strings are never kept. Who looks at an `Exchange` is not known here.
+Images, tokens and query strings are never kept.
 """
 
 import asyncio
@@ -15,7 +15,7 @@ from mask_ray.serving.observability.request_ids import request_id
 
 _NOTES = "mask_ray.notes"
 
-# What nginx logs for a client that left before it was answered; never sent.
+# As nginx logs a client that left before the answer; never sent.
 _CLIENT_LEFT = 499
 
 
@@ -25,11 +25,11 @@ class Exchange:
 
     Args:
         started_at: Unix time in seconds.
-        endpoint: The route that matched, such as `/v2/models/{name}/infer`, or `other`. There are
-            only so many of them, whatever paths are asked for.
-        client: Address of the peer, which is HAProxy behind it.
-        forwarded_for: What `X-Forwarded-For` claims, or an empty string.
-        notes: What the application told by `note`.
+        endpoint: The matched route, such as `/v2/models/{name}/infer`, or `other`, so that their
+            number is bounded whatever paths clients request.
+        client: Address of the peer; HAProxy's, if the request came through it.
+        forwarded_for: Value of `X-Forwarded-For`, or an empty string.
+        notes: Values that the app added with `note`.
     """
 
     started_at: float
@@ -47,11 +47,12 @@ class Exchange:
 
 
 class Exchanges:
-    """ASGI middleware, beneath `RequestIds`: shows each exchange that is over to observers.
+    """ASGI middleware, inside `RequestIds`: passes each finished exchange to observers.
 
     Args:
-        observers: Called one after the other on the event loop; they must be quick and raise
-            nothing.
+        app: The app inside.
+        observers: Called one after the other on the event loop. They must be quick and must not
+            raise.
     """
 
     def __init__(self, app: ASGIApp, *observers: Callable[[Exchange], None]) -> None:
@@ -59,7 +60,7 @@ class Exchanges:
         self._observers = observers
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass everything on unchanged."""
+        """Pass everything on unchanged, and observe it."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
@@ -78,9 +79,9 @@ class Exchanges:
 
 
 def note(scope: Scope, **notes: Any) -> None:
-    """Add to the exchange what only the application knows, such as `model_version`.
+    """Add values to the exchange that only the app knows, such as `model_version`.
 
-    Does nothing where no `Exchanges` watches.
+    Does nothing outside `Exchanges`.
     """
     if _NOTES in scope:
         scope[_NOTES].update(notes)
@@ -101,7 +102,7 @@ def _begun(scope: Scope) -> Exchange:
 
 
 def _header(scope: Scope, wanted: bytes) -> str:
-    """The last of that name: those before it may be the client's own."""
+    """Return the last header of a name: earlier ones may come from the client."""
     values = [value.decode("latin-1") for name, value in scope["headers"] if name == wanted]
     return values[-1] if values else ""
 

@@ -1,8 +1,8 @@
-"""What a replica counts and times, for Prometheus.
+"""Prometheus metrics of a replica.
 
-Ray gathers the metrics of all processes of a node and exports them, with `ray_` before each name,
-at the node's metrics port (`ray start --metrics-export-port`). All labels are bounded: routes,
-methods and statuses of this application, classes and versions of its models.
+Ray collects the metrics of all processes of a node and exports them at the node's metrics port
+(`ray start --metrics-export-port`), with `ray_` before each name. The values of all labels are
+bounded: routes, methods and statuses of this app, classes and versions of its models.
 """
 
 import collections
@@ -23,7 +23,7 @@ _SECONDS = (
 )
 # fmt: on
 _BATCH_SIZES = (1.0, 2.0, 3.0, 4.0, 6.0, 8.0, 12.0, 16.0, 32.0, 64.0, 128.0, 256.0)
-# Finer towards 1, where a trained classifier is most of the time.
+# Finer towards 1, where most probabilities of a trained classifier are.
 _CONFIDENCES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99, 0.999, 1.0)
 
 _METHODS = frozenset(HTTPMethod)
@@ -31,10 +31,10 @@ _MODEL = ("model", "model_version")
 
 
 class Metrics:
-    """The metrics of one replica. To record one takes microseconds and never blocks.
+    """The metrics of one replica. Recording takes microseconds and never blocks.
 
     Args:
-        replica: Labels of all of them: `application`, `deployment`, `replica`.
+        replica: Labels of every metric: `application`, `deployment`, `replica`.
     """
 
     def __init__(self, replica: Mapping[str, str]) -> None:
@@ -47,23 +47,23 @@ class Metrics:
         of_request = ("endpoint", "method", "status")
         self._requests = _Tally(
             self._counter(
-                "mask_ray_requests_total", "HTTP requests that are over, by status.", of_request
+                "mask_ray_requests_total", "Finished HTTP requests, by status.", of_request
             )
         )
         self._duration = self._histogram(
             "mask_ray_request_duration_seconds",
-            "From the head of a request in the replica to the end of its answer.",
+            "From the headers of a request in the replica to the end of its answer.",
             _SECONDS,
             of_request,
         )
         self._decode = self._histogram(
-            "mask_ray_decode_seconds", "Decoding and resizing of one image.", _SECONDS
+            "mask_ray_decode_seconds", "Time to decode and resize one image.", _SECONDS
         )
         self._batch_size = self._histogram(
             "mask_ray_batch_size", "Images in one inference call.", _BATCH_SIZES
         )
         self._inference = self._histogram(
-            "mask_ray_inference_seconds", "One inference call, of a whole batch.", _SECONDS
+            "mask_ray_inference_seconds", "Time of one inference call, for a batch.", _SECONDS
         )
         self._samples_dropped = self._counter(
             "mask_ray_samples_dropped_total", "Sampled images that were not kept for labelling."
@@ -71,7 +71,7 @@ class Metrics:
 
     def _make_model_metrics(self) -> None:
         self._model_info = self._gauge(
-            "mask_ray_model_info", "1 for the model that answers, 0 for those before it.", _MODEL
+            "mask_ray_model_info", "1 for the current model, 0 for earlier ones.", _MODEL
         )
         self._predictions = _Tally(
             self._counter(
@@ -80,7 +80,7 @@ class Metrics:
         )
         self._confidence = self._histogram(
             "mask_ray_prediction_confidence",
-            "Probability of the class that was answered.",
+            "Probability of the answered class.",
             _CONFIDENCES,
             ("label", *_MODEL),
         )
@@ -96,18 +96,18 @@ class Metrics:
         )
         self._not_compared = self._counter(
             "mask_ray_challenger_dropped_total",
-            "Images that champion and challenger should both have seen, by why they did not.",
+            "Images that were to be compared but were not, by reason.",
             ("reason",),
         )
         self._switches = self._counter(
-            "mask_ray_model_switches_total", "New versions that took over, by alias.", ("alias",)
+            "mask_ray_model_switches_total", "Switches to another version, by alias.", ("alias",)
         )
         self._refusals = self._counter(
-            "mask_ray_model_refusals_total", "Versions that were not served, by alias.", ("alias",)
+            "mask_ray_model_refusals_total", "Rejected versions, by alias.", ("alias",)
         )
 
     def observe(self, exchange: Exchange) -> None:
-        """Count a request that is over; an observer for `Exchanges`."""
+        """Count a finished request; an observer of `Exchanges`."""
         labels = {
             "endpoint": exchange.endpoint,
             "method": exchange.method if exchange.method in _METHODS else "other",
@@ -117,12 +117,12 @@ class Metrics:
         self._duration.observe(exchange.duration_s, labels)
 
     def report(self) -> None:
-        """Pass on what was counted since the last time."""
+        """Report the counts since the last call to Ray."""
         self._requests.report()
         self._predictions.report()
 
     def report_every(self, period_s: float) -> None:
-        """`report` again and again, in a thread that ends with the process."""
+        """Call `report` periodically, in a thread that ends with the process."""
 
         def run() -> None:
             while True:
@@ -132,44 +132,46 @@ class Metrics:
         threading.Thread(target=run, name="metrics", daemon=True).start()
 
     def decoded(self, seconds: float) -> None:
-        """One image was decoded, or refused."""
+        """Record the time to decode one image, even if decoding failed."""
         self._decode.observe(seconds)
 
     def inferred(self, batch_size: int, seconds: float) -> None:
-        """One inference call is over."""
+        """Record one inference call."""
         self._batch_size.observe(batch_size)
         self._inference.observe(seconds)
 
     def answered(self, label: str, confidence: float, model: str, version: str | None) -> None:
-        """One image was answered.
+        """Count one answered image.
 
         Args:
-            label: One of the model's classes, or `uncertain`.
-            confidence: Probability of the likeliest class, in 0..1.
+            label: The most likely class.
+            confidence: Its probability, in 0..1.
+            model: Name of the model.
+            version: Its version, if it has one.
         """
         labels = {"label": label} | _model_labels(model, version)
         self._predictions.inc(labels)
         self._confidence.observe(confidence, labels)
 
     def serves(self, model: str, version: str | None) -> None:
-        """From now on this model answers."""
+        """Record which model answers from now on."""
         if all(self._model):
             self._model_info.set(0, _model_labels(*self._model))
         self._model = (model, _version_text(version))
         self._model_info.set(1, _model_labels(*self._model))
 
     def switched(self, alias: str, version: str | None) -> None:
-        """An alias means another version from now on; None: none."""
+        """Record that an alias means another version from now on; None: no version."""
         self._switches.inc(tags={"alias": alias})
         if alias != CHALLENGER and version is not None and self._model[0]:
             self.serves(self._model[0], version)
 
     def refused(self, refusal: Refusal) -> None:
-        """A version that an alias names is not served."""
+        """Count a rejected version."""
         self._refusals.inc(tags={"alias": refusal.alias})
 
     def compared(self, comparison: Comparison) -> None:
-        """Champion and challenger both classified one image."""
+        """Record the comparison of champion and challenger on one image."""
         labels = {
             "agrees": str(comparison.agrees).lower(),
             "champion_version": _version_text(comparison.champion),
@@ -179,11 +181,11 @@ class Metrics:
         self._difference.observe(comparison.difference)
 
     def not_compared(self, reason: NotComparedReason) -> None:
-        """The challenger was too busy for one image, or failed on it."""
+        """Count an image without a comparison."""
         self._not_compared.inc(tags={"reason": reason})
 
     def sample_dropped(self) -> None:
-        """One sampled image was not kept."""
+        """Count a sampled image that was not kept."""
         self._samples_dropped.inc()
 
     def _counter(self, name: str, description: str, labels: Iterable[str] = ()) -> Counter:
@@ -209,7 +211,7 @@ class Metrics:
 
 
 class _Tally:
-    """A counter that Ray is told of from time to time: for each request that takes it 50 us."""
+    """Adds up counts until `report`, since each call of Ray's counter takes 50 us."""
 
     def __init__(self, counter: Counter) -> None:
         self._counter = counter
@@ -232,5 +234,5 @@ def _model_labels(model: str, version: str | None) -> dict[str, str]:
 
 
 def _version_text(version: str | None) -> str:
-    """A model that is served from a file has none; Prometheus holds an empty label for absent."""
+    """Return `file` for a model without a version: Prometheus drops empty labels."""
     return version or "file"

@@ -1,8 +1,8 @@
-"""A sampled share of the images that were asked about, with their answers, for later labelling.
+"""Keeps a random share of the images with their answers, for later labelling.
 
-Parquet files that any tool for tables reads. Off unless `sample_share` and `sample_path` are set:
-the photos are of people who have to know of it. No request ever waits for a sample or fails with
-one.
+Samples are Parquet files, which any tool for tables can read. Off unless `sample_share` and
+`sample_path` are set: the photos show people, who must know about it. No request waits for a sample
+or fails because of one.
 """
 
 import logging
@@ -26,13 +26,16 @@ _CLOSE_TIMEOUT_S = 10
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """One image as it came, and its answer.
+    """One image as it was received, and its answer.
 
     Args:
-        time: When it was answered, with its time zone.
+        time: Time of the answer, with a time zone.
+        request_id: Id of its request.
         image: The encoded bytes.
-        label: What was answered, maybe `uncertain`.
-        probabilities: Of each class.
+        label: The answered label, which may be `uncertain`.
+        probabilities: Probability by class.
+        model: Name of the model.
+        model_version: Its version, if it has one.
     """
 
     time: datetime
@@ -45,17 +48,19 @@ class Sample:
 
 
 class SampleLog:
-    """Takes samples and writes them from a thread of its own.
+    """Takes samples, and writes them in its own thread.
 
-    A file is written when it has `max_rows` samples or 64 MiB, or its first sample is `max_age_s`
-    old. It gets its name once it is whole, so nobody reads half of one. After an error, such as a
-    full disk, one line is logged and no more samples are taken.
+    A file is written when it has `max_rows` samples or 64 MiB, or when its first sample is
+    `max_age_s` old. It gets its name once it is complete, so that no reader sees half a file. After
+    an error, such as a full disk, one line is logged and no more samples are taken.
 
     Args:
-        folder: Where files go; made, and readable by its owner alone, when it is missing.
-        share: Of the images offered, in 0..1.
-        max_held_bytes: Of images in memory that are not written yet; more are dropped.
-        on_drop: Called for each sample that is dropped.
+        folder: Folder of the files; created if missing, readable only by its owner.
+        share: Share of the offered images that is kept, in 0..1.
+        max_rows: Most samples in a file.
+        max_age_s: Longest wait of a sample for its file, in seconds.
+        max_held_bytes: Most bytes of images that wait in memory; further samples are dropped.
+        on_drop: Called for each dropped sample.
     """
 
     def __init__(
@@ -81,11 +86,12 @@ class SampleLog:
             self._thread.start()
 
     def offer(self, image: bytes, answer: Callable[[], Mapping[str, Any]]) -> None:
-        """Take a sample now and then. Returns at once.
+        """Keep this image with the probability `share`. Returns at once.
 
         Args:
             image: The encoded bytes.
-            answer: Gives the other fields of `Sample` but `time`; called for samples only.
+            answer: Returns the fields of `Sample` except `time` and `image`; called only for
+                images that are kept.
         """
         if not self._is_open or random.random() >= self._share:
             return
@@ -95,14 +101,14 @@ class SampleLog:
         self._waiting.put(Sample(time=datetime.now(UTC), image=image, **answer()))
 
     def close(self) -> None:
-        """Write what is there. Waits for the disk, 10 seconds at most."""
+        """Write the remaining samples. Waits for the disk at most 10 seconds."""
         if self._is_open:
             self._is_open = False
             self._waiting.put(None)
             self._thread.join(_CLOSE_TIMEOUT_S)
 
     def _hold(self, num_bytes: int) -> bool:
-        """Whether there is room for them."""
+        """Reserve bytes, and return whether there was room for them."""
         with self._lock:
             has_room = self._held_bytes + num_bytes <= self._max_held_bytes
             self._held_bytes += num_bytes * has_room
@@ -118,10 +124,10 @@ class SampleLog:
                 self._hold(-sum(len(sample.image) for sample in samples))
         except Exception as error:
             self._is_open = False
-            _logger.error("sampling for %s has stopped: %s", self._folder, error)
+            _logger.error("no more samples are kept in %s: %s", self._folder, error)
 
     def _gather(self) -> list[Sample]:
-        """The samples of the next file; empty at the very end."""
+        """Wait for the samples of the next file. Empty after `close`, if none is left."""
         samples: list[Sample] = []
         num_bytes, deadline_s = 0, 0.0
         while len(samples) < self._max_rows and num_bytes < _MAX_FILE_BYTES:
@@ -140,7 +146,7 @@ class SampleLog:
         return samples
 
     def _write(self, samples: list[Sample]) -> None:
-        # Not imported above: a replica that takes no samples does without its memory.
+        # Imported late to save memory in replicas that keep no samples.
         import pyarrow as pa
         import pyarrow.parquet as pq
 
@@ -148,7 +154,7 @@ class SampleLog:
         name = f"{samples[0].time:%Y%m%dT%H%M%S}-{uuid.uuid4().hex[:12]}.parquet"
         unfinished = self._folder / f"{name}.part"
         try:
-            # Images are compressed already.
+            # Images are already compressed.
             table = pa.Table.from_pylist(rows, _schema())
             pq.write_table(table, unfinished, compression="none", use_dictionary=False)
             unfinished.rename(self._folder / name)

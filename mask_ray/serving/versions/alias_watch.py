@@ -1,9 +1,9 @@
-"""Which versions of a registered model are served: an alias is followed as it moves.
+"""Follows the aliases of a registered model, and decides which versions to serve.
 
-Two halves, both without Ray and MLflow. One `AliasWatch` for an application reads the aliases and
-vets a version before any replica meets it. A `VersionFollower` in each replica asks it what to
-serve, loads that and switches. So a version is either served by all replicas or by none, one that
-is refused costs one attempt, and a replica that starts late gets what the others have.
+One `AliasWatch` for an application reads the aliases, and tries a version before any replica loads
+it. A `VersionFollower` in each replica (`follower`) asks it for the versions to serve, loads them
+and switches. So all replicas serve a version or none does, a rejected version costs one attempt,
+and a replica that starts late gets the same version as the others. No Ray and no MLflow here.
 """
 
 import logging
@@ -16,21 +16,21 @@ from mask_ray.config import CHALLENGER, MaskRayError
 from mask_ray.models.smoke_test import ModelRefusedError
 from mask_ray.serving.versions.events import Refusal
 
-# A version that could not be fetched is tried again ever more seldom, up to this.
+# Longest wait before a version that could not be fetched is tried again. The waits double.
 _MAX_RETRY_S = 3600.0
 
 logger = logging.getLogger(__name__)
 
 
 def alias_of(uri: str) -> tuple[str, str] | None:
-    """Name and alias of `models:/name@alias`; None for every other URI, which never moves."""
+    """Return name and alias of `models:/name@alias`, or None for any other URI."""
     matched = re.fullmatch(r"models:/([^/@]+)@([^/@]+)", uri)
     return None if matched is None else (matched[1], matched[2])
 
 
 @dataclass(frozen=True)
 class Wanted:
-    """What every replica is to serve: versions, and the refused ones by alias."""
+    """The versions that every replica should serve, and the rejected ones."""
 
     champion: str
     challenger: str | None = None
@@ -45,17 +45,17 @@ class _Retry:
 
 
 class AliasWatch:
-    """Reads aliases, vets the versions that they move to, and says what is to be served.
+    """Reads aliases, tries the versions that they move to, and decides which to serve.
 
     Args:
-        alias: The one to follow.
+        alias: Alias to follow.
         has_challenger: Whether to follow `challenger` too.
-        fallback: The version that is served until another one was vetted.
-        read_aliases: Version by alias.
-        vet: Raises ModelRefusedError for a version that must not be served, and any other
-            MaskRayError where that could not be found out.
-        max_age_s: For how long an answer of `read_aliases` is used.
-        clock: Seconds.
+        fallback: Version to serve until another one passes `vet`.
+        read_aliases: Returns the version of each alias.
+        vet: Raises ModelRefusedError for a version that must not be served, and another
+            MaskRayError if it could not be tried.
+        max_age_s: How long to use a result of `read_aliases`, in seconds.
+        clock: Returns seconds.
     """
 
     def __init__(
@@ -82,11 +82,11 @@ class AliasWatch:
         self._retries: dict[str, _Retry] = {}
 
     def wanted(self, serving: str | None) -> Wanted:
-        """What a replica is to serve.
+        """Return the versions that a replica should serve.
 
         Args:
-            serving: The champion that it has; None: it has just started. A watch that has just
-                started, after another one was lost, goes on from there.
+            serving: Version of the replica's champion; None: it has just started. A watch that
+                replaces a lost one starts from this version.
         """
         if serving is not None:
             self._served.setdefault(self._alias, serving)
@@ -104,7 +104,7 @@ class AliasWatch:
         try:
             versions = self._read_aliases()
         except MaskRayError as error:
-            logger.warning("the aliases cannot be read, and stay as they were: %s", error)
+            logger.warning("the aliases cannot be read; the versions stay: %s", error)
             return
         for alias in self._followed:
             self._move(alias, versions.get(alias))
@@ -117,7 +117,7 @@ class AliasWatch:
         if alias in self._retries and self._retries[alias].version != version:
             del self._retries[alias]
         if version is None:
-            # Requests still need a champion; nobody needs a challenger.
+            # Requests need a champion. They do not need a challenger.
             if alias != self._alias:
                 self._served.pop(alias, None)
             return
@@ -135,9 +135,9 @@ class AliasWatch:
             self._vet(version)
         except ModelRefusedError as error:
             self._refusals[alias] = Refusal(alias, version, str(error))
-            logger.error("version %s, which is %s now, is refused: %s", version, alias, error)
+            logger.error("version %s, now %s, is rejected: %s", version, alias, error)
         except MaskRayError as error:
-            logger.warning("version %s cannot be had yet: %s", version, error)
+            logger.warning("version %s cannot be fetched yet: %s", version, error)
             wait_s = min(2 * retry.wait_s, _MAX_RETRY_S)
             self._retries[alias] = _Retry(version, self._clock() + wait_s, wait_s)
             return

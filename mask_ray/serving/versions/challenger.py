@@ -1,8 +1,8 @@
-"""A share of the images also goes to another version, and the two answers are compared.
+"""Compares champion and challenger on a share of the images.
 
-Which images is decided by their bytes, so the same image always goes the same way, whichever
-replica it meets. The comparison is made after the answer is sent, on one thread; what it cannot
-keep up with is left out and counted.
+The bytes of an image decide whether it belongs to the share, so the decision is the same in every
+replica. One thread makes the comparisons, after the answer is sent. Images that it cannot keep up
+with are skipped and counted.
 """
 
 import hashlib
@@ -16,14 +16,14 @@ from mask_ray.images.decode import decode_resized
 from mask_ray.serving.versions.events import Comparison, ModelEvents
 from mask_ray.serving.versions.follower import LoadedModel, Serving
 
-# Each holds an encoded image until its turn.
+# Each pending comparison keeps an encoded image in memory.
 MAX_PENDING = 8
 
 logger = logging.getLogger(__name__)
 
 
 def takes_part(encoded: bytes, share: float) -> bool:
-    """Whether an image belongs to a share, in 0..1, of all."""
+    """Whether an image belongs to the share, in 0..1, of all images."""
     if share <= 0:
         return False
     digest = hashlib.blake2b(encoded, digest_size=8).digest()
@@ -37,48 +37,48 @@ def compare(
     encoded: bytes,
     limits: ImageLimits,
 ) -> Comparison:
-    """Have the other model classify an image too, here and now.
+    """Classify an image with the other model too, and compare the answers.
 
-    A class that only one of the models has counts as one of probability 0 for the other.
+    A class that a model does not have has the probability 0.
 
     Args:
         serving: Champion and challenger.
-        answered: The one of them whose answer there is.
+        answered: The one whose answer is known.
         probabilities: Its answer, by class.
         encoded: The image.
-        limits: Of the decoder.
+        limits: Limits of the decoder.
     """
     assert serving.challenger is not None, "there is something to compare with"
     champion, challenger = (
-        probabilities if model is answered else _ask(model, encoded, limits)
+        probabilities if model is answered else _classify(model, encoded, limits)
         for model in (serving.champion, serving.challenger)
     )
     names = champion.keys() | challenger.keys()
     return Comparison(
         champion=str(serving.champion.version),
         challenger=str(serving.challenger.version),
-        agrees=_likeliest(champion) == _likeliest(challenger),
+        agrees=_most_likely(champion) == _most_likely(challenger),
         difference=max(abs(champion.get(name, 0) - challenger.get(name, 0)) for name in names),
     )
 
 
-def _ask(model: LoadedModel, encoded: bytes, limits: ImageLimits) -> Mapping[str, float]:
+def _classify(model: LoadedModel, encoded: bytes, limits: ImageLimits) -> Mapping[str, float]:
     predictor = model.predictor
     image = decode_resized(encoded, predictor.image_size, limits)
     (probabilities,) = predictor.predict(image[None])
     return dict(zip(predictor.class_names, map(float, probabilities), strict=True))
 
 
-def _likeliest(probabilities: Mapping[str, float]) -> str:
+def _most_likely(probabilities: Mapping[str, float]) -> str:
     return max(probabilities, key=probabilities.__getitem__)
 
 
 class Comparer:
-    """Makes comparisons one after the other, and never makes anyone wait for one.
+    """Makes comparisons one after the other in its own thread.
 
     Args:
-        events: Who is told of them.
-        max_pending: Comparisons waiting or running; more are left out.
+        events: Receives the comparisons.
+        max_pending: Most comparisons that wait or run; more are skipped.
     """
 
     def __init__(self, events: ModelEvents, max_pending: int = MAX_PENDING) -> None:
@@ -87,14 +87,14 @@ class Comparer:
         self._thread = ThreadPoolExecutor(1, "compare")
 
     def offer(self, comparison: Callable[[], Comparison]) -> None:
-        """Run this soon, unless there is too much to do. Returns at once and raises nothing."""
+        """Run a comparison soon, or skip it if too many wait. Returns at once, raises nothing."""
         if self._places.acquire(blocking=False):
             self._thread.submit(self._run, comparison)
         else:
             self._events.not_compared("busy")
 
     def close(self) -> None:
-        """Wait for the comparisons that were accepted."""
+        """Wait for the accepted comparisons."""
         self._thread.shutdown()
 
     def _run(self, comparison: Callable[[], Comparison]) -> None:

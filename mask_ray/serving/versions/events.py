@@ -1,6 +1,6 @@
-"""What happens to the models of a replica, told to whoever counts it.
+"""Events about the models of a replica, and the Protocol of what counts them.
 
-Plain values and a Protocol: metrics are made of them elsewhere.
+Plain values without Ray; `observability.metrics` implements the Protocol.
 """
 
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ NotComparedReason = Literal["busy", "failed"]
 
 @dataclass(frozen=True)
 class Refusal:
-    """A version that an alias names and that is not served, and why."""
+    """A rejected version that an alias names, and why it is not served."""
 
     alias: str
     version: str
@@ -23,10 +23,10 @@ class Comparison:
     """Champion's and challenger's answers to one image.
 
     Args:
-        champion: Version.
-        challenger: Version.
-        agrees: Whether both find the same class likeliest.
-        difference: The largest difference between their probabilities of a class, in 0..1.
+        champion: Version of the champion.
+        challenger: Version of the challenger.
+        agrees: Whether both have the same most likely class.
+        difference: Largest difference between their probabilities of a class, in 0..1.
     """
 
     champion: str
@@ -36,16 +36,16 @@ class Comparison:
 
 
 class ModelEvents(Protocol):
-    """Called from several threads; what it raises is logged and goes no further."""
+    """Receives events, from several threads. What it raises is logged and ignored."""
 
     def switched(self, alias: str, version: str | None) -> None:
-        """The replica answers with this version from now on; None: with none for this alias."""
+        """The replica serves this version for the alias from now on; None: no version."""
 
     def refused(self, refusal: Refusal) -> None:
-        """A version is not served. Told once, until the alias has moved."""
+        """A version was rejected. Called once, until the alias moves."""
 
     def compared(self, comparison: Comparison) -> None:
         """Both models have answered an image."""
 
     def not_compared(self, reason: NotComparedReason) -> None:
-        """An image was to be compared, but there was too much to do, or a model failed."""
+        """An image was not compared: too many were waiting, or a model failed."""

@@ -1,4 +1,4 @@
-"""Keeps one replica on the model versions that `AliasWatch` wants. No Ray and no MLflow here."""
+"""Keeps a replica on the versions that `AliasWatch` decided on. No Ray and no MLflow here."""
 
 import logging
 import threading
@@ -17,7 +17,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class LoadedModel:
-    """A model in memory, and what the registry calls it."""
+    """A model in memory, with its name and version in the registry."""
 
     name: str
     version: str | None
@@ -26,7 +26,7 @@ class LoadedModel:
 
 @dataclass(frozen=True)
 class Serving:
-    """What a replica serves. Replaced as a whole, so a request that took one keeps its models."""
+    """The models that a replica serves. Replaced as a whole: a request keeps the one it read."""
 
     champion: LoadedModel
     challenger: LoadedModel | None = None
@@ -34,11 +34,11 @@ class Serving:
 
 
 class Models(Protocol):
-    """Whatever says which models there are at this moment."""
+    """Holds the current models of a replica."""
 
     @property
     def serving(self) -> Serving:
-        """They change as a whole."""
+        """The current models."""
 
 
 @dataclass(frozen=True)
@@ -49,14 +49,14 @@ class FixedModels:
 
 
 class VersionFollower:
-    """Keeps one replica on the versions that are wanted.
+    """Loads the wanted versions into one replica.
 
     Args:
-        alias: The one that the champion is served for.
-        fallback: The version to begin with when nobody can be asked.
-        ask: Given the version that is served, or None, what is wanted.
-        load: A version, ready to answer.
-        events: Who is told.
+        alias: Alias of the champion.
+        fallback: Version to start with if `ask` fails.
+        ask: Returns the wanted versions; called with the served version, or None at the start.
+        load: Loads a version.
+        events: Receives switches and rejections.
 
     Raises:
         MaskRayError: the fallback cannot be loaded either.
@@ -75,13 +75,13 @@ class VersionFollower:
         self._ask = ask
         self._load = load
         self._events = events
-        # Versions that failed here, by alias: not tried again until the alias has moved.
+        # Versions that this replica rejected, by alias. Not tried again until the alias moves.
         self._refusals: dict[str, Refusal] = {}
-        self._told: set[Refusal] = set()
-        self.serving = self._first(fallback)
+        self._reported: set[Refusal] = set()
+        self.serving = self._load_first(fallback)
 
     def follow(self) -> None:
-        """Ask once, and load and switch where something else is wanted."""
+        """Ask once; load the wanted versions and switch to them."""
         serving = self.serving
         wanted = self._ask(serving.champion.version)
         champion = self._follow_one(self._alias, wanted.champion, serving.champion)
@@ -89,18 +89,18 @@ class VersionFollower:
         assert champion is not None, "a champion is always wanted"
         refusals = {refusal.alias: refusal for refusal in wanted.refusals} | self._refusals
         self.serving = Serving(champion, challenger, tuple(refusals.values()))
-        self._tell(serving)
+        self._report_changes(serving)
 
     def follow_every(self, period_s: float, stopped: threading.Event) -> None:
-        """`follow` again and again, until it is stopped. What goes wrong is logged."""
+        """Call `follow` periodically until stopped, and log its errors."""
         while not stopped.wait(period_s):
             try:
                 self.follow()
             except Exception as error:
-                # A registry, network or disk that fails must not end the following.
-                logger.warning("versions stay as they are, since asking failed: %s", error)
+                # A failing registry, network or disk must not end this loop.
+                logger.warning("the versions stay, since they could not be checked: %s", error)
 
-    def _first(self, fallback: str) -> Serving:
+    def _load_first(self, fallback: str) -> Serving:
         try:
             wanted = self._ask(None).champion
             return Serving(self._load(wanted))
@@ -127,7 +127,7 @@ class VersionFollower:
             logger.warning("version %s cannot be loaded yet: %s", version, error)
         return served
 
-    def _tell(self, before: Serving) -> None:
+    def _report_changes(self, before: Serving) -> None:
         now = self.serving
         moved = [
             (self._alias, before.champion, now.champion),
@@ -136,14 +136,14 @@ class VersionFollower:
         for alias, old, new in moved:
             if old is not new:
                 version = None if new is None else new.version
-                logger.info("%s is version %s now", alias, version)
+                logger.info("%s is now version %s", alias, version)
                 self._events.switched(alias, version)
-        for refusal in set(now.refusals) - self._told:
+        for refusal in set(now.refusals) - self._reported:
             logger.error(
-                "version %s, which is %s now, is refused: %s",
+                "version %s, now %s, is rejected: %s",
                 refusal.version,
                 refusal.alias,
                 refusal.reason,
             )
             self._events.refused(refusal)
-        self._told = set(now.refusals)
+        self._reported = set(now.refusals)

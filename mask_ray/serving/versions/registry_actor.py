@@ -1,8 +1,8 @@
-"""The registry as replicas see it: one small actor for an application reads it for all of them.
+"""Reads the registry for all replicas of an application, in one small actor.
 
-MLflow takes over 100 MB of memory and seconds to import, so no replica holds it. The actor does,
-and reads aliases; files are found, and new versions vetted, by tasks whose processes end with
-them, so that a file which crashes its process harms nothing else.
+MLflow takes over 100 MB of memory and seconds to import, so no replica imports it. The actor does,
+and reads the aliases. Tasks in processes of their own find files and try new versions, so a file
+that crashes its process harms nothing else.
 """
 
 import hashlib
@@ -22,24 +22,24 @@ from mask_ray.models.smoke_test import ModelRefusedError, load_checked
 from mask_ray.serving.versions.alias_watch import AliasWatch, Wanted
 
 _NAMESPACE = "mask_ray"
-# Loading MLflow, fetching a model and a few predictions take seconds.
+# Importing MLflow, fetching a model and a few predictions take seconds.
 _VET_TIMEOUT_S = 120.0
 _ASK_TIMEOUT_S = _VET_TIMEOUT_S + 30
-# Without replicas that ask, the actor ends: it belongs to no process that would end it.
+# The actor is detached: no process ends it, so it ends itself when no replica asks.
 _MIN_IDLE_S = 60.0
 
 
 @dataclass(frozen=True)
 class Followed:
-    """What an application follows.
+    """The alias that an application follows.
 
     Args:
-        name: Registered model.
-        alias: Its alias.
-        pinned: The version that the alias named when the application was built.
-        class_names: Those that every version must have; None: any.
-        has_challenger: Whether the alias `challenger` is followed too.
-        period_s: How old the knowledge of an alias may become.
+        name: Name of the registered model.
+        alias: Alias of the champion.
+        pinned: Version that the alias named when the application was built.
+        class_names: Class names that every version must have; None: any.
+        has_challenger: Whether to follow the alias `challenger` too.
+        period_s: How often to check the aliases, in seconds.
     """
 
     name: str
@@ -51,9 +51,9 @@ class Followed:
 
 
 class RegistryWatch:
-    """The actor of an application, from the side of a replica that asks it.
+    """Handle of an application's actor in a replica.
 
-    It is made by who asks first, and again when it is lost.
+    The first replica that asks starts the actor; it is started again if it is lost.
     """
 
     def __init__(self, app_name: str, followed: Followed) -> None:
@@ -63,10 +63,10 @@ class RegistryWatch:
         self._actor: Any = None
 
     def wanted(self, serving: str | None) -> Wanted:
-        """As `AliasWatch.wanted`. Blocks, for as long as a version is being vetted.
+        """As `AliasWatch.wanted`. Blocks while a version is being tried.
 
         Raises:
-            MaskRayError: the actor does not answer; it is made anew the next time.
+            MaskRayError: the actor does not answer. The next call starts it again.
         """
         if self._actor is None:
             actor_class: Any = ray.remote(_Watch)
@@ -78,7 +78,7 @@ class RegistryWatch:
                 num_cpus=0,
             ).remote(self._followed)
         try:
-            # Not ray.get, which warns in the async actor that a replica is.
+            # Not ray.get, which logs a warning in an async actor such as a replica.
             wanted: Wanted = self._actor.wanted.remote(serving).future().result(_ASK_TIMEOUT_S)
         except (RayActorError, TimeoutError) as error:
             self._actor = None
@@ -96,7 +96,7 @@ class _Watch:
             fallback=followed.pinned,
             read_aliases=self._read,
             vet=self._vet,
-            # Every replica asks once a period, at a time of its own.
+            # Replicas ask once a period, at different times.
             max_age_s=followed.period_s / 2,
         )
         threading.Thread(target=self._end_when_idle, name="idle", daemon=True).start()
@@ -107,7 +107,7 @@ class _Watch:
         return wanted
 
     def _read(self) -> Mapping[str, str]:
-        # Not imported above: replicas import this module, and do without MLflow.
+        # Imported late: replicas import this module, and do not need MLflow.
         from mask_ray import tracking
 
         return tracking.aliases(self._followed.name)
@@ -123,10 +123,10 @@ class _Watch:
 
 
 def vet(uri: str, class_names: tuple[str, ...] | None) -> None:
-    """Load a model and have it answer, in a process that ends with it.
+    """Load a model and classify a few images, in a process of its own.
 
     Raises:
-        ModelRefusedError: it must not be served; also when its process dies or hangs.
+        ModelRefusedError: it must not be served, or its process dies or hangs.
         MaskRayError: the registry does not answer, or there is no such model.
     """
     task = _vet.remote(uri, class_names)
@@ -152,20 +152,20 @@ def _vet(uri: str, class_names: tuple[str, ...] | None) -> tuple[str, str]:
     except ModelRefusedError as error:
         return "refused", str(error)
     except Exception as error:
-        # The registry's files may fail in any way, and may be back later.
+        # Files of the registry can fail in any way, and may be back later.
         return "failed", str(error)
     return "admitted", ""
 
 
 def resolve_here(uri: str) -> tuple[Path, str, str | None]:
-    """Path on this node, name and version of a model, found in a process that ends with it.
+    """Find path (on this node), name and version of a model, in a process of its own.
 
     Raises:
-        tracking.ModelNotFoundError: there is none.
+        tracking.ModelNotFoundError: there is no such model.
     """
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     resolved = _resolve.options(scheduling_strategy=here).remote(uri)
-    # Not ray.get, which warns in the async actor that a replica is.
+    # Not ray.get, which logs a warning in an async actor such as a replica.
     path, name, version = resolved.future().result()
     return Path(path), name, version
 
@@ -175,5 +175,5 @@ def _resolve(uri: str) -> tuple[str, str, str | None]:
     from mask_ray import tracking
 
     resolved = tracking.resolve_model(uri)
-    # Plain values: to unpickle a ResolvedModel, the replica would import MLflow after all.
+    # Plain values: unpickling a ResolvedModel would import MLflow in the replica.
     return str(resolved.path), resolved.name, resolved.version

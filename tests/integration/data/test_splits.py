@@ -7,7 +7,7 @@ from PIL import Image
 
 from mask_ray import data
 from mask_ray.config import DataSettings
-from mask_ray.data import near_duplicates, splits
+from mask_ray.data import near_duplicates, sources, splits
 from mask_ray.images.decode import decode, resize
 
 SETTINGS = DataSettings(data="folder")
@@ -19,16 +19,15 @@ def signature(picture: Image.Image) -> np.ndarray:
 
 
 def test_no_picture_of_real_photos_is_in_two_splits(shared: Path) -> None:
-    by_class = data.list_files(shared / "data" / "observations")
-    placed = list(splits.of_files(by_class, SETTINGS))
+    labelled = sources.list_labelled(str(shared / "data" / "observations"))
+    placed = splits.of_files(labelled, SETTINGS)
+    names = np.array(placed["split"])
     signatures, copies = [], set()
-    for path, _, split in placed:
-        encoded = path.read_bytes()
+    for (encoded, _), split in zip(labelled.reader.contents(placed), names, strict=True):
         copies.add((data.digest_of(encoded), split))
         signatures.append(signature(Image.fromarray(decode(encoded, at_least_px=128))))
     every = np.stack(signatures)
     assert (len(placed), len(copies)) == (1376, 1376 - 97)
-    names = np.array([split for _, _, split in placed])
     crossing, num_pairs = 0, 0
     for row in range(len(every) - 1):
         rest = np.arange(row + 1, len(every))

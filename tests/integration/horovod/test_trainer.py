@@ -18,6 +18,7 @@ import ray.train
 from mask_ray.config import MaskRayError
 from mask_ray.horovod.trainer import HorovodConfig, HorovodTrainer
 from tests.support import polling
+from tests.support.interrupts import accepting_sigint
 
 # Ray's workers cannot import this module: its functions travel by value.
 ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
@@ -267,7 +268,7 @@ class TestFaults:
 
     def test_ctrl_c_ends_the_workers(self, tmp_path: Path) -> None:
         threading.Thread(target=interrupt_when_started, args=(tmp_path,)).start()
-        with pytest.raises(KeyboardInterrupt):
+        with accepting_sigint(), pytest.raises(KeyboardInterrupt):
             fit(work_for_ever, tmp_path, train_loop_config={"folder": str(tmp_path)})
         pids = [int(path.name.partition("-")[2]) for path in tmp_path.glob("started-*")]
         assert len(pids) == 2

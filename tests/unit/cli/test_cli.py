@@ -4,13 +4,14 @@ import json
 import re
 import subprocess
 import sys
-from collections.abc import Callable
+import tempfile
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NoReturn
 
 import pytest
 
-from mask_ray import cli
+from mask_ray import cli, progress
 from mask_ray.config import DataSettings, MaskRayError, TrainSettings
 from tests.support.project import ROOT
 
@@ -310,8 +311,8 @@ def test_help_of_train_names_every_flag_required_first() -> None:
 
 @pytest.fixture
 def run_job(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> Callable[..., tuple[Any, str, str]]:
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> Iterator[Callable[..., tuple[Any, str, str]]]:
     """Run a job as its module does; its exit code, standard output and standard error."""
     monkeypatch.setattr(cli, "_connect", lambda: print("connecting"))
     monkeypatch.setattr(sys, "argv", ["job", "--data", "photos"])
@@ -322,9 +323,10 @@ def run_job(
             cli.main(DataSettings, job)
         except SystemExit as end:
             code = end.code
-        return code, *capsys.readouterr()
+        return code, *capfd.readouterr()
 
-    return run
+    yield run
+    progress.end_log()
 
 
 def raising(error: BaseException) -> Callable[[DataSettings], NoReturn]:
@@ -360,6 +362,33 @@ def test_an_error_that_the_user_can_mend_is_one_line(
     )
 
 
+def test_an_error_names_the_file_with_the_output_of_libraries(
+    run_job: Callable[..., tuple[Any, str, str]],
+    monkeypatch: pytest.MonkeyPatch,
+    home: Path,
+) -> None:
+    monkeypatch.setattr(cli, "_connect", cli._start_log)
+    code, out, err = run_job(raising(MaskRayError("training failed")))
+
+    (log,) = (home / "logs").iterdir()
+    assert (code, out, err) == (1, "", f"error: training failed (log: {log})\n")
+    assert log.read_text() == "working\n"
+
+
+def test_a_home_that_cannot_be_written_leaves_the_log_in_the_temporary_folder(
+    run_job: Callable[..., tuple[Any, str, str]],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "home").write_text("a file in the place of the folder")
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr(cli, "_connect", cli._start_log)
+    _, _, err = run_job(raising(MaskRayError("training failed")))
+
+    (log,) = tmp_path.glob("*.log")
+    assert err == f"error: training failed (log: {log})\n"
+
+
 def test_ctrl_c_ends_with_130(run_job: Callable[..., tuple[Any, str, str]]) -> None:
     assert run_job(raising(KeyboardInterrupt())) == (
         130,
@@ -371,6 +400,7 @@ def test_ctrl_c_ends_with_130(run_job: Callable[..., tuple[Any, str, str]]) -> N
 def test_a_bug_keeps_its_traceback(run_job: Callable[..., tuple[Any, str, str]]) -> None:
     with pytest.raises(ZeroDivisionError):
         run_job(raising(ZeroDivisionError()))
+    assert progress.log_path() is None
 
 
 def test_a_mistake_is_found_before_ray_is_started(

@@ -20,6 +20,8 @@ import pytest
 from starlette.responses import PlainTextResponse, RedirectResponse, Response
 
 from mask_ray import client
+from mask_ray.config.client import ClientSettings
+from tests.support.interrupts import accept_sigint
 from tests.support.polling import wait_until
 from tests.support.prediction_server import (
     PredictionServer,
@@ -351,7 +353,12 @@ def test_ctrl_c_leaves_what_is_done_written(
     server.held = b"1.jpg".__eq__
     asking = command("--url", server.url, "--concurrency=2", "--output=x.jsonl", *files)
     with subprocess.Popen(
-        asking, cwd=tmp_path, env=environment(), stderr=subprocess.PIPE, text=True
+        asking,
+        cwd=tmp_path,
+        env=environment(),
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=accept_sigint,
     ) as client:
         wait_until(lambda: len(server.received) == 10)
         # The row of the last answer may still be on its way; none of the others is.
@@ -412,7 +419,7 @@ def test_help_names_every_flag() -> None:
         command("--help"), env=environment(COLUMNS="400"), cwd=ROOT, capture_output=True, text=True
     )
     assert done.stdout.startswith("usage: python -m mask_ray.client PATHS [flags]\n")
-    for name in set(client.ClientSettings.model_fields) - {"paths"}:
+    for name in set(ClientSettings.model_fields) - {"paths"}:
         assert f"--{name.replace('_', '-')} " in done.stdout
     assert "MASK_RAY_TOKEN" in done.stdout
     assert "None" not in done.stdout

@@ -1,15 +1,18 @@
-"""Lines of long work: one in ten seconds, with the rate and what is left."""
+"""Progress lines, one in ten seconds, and the log of whatever libraries print."""
 
 import os
+import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
 from mask_ray import progress
-from mask_ray.progress import Progress, quiet_libraries, say
+from mask_ray.progress import Progress, say
+from tests.support.project import ROOT
 
 
 @pytest.fixture
@@ -92,13 +95,127 @@ def test_short_work_and_work_that_is_not_shown_say_nothing(
     assert capfd.readouterr().out == ""
 
 
-def test_libraries_are_quiet_only_as_long_as_they_are_to_be(
-    capfd: pytest.CaptureFixture[str],
+@contextmanager
+def logging_to(path: Path) -> Iterator[None]:
+    """Keep a log. Not a fixture: pytest changes `sys.stdout` between set-up and test."""
+    progress.start_log(path)
+    try:
+        yield
+    finally:
+        progress.end_log()
+
+
+@pytest.fixture
+def log(tmp_path: Path) -> Path:
+    return tmp_path / "logs" / "train.log"
+
+
+def test_libraries_print_to_the_log_and_only_what_is_said_to_the_terminal(
+    log: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    num_open = len(list(Path("/dev/fd").iterdir()))
-    with pytest.raises(ImportError), quiet_libraries():
+    with logging_to(log):
+        print("a plan of execution")
+        print("deprecated", file=sys.stderr)
         os.write(2, b"could not find any GPU\n")
-        raise ImportError
+        say("training on 2 workers")
+        assert progress.log_path() == log
+
+    assert capfd.readouterr() == ("training on 2 workers\n", "")
+    assert log.read_text().splitlines() == [
+        "a plan of execution",
+        "deprecated",
+        "could not find any GPU",
+        "training on 2 workers",
+    ]
+
+
+def test_results_and_errors_reach_the_terminal_past_the_log(
+    log: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    with logging_to(log):
+        print("{}", file=progress.stdout(), flush=True)
+        print("error: stopped", file=progress.stderr(), flush=True)
+        assert log.read_text() == ""
+    assert capfd.readouterr() == ("{}\n", "error: stopped\n")
+
+
+def test_a_note_is_for_the_log_alone(log: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    with logging_to(log):
+        progress.note("Traceback ...")
+    progress.note("nowhere")
+    assert capfd.readouterr() == ("", "")
+    assert log.read_text() == "Traceback ...\n"
+
+
+def test_a_log_lasts_until_its_end(log: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    with logging_to(log):
+        print("before")
+    print("after")
     os.write(2, b"what matters\n")
-    assert capfd.readouterr().err == "what matters\n"
+    assert capfd.readouterr() == ("after\n", "what matters\n")
+    assert log.read_text() == "before\n"
+
+
+def test_a_log_that_stays_empty_is_deleted(log: Path) -> None:
+    with logging_to(log):
+        assert log.exists() and progress.log_path() is None
+    assert not log.exists()
+
+
+def test_a_log_leaves_no_files_open(tmp_path: Path) -> None:
+    num_open = len(list(Path("/dev/fd").iterdir()))
+    with logging_to(tmp_path / "one.log"):
+        progress.start_log(tmp_path / "another.log")
     assert len(list(Path("/dev/fd").iterdir())) == num_open
+
+
+def test_a_full_disk_does_not_end_the_job(
+    small_disk: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    with logging_to(small_disk / "train.log"):
+        for _ in range(5):
+            print("x" * 100_000)
+        say("training on 2 workers")
+    assert capfd.readouterr() == ("training on 2 workers\n", "")
+
+
+def test_the_driver_prints_what_a_worker_said_and_no_other_line_of_it(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(progress, "_in_worker", lambda: True)
+    say("training on 2 workers\nscratch 1/3")
+    printed = capfd.readouterr().out.splitlines()
+
+    progress.relay({"lines": ["Execution plan of Dataset", *printed], "pid": 1, "is_err": False})
+    assert capfd.readouterr().out == "training on 2 workers\nscratch 1/3\n"
+
+
+# What `ray job submit --working-dir .` does before it sends anything.
+PACK = """
+import sys
+import ray
+from ray._private.runtime_env.working_dir import upload_working_dir_if_needed
+from mask_ray import progress
+
+for hook in (lambda **submission: None, progress.quiet_submission):
+    hook(working_dir=".")
+    upload_working_dir_if_needed(
+        {"working_dir": "."}, include_gitignore=True, upload_fn=lambda *args, **options: None
+    )
+    print("packed", file=sys.stderr)
+"""
+
+
+def test_a_submission_prints_nothing_of_the_upload(tmp_path: Path) -> None:
+    (tmp_path / ".gitignore").write_text(".venv/\n")
+    (tmp_path / ".venv").mkdir()
+    packed = subprocess.run(
+        [sys.executable, "-c", PACK],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+    )
+    loud, quiet, _ = packed.stderr.split("packed\n")
+    assert ".gitignore" in loud and "Directory '.venv'" in loud
+    assert quiet == ""

@@ -6,18 +6,19 @@ import pytest
 
 from mask_ray import data
 from mask_ray.config import DataSettings
+from mask_ray.data import sources
 
 
 def test_a_missing_folder_is_named(tmp_path: Path) -> None:
     with pytest.raises(data.DataError, match=r"got .*/nowhere\. A submitted job .* absolute path"):
-        data.check_folder(str(tmp_path / "nowhere"))
+        sources.check(str(tmp_path / "nowhere"))
 
 
 def test_one_class_is_not_enough(tmp_path: Path) -> None:
     (tmp_path / "with_mask").mkdir()
     (tmp_path / ".cache").mkdir()
     with pytest.raises(data.DataError, match=r"at least 2 .* holds 1: with_mask"):
-        data.check_folder(str(tmp_path))
+        sources.check(str(tmp_path))
 
 
 def test_split_shares_are_those_asked_for() -> None:

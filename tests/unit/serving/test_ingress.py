@@ -109,6 +109,6 @@ def test_without_haproxy_one_line_says_so(
 
     assert variables["RAY_SERVE_ENABLE_HA_PROXY"] == "0"
     assert not variables.keys() & ingress.THROUGHPUT.keys()
-    assert capsys.readouterr().err.startswith("warning: no haproxy is found")
+    assert capsys.readouterr().err.startswith("warning: haproxy is not found")
     assert ingress.environment(wants_haproxy=False) == variables
     assert capsys.readouterr().err == ""

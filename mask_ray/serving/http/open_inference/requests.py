@@ -1,19 +1,20 @@
-"""The Open Inference Protocol, version 2, over HTTP: what is asked and answered under `/v2`.
+"""Reads inference requests of the Open Inference Protocol, version 2, under `/v2`.
 
-https://github.com/kserve/open-inference-protocol, specification/protocol/inference_rest.md, with
-the binary tensor data extension, which the clients of Triton and KServe use unless told not to:
-https://github.com/triton-inference-server/server, docs/protocol/extension_binary_data.md.
+The protocol: https://github.com/kserve/open-inference-protocol,
+specification/protocol/inference_rest.md. Clients of Triton and KServe use its binary tensor data
+extension by default: https://github.com/triton-inference-server/server,
+docs/protocol/extension_binary_data.md.
 
-Images come in one input, `image`, in either of two forms:
+A request has one input, `image`, in one of two forms:
 
-- BYTES of shape [N]: N encoded images. In binary each has its length before it, as 4 bytes, the
-  least first. In JSON each is base64 or a base64 `data:` URL. The protocol does not say how JSON
-  carries bytes (its issue 12); Triton and KServe take the string itself, as UTF-8, which cannot
-  hold an image, so nothing that works elsewhere means something else here.
-- UINT8 of shape [N, height, width, 3]: N images of one size, RGB, upright. In JSON nested as the
-  shape is, or flat.
+- BYTES of shape [N]: N encoded images. As binary data, each follows its length in 4 bytes, little
+  endian. In JSON, each is base64 or a base64 `data:` URL. The protocol does not say how JSON
+  carries bytes (its issue 12). Triton and KServe take the string itself, as UTF-8, which cannot
+  hold an image, so no request that works there means something else here.
+- UINT8 of shape [N, height, width, 3]: N images of one size, RGB, upright. In JSON flat, or nested
+  like the shape.
 
-Nothing here knows of HTTP servers, models or Ray.
+No HTTP servers, models or Ray here.
 """
 
 import math
@@ -41,13 +42,13 @@ _OUTPUTS = ("probabilities", "label")
 _MAX_ID_CHARACTERS = 1_024
 # Pixels of 13 images of 224 px.
 _MAX_JSON_VALUES = 2_000_000
-# More mistakes than this are not told at once.
+# Most mistakes that one error lists.
 _MAX_MISTAKES = 3
 
 
 @dataclass(frozen=True)
 class RequestedOutput:
-    """An output to answer with, as binary data or in the JSON."""
+    """A requested output, as binary data or in JSON."""
 
     name: str
     is_binary: bool
@@ -63,18 +64,18 @@ class InferRequest:
 
 
 def check_model(
-    name: str, version: str | None, asked_name: str, asked_version: str | None = None
+    name: str, version: str | None, requested_name: str, requested_version: str | None = None
 ) -> None:
-    """Refuse a path that names another model or version than the one that is served.
+    """Check that a path names the served model and version.
 
     Raises:
-        PayloadError: 404.
+        PayloadError: 404, it names another.
     """
-    if asked_name != name:
-        raise PayloadError(404, f"model must be {name}; got {quoted(asked_name)}")
-    if asked_version is not None and asked_version != version:
+    if requested_name != name:
+        raise PayloadError(404, f"model must be {name}; got {quoted(requested_name)}")
+    if requested_version is not None and requested_version != version:
         allowed = "left out" if version is None else version
-        raise PayloadError(404, f"version must be {allowed}; got {quoted(asked_version)}")
+        raise PayloadError(404, f"version must be {allowed}; got {quoted(requested_version)}")
 
 
 def parse_infer_request(
@@ -83,13 +84,14 @@ def parse_infer_request(
     """Read and check a request.
 
     Args:
-        body: JSON, and binary data after it if `header_length` says so; `limits.max_json_bytes`
-            is long enough for the images that `limits` allows, but for UINT8 in JSON.
-        header_length: the header `HEADER_LENGTH`, if there is one: bytes of JSON.
-        limits: for encoded images and for pixels alike.
+        body: JSON, followed by binary data if there is a `header_length`. Its limit,
+            `limits.max_json_bytes`, fits all images that `limits` allows, except UINT8 in JSON.
+        header_length: Value of the header `HEADER_LENGTH`, the length of the JSON in bytes; None
+            if the header is missing.
+        limits: Limits of encoded images, and of pixels.
 
     Raises:
-        PayloadError: 413, over `limits`; 400, anything else that is wrong.
+        PayloadError: 413, over `limits`; 400, any other mistake.
     """
     num_json_bytes = _num_json_bytes(header_length, len(body))
     text = body[:num_json_bytes]
@@ -101,17 +103,17 @@ def parse_infer_request(
     return InferRequest(document.id, _images(tensor, binary, limits), outputs)
 
 
-# Of 64 bits, as in the protocol; an error that repeats one stays short.
+# 64 bits, as in the protocol, which also keeps errors that repeat a size short.
 _Size = Annotated[StrictInt, Field(ge=0, lt=2**63)]
 
 
 class _Parameters(BaseModel):
-    """Those that mean something here; any others may be there too."""
+    """Parameters that this server reads. Others are ignored."""
 
     binary_data: StrictBool | None = None
     binary_data_output: StrictBool | None = None
     binary_data_size: _Size | None = None
-    # Not supported, and refused: a client would misread an answer that passes over them.
+    # Not supported. Rejected, because a client would misread an answer that ignores them.
     shared_memory_region: Any = None
     classification: Any = None
 
@@ -139,7 +141,7 @@ class _Document(BaseModel):
 def _num_json_bytes(header_length: str | None, num_body_bytes: int) -> int:
     if header_length is None:
         return num_body_bytes
-    # Nine digits are more than any body has, and int refuses thousands in its own way.
+    # No body is longer than nine digits, and int raises an error of its own on thousands.
     is_number = header_length.isdecimal() and len(header_length) <= 9
     if not is_number or int(header_length) > num_body_bytes:
         raise PayloadError(
@@ -151,7 +153,7 @@ def _num_json_bytes(header_length: str | None, num_body_bytes: int) -> int:
 
 
 def _check_num_values(text: bytes) -> None:
-    """Values of any kind have a comma between them, and take up to 72 bytes once parsed."""
+    """Raise 413 for too many values, counted by their commas; each can take 72 bytes parsed."""
     if text.count(b",") > _MAX_JSON_VALUES:
         raise PayloadError(
             413,
@@ -164,7 +166,7 @@ def _document(text: bytes) -> _Document:
     try:
         return _Document.model_validate_json(text)
     except ValidationError as error:
-        # Without the values, which may be of any size.
+        # Without the values, which can be of any size.
         mistakes = error.errors(include_url=False, include_input=False, include_context=False)
         clauses = [f"{_field(mistake['loc'])}: {mistake['msg']}" for mistake in mistakes]
         more = f"; and {len(clauses) - _MAX_MISTAKES} more" if len(clauses) > _MAX_MISTAKES else ""
@@ -177,20 +179,20 @@ def _field(location: tuple[int | str, ...]) -> str:
 
 def _only_input(inputs: list[_Input]) -> _Input:
     if len(inputs) != 1 or inputs[0].name != INPUT_NAME:
-        came = ", ".join(quoted(tensor.name) for tensor in inputs[:5]) or "none"
-        raise PayloadError(400, f"inputs must be one tensor named {INPUT_NAME}; got {came}")
+        names = ", ".join(quoted(tensor.name) for tensor in inputs[:5]) or "none"
+        raise PayloadError(400, f"inputs must be one tensor named {INPUT_NAME}; got {names}")
     tensor = inputs[0]
-    _refuse_shared_memory(tensor.parameters, "input")
+    _reject_shared_memory(tensor.parameters, "input")
     return tensor
 
 
-def _refuse_shared_memory(parameters: _Parameters | None, where: str) -> None:
+def _reject_shared_memory(parameters: _Parameters | None, where: str) -> None:
     if parameters is not None and parameters.shared_memory_region is not None:
         raise PayloadError(400, f"{where} must come in the body; got shared_memory_region")
 
 
 def _binary_data(tensor: _Input, after_json: memoryview) -> memoryview | None:
-    """What follows the JSON, if the input says that its data does."""
+    """Return the bytes after the JSON, if the input says that its data is there."""
     size = tensor.parameters.binary_data_size if tensor.parameters is not None else None
     if size is None and not after_json:
         return None
@@ -198,7 +200,7 @@ def _binary_data(tensor: _Input, after_json: memoryview) -> memoryview | None:
         raise PayloadError(
             400,
             f"binary_data_size of {INPUT_NAME} must be the number of bytes after the JSON, which "
-            f"{HEADER_LENGTH} tells: {len(after_json)}; got {size}",
+            f"{HEADER_LENGTH} gives: {len(after_json)}; got {size}",
         )
     if tensor.data is not None:
         raise PayloadError(400, f"{INPUT_NAME} must have data or binary_data_size; got both")
@@ -206,22 +208,22 @@ def _binary_data(tensor: _Input, after_json: memoryview) -> memoryview | None:
 
 
 def _requested_outputs(document: _Document) -> tuple[RequestedOutput, ...]:
-    """Those asked for, or all. Binary is what each of them says, or else the request."""
+    """Return the requested outputs, or all. Whether they are binary, each says, or the request."""
     is_binary = bool(document.parameters and document.parameters.binary_data_output)
     if not document.outputs:
         return tuple(RequestedOutput(name, is_binary) for name in _OUTPUTS)
     names = [output.name for output in document.outputs]
     if len(set(names)) != len(names) or not set(names) <= set(_OUTPUTS):
-        came = ", ".join(map(quoted, names[:5]))
+        received = ", ".join(map(quoted, names[:5]))
         raise PayloadError(
-            400, f"outputs must be of {', '.join(_OUTPUTS)}, each at most once; got {came}"
+            400, f"outputs must be of {', '.join(_OUTPUTS)}, each at most once; got {received}"
         )
     return tuple(_requested_output(output, is_binary) for output in document.outputs)
 
 
 def _requested_output(output: _Output, is_binary: bool) -> RequestedOutput:
     parameters = output.parameters or _Parameters()
-    _refuse_shared_memory(parameters, f"output {output.name}")
+    _reject_shared_memory(parameters, f"output {output.name}")
     if parameters.classification:
         raise PayloadError(
             400, "classification is not supported: ask for the outputs label and probabilities"
@@ -325,7 +327,7 @@ def _decode_strings(data: list[Any], num_images: int, limits: PayloadLimits) -> 
         try:
             images.append(decode_base64(text, f"{INPUT_NAME}[{index}]", limits))
         except PayloadError as error:
-            # The protocol's status for what is malformed is 400.
+            # The protocol answers malformed requests with 400.
             raise PayloadError(413 if error.status == 413 else 400, str(error)) from None
         check_total_bytes(sum(map(len, images)), limits)
     return tuple(images)
@@ -343,8 +345,8 @@ def _pixels_of_binary(binary: memoryview, shape: list[int]) -> tuple[RGBArray, .
 
 def _pixels_of_json(data: list[Any], shape: list[int]) -> tuple[RGBArray, ...]:
     try:
-        # As float64, which takes eight bytes for anything: without a type, numpy would give
-        # each item the room of the longest string among them.
+        # float64 takes eight bytes an item. Without a type, numpy would give each item the room of
+        # the longest string.
         values = np.array(data, np.float64)
     except (ValueError, TypeError, OverflowError):
         raise PayloadError(400, f"data of {INPUT_NAME} must be numbers, flat or nested") from None
@@ -354,7 +356,7 @@ def _pixels_of_json(data: list[Any], shape: list[int]) -> tuple[RGBArray, ...]:
             f"data of {INPUT_NAME} must be flat or nested as its shape {shape} says; "
             f"got shape {list(values.shape)}",
         )
-    # Written so that NaN, which null becomes, is refused too.
+    # Written so that NaN, which null becomes, fails too.
     if not np.all((values >= 0) & (values <= 255) & (values % 1 == 0)):
         raise PayloadError(400, f"data of {INPUT_NAME} must be whole numbers of 0 to 255")
     return tuple(values.astype(np.uint8).reshape(shape))

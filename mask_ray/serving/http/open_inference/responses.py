@@ -1,4 +1,4 @@
-"""Answers under `/v2`: what the server and its model are, and the outputs of an inference."""
+"""Answers under `/v2`: metadata of the server and model, and the outputs of an inference."""
 
 import json
 import struct
@@ -25,7 +25,7 @@ class ServerLive(BaseModel):
 
 
 class ServerReady(BaseModel):
-    """Answer of `GET /v2/health/ready`. Clients look at the status alone."""
+    """Answer of `GET /v2/health/ready`. Clients read only the status."""
 
     ready: bool
 
@@ -71,14 +71,14 @@ class InferError(BaseModel):
 
 @dataclass(frozen=True)
 class InferResponse:
-    """Body and headers of the answer to an `InferRequest`; its status is 200."""
+    """Body and headers of the answer to an `InferRequest`. Its status is 200."""
 
     content: bytes
     headers: dict[str, str]
 
 
 def model_metadata(name: str, version: str | None, num_classes: int) -> ModelMetadata:
-    """What a classifier takes, in both its forms, and what it gives."""
+    """Describe the inputs of a classifier, in both forms, and its outputs."""
     return ModelMetadata(
         name=name,
         versions=[] if version is None else [version],
@@ -101,14 +101,14 @@ def infer_response(
     class_names: Sequence[str],
     probabilities: npt.NDArray[np.float32],
 ) -> InferResponse:
-    """Answer a request with the outputs it asked for, in the form it asked for.
+    """Build the answer with the requested outputs, in the requested form.
 
     Args:
-        request: what is answered.
-        model_name: name of the model that answers.
-        model_version: its version, if it has one.
+        request: The request.
+        model_name: Name of the model that answered.
+        model_version: Its version, if it has one.
         class_names: C names.
-        probabilities: shape (N, C), one row for each image of the request.
+        probabilities: Shape (N, C), one row for each image of the request.
     """
     labels = [class_names[index] for index in probabilities.argmax(axis=1)]
     described = [_described(output, probabilities, labels) for output in request.outputs]
@@ -128,7 +128,7 @@ def infer_response(
 def _described(
     output: RequestedOutput, probabilities: npt.NDArray[np.float32], labels: list[str]
 ) -> tuple[dict[str, Any], bytes]:
-    """An output's entry in the JSON, and its binary data or nothing."""
+    """Return an output's entry in the JSON, and its binary data, which may be empty."""
     if output.name == "label":
         entry = {"name": "label", "datatype": "BYTES", "shape": [len(labels)]}
         data, values = _length_prefixed(labels), labels

@@ -1,7 +1,4 @@
-"""`/v2`: the Open Inference Protocol, for clients that speak it already.
-
-What is asked and answered is in `open_inference`; here it meets HTTP.
-"""
+"""Routes of `/v2`, the Open Inference Protocol."""
 
 from typing import Any
 
@@ -9,7 +6,13 @@ from fastapi import APIRouter, Depends, Request
 from fastapi.responses import JSONResponse, Response
 
 from mask_ray.serving.http.auth import require_token
-from mask_ray.serving.http.backend import AnyBackend, Backend, ReadyBackend, answer, arrive
+from mask_ray.serving.http.backend import (
+    AnyBackend,
+    Backend,
+    ReadyBackend,
+    in_time_or_408,
+    in_time_or_504,
+)
 from mask_ray.serving.http.open_inference.requests import (
     HEADER_LENGTH,
     check_model,
@@ -39,7 +42,7 @@ def _errors(*statuses: int) -> dict[int | str, dict[str, Any]]:
     return {status: {"model": InferError} for status in statuses}
 
 
-# Probes come without tokens; all else asks for one.
+# Probes need no token; all other routes do.
 open_router = APIRouter(prefix="/v2", tags=["Open Inference Protocol"])
 router = APIRouter(
     prefix="/v2",
@@ -51,7 +54,7 @@ router = APIRouter(
 
 @open_router.get("/health/live")
 async def server_live() -> ServerLive:
-    """Say that the process answers."""
+    """Answer while the process runs."""
     return ServerLive()
 
 
@@ -63,7 +66,7 @@ async def server_ready(backend: AnyBackend) -> Response:
 
 @router.get("")
 async def server_metadata() -> ServerMetadata:
-    """Name the server and what it can do beyond the protocol."""
+    """Name the server and its extensions of the protocol."""
     return ServerMetadata(version=API_VERSION)
 
 
@@ -115,11 +118,11 @@ _WHITE_PIXEL = {
 }
 _INFER: dict[str, Any] = {
     "responses": _errors(400, 404, 408, 413, 415, 429, 503, 504)
-    | {200: {"description": "The outputs asked for, in JSON or as binary data after it."}},
+    | {200: {"description": "The requested outputs, in JSON or as binary data after it."}},
     "response_class": JSONResponse,
     "openapi_extra": {
         "requestBody": {
-            "description": f"JSON, and with the header {HEADER_LENGTH} binary data after it.",
+            "description": f"JSON; with the header {HEADER_LENGTH}, binary data after it.",
             "required": True,
             "content": {
                 "application/json": {"schema": _REQUEST, "example": _WHITE_PIXEL},
@@ -143,15 +146,17 @@ async def infer(
 
 async def _infer(request: Request, backend: Backend) -> InferResponse:
     limits = backend.settings
-    body = await arrive(read_body(request, limits.max_json_bytes), backend)
+    body = await in_time_or_408(read_body(request, limits.max_json_bytes), backend)
     length = request.headers.get(HEADER_LENGTH)
-    # Numbers of a tensor in JSON take a while.
-    asked = await answer(backend.in_thread(parse_infer_request, body, length, limits), backend)
-    classified = await answer(backend.classify(asked.images), backend)
+    # Parsing the numbers of a tensor in JSON takes a while.
+    parsed = await in_time_or_504(
+        backend.in_thread(parse_infer_request, body, length, limits), backend
+    )
+    classified = await in_time_or_504(backend.classify(parsed.images), backend)
     model = classified.model
     note(request.scope, model_version=model.version)
     return infer_response(
-        asked, model.name, model.version, classified.class_names, classified.probabilities
+        parsed, model.name, model.version, classified.class_names, classified.probabilities
     )
 
 

@@ -1,7 +1,7 @@
-"""The page a person uses to try the classifier: its files, and the routes that serve them.
+"""The page for trying the classifier in a browser: its files, and the routes that serve them.
 
-The files are read once, when the routes are made, and hold no data and no secret: a guarded
-endpoint serves the page to everyone, and asks for the token where images are sent.
+The files are read once, when the routes are made. They contain no secret, so the page needs no
+token; it asks the user for one when it sends images to a guarded service.
 """
 
 import hashlib
@@ -16,8 +16,8 @@ from starlette.routing import Route
 from mask_ray.config import IMAGE_FORMATS
 from mask_ray.serving.http.limits import ACCEPTED_FORMATS
 
-# Nothing but this server's own scripts, styles and answers; thumbnails are blobs. No form ever
-# navigates, so that the token cannot end up in a URL.
+# Only this server's scripts, styles and answers; thumbnails are blobs. No form may navigate, so the
+# token cannot end up in a URL.
 _CONTENT_SECURITY_POLICY = "; ".join(
     (
         "default-src 'none'",
@@ -32,7 +32,7 @@ _CONTENT_SECURITY_POLICY = "; ".join(
     )
 )
 
-# As the OWASP cheat sheet on HTTP headers has them: https://cheatsheetseries.owasp.org
+# Values of the OWASP cheat sheet on HTTP headers: https://cheatsheetseries.owasp.org
 SECURITY_HEADERS = {
     "Content-Security-Policy": _CONTENT_SECURITY_POLICY,
     "Cross-Origin-Opener-Policy": "same-origin",
@@ -54,7 +54,7 @@ _ASSETS = ("app.js", "camera.js", "icon.svg", "predict.js", "style.css")
 
 
 def routes() -> list[Route]:
-    """`GET` and `HEAD` of the page at `/` and of its assets below `/web/`."""
+    """Routes (`GET` and `HEAD`) of the page at `/` and of its assets below `/web/`."""
     folder = resources.files(__name__)
     assets = {name: folder.joinpath(name).read_bytes() for name in _ASSETS}
     return [
@@ -64,7 +64,7 @@ def routes() -> list[Route]:
 
 
 def page() -> str:
-    """The HTML of the page, with the image formats that the decoder accepts."""
+    """Fill the image formats that the decoder accepts into the HTML of the page."""
     return Template(resources.files(__name__).joinpath("index.html").read_text()).substitute(
         media_types=",".join(image_format.media_type for image_format in IMAGE_FORMATS),
         format_names=ACCEPTED_FORMATS,
@@ -74,9 +74,12 @@ def page() -> str:
 def file_route(
     path: str, file_name: str, content: bytes, security_headers: dict[str, str] = SECURITY_HEADERS
 ) -> Route:
-    """A file as its suffix says, which browsers ask for again only once it has changed."""
+    """Make the route of a file, which browsers load again only after it has changed.
+
+    Its content type follows from the suffix of `file_name`.
+    """
     content_type = _CONTENT_TYPES[PurePath(file_name).suffix]
-    # A digest, not a time: all replicas must tell a browser the same.
+    # A digest and not a time: it must be the same in all replicas.
     etag = f'"{hashlib.sha256(content).hexdigest()[:32]}"'
     headers = security_headers | {"Cache-Control": "no-cache", "ETag": etag}
 
@@ -89,6 +92,6 @@ def file_route(
 
 
 def _is_known(etag: str, if_none_match: str) -> bool:
-    """Whether the browser has it: RFC 9110, section 13.1.2, compares weakly."""
+    """Whether the browser has this version; RFC 9110, section 13.1.2: a weak comparison."""
     known = [tag.strip().removeprefix("W/") for tag in if_none_match.split(",")]
     return etag in known or "*" in known

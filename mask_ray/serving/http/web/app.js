@@ -1,4 +1,4 @@
-/** The page: photos come in by file, drop, paste or camera, and each becomes a card. */
+/** The page: makes a card of each photo that is chosen, dropped, pasted or taken. */
 
 import * as camera from "./camera.js";
 import { PredictError, TokenNeeded, predict } from "./predict.js";
@@ -10,10 +10,10 @@ const TOKEN_KEY = "mask_ray.token";
 
 const byId = (id) => document.getElementById(id);
 
-// The newest batch is first, in the page and here.
+// Newest photos first, as on the page.
 let cards = [];
 let numSending = 0;
-// While the server wants a token, cards wait for the person who has one.
+// While true, cards wait for the user to enter a token.
 let isTokenWanted = false;
 
 class Card {
@@ -84,7 +84,7 @@ function classRow(name, probability, label) {
 
 const words = (name) => name.replaceAll("_", " ");
 
-/** Never a rounded 0 or 100: no classifier is that sure. */
+/** Never rounded to 0 or 100: no classifier is that sure. */
 function percent(probability) {
   if (probability > 0.9995) return "> 99.9 %";
   if (probability < 0.0005) return "< 0.1 %";
@@ -140,7 +140,7 @@ function retry(card) {
   pump();
 }
 
-/** Send what waits, a few at a time, and say how far it has come. */
+/** Send waiting cards, a few at a time, and update the summary. */
 function pump() {
   while (!isTokenWanted && numSending < MAX_CONCURRENT) {
     const card = cards.find(({ state }) => state === "waiting");
@@ -184,17 +184,17 @@ function showError(card, error, token) {
   }
 }
 
-/** @param {string | null} refused the token that was sent */
-function askForToken(refused) {
-  // Several cards come here at once, and some only after a new token was given.
-  if (isTokenWanted || refused !== sessionStorage.getItem(TOKEN_KEY)) return;
+/** @param {string | null} rejected the token that was sent */
+function askForToken(rejected) {
+  // Several cards call this at once, some after a new token was entered.
+  if (isTokenWanted || rejected !== sessionStorage.getItem(TOKEN_KEY)) return;
   isTokenWanted = true;
   sessionStorage.removeItem(TOKEN_KEY);
   const hint = byId("token-hint");
-  hint.classList.toggle("is-refusal", Boolean(refused));
-  hint.textContent = refused
-    ? "The server refused that token. Please check it."
-    : "It is kept in this tab until you close it.";
+  hint.classList.toggle("is-refusal", Boolean(rejected));
+  hint.textContent = rejected
+    ? "The server rejected that token. Please check it."
+    : "It stays in this tab until you close it.";
   byId("token-form").hidden = false;
   byId("token").value = "";
   byId("token").focus();
@@ -203,9 +203,9 @@ function askForToken(refused) {
 function takeToken(event) {
   event.preventDefault();
   const token = byId("token").value.trim();
-  // A header carries no other characters.
+  // No other characters are allowed in a header.
   if (!/^[\x21-\x7e]+$/.test(token)) {
-    byId("token-hint").textContent = "A token has letters, digits and signs, without spaces.";
+    byId("token-hint").textContent = "A token consists of letters, digits and signs, without spaces.";
     return;
   }
   sessionStorage.setItem(TOKEN_KEY, token);
@@ -221,7 +221,7 @@ function showSummary() {
   const [done, failed, open] = [count("done"), count("failed"), count("waiting", "sending")];
   const parts = [`${num} ${num === 1 ? "photo" : "photos"}`, `${done} classified`];
   if (failed) parts.push(`${failed} failed`);
-  if (open) parts.push(`${open} to go`);
+  if (open) parts.push(`${open} waiting`);
   byId("summary").textContent = parts.join(" · ");
   byId("results").hidden = num === 0;
 }
@@ -241,7 +241,7 @@ function warn(text) {
 
 function takeFiles({ target }) {
   add([...target.files]);
-  // So that choosing the same file again is a change too.
+  // So that choosing the same file again is a change.
   target.value = "";
 }
 
@@ -250,7 +250,7 @@ function openCamera() {
   if (camera.isSupported) {
     camera.open((photo) => add([photo]), warn);
   } else {
-    // A phone then opens its own camera, a computer its files.
+    // A phone opens its camera app, a computer a file dialog.
     byId("capture").click();
   }
 }
@@ -262,23 +262,23 @@ function paste(event) {
     event.preventDefault();
     add(photos);
   } else {
-    warn("The clipboard holds no picture. Copy an image, not its address, and paste again.");
+    warn("There is no picture in the clipboard. Copy an image, not its address, and paste again.");
   }
 }
 
 async function drop(event) {
   event.preventDefault();
   setDropping(false);
-  // Entries must be asked for before the first await, which empties the event.
+  // Entries must be read before the first await, which empties the event.
   const entries = [...event.dataTransfer.items].map((item) => item.webkitGetAsEntry?.());
   const files = [...event.dataTransfer.files];
   const hasFolders = entries.some((entry) => entry?.isDirectory);
   const photos = hasFolders ? (await Promise.all(entries.map((entry) => filesOf(entry)))).flat() : files;
   add(photos);
-  if (!photos.length) warn("There was no photo in what was dropped.");
+  if (!photos.length) warn("The dropped files and folders contain no photos.");
 }
 
-/** The file of an entry; of a folder, all images in it and in folders below. */
+/** The file of an entry, or all images of a folder and its sub-folders. */
 async function filesOf(entry, isInside = false) {
   if (entry?.isFile) {
     const file = await new Promise((resolve, reject) => entry.file(resolve, reject));
@@ -289,7 +289,7 @@ async function filesOf(entry, isInside = false) {
   return (await Promise.all(inside.map((child) => filesOf(child, true)))).flat();
 }
 
-/** By name. A reader gives some entries at a time, in any order, and none at the end. */
+/** All entries, sorted by name. A reader returns a few at a time, in any order, and none at the end. */
 async function entriesOf(reader) {
   const all = [];
   for (;;) {
@@ -315,6 +315,6 @@ document.addEventListener("dragover", (event) => {
   setDropping(event.dataTransfer.types.includes("Files"));
 });
 document.addEventListener("dragleave", (event) => {
-  // Leaving the window; moving between elements has a related one.
+  // Without a related element the pointer leaves the window, not just an element.
   if (!event.relatedTarget) setDropping(false);
 });

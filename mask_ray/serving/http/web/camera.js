@@ -1,4 +1,4 @@
-/** The camera's dialog: what it sees, and a photo of it as a file. */
+/** The camera's dialog: shows its picture, and takes a photo as a file. */
 
 const dialog = document.getElementById("camera");
 const viewfinder = document.getElementById("viewfinder");
@@ -7,7 +7,7 @@ const switchButton = document.getElementById("switch-camera");
 
 const REASONS = {
   NotAllowedError:
-    "The camera was refused. Allow it for this page in the browser's settings, and try again.",
+    "The camera is not allowed. Allow it for this page in the browser's settings, and try again.",
   NotFoundError: "There is no camera on this device.",
   NotReadableError: "Another program is using the camera.",
 };
@@ -15,14 +15,14 @@ const REASONS = {
 let facingMode = "user";
 let isWanted = false;
 
-/** Whether the browser lets this page see a camera: it does over HTTPS and on localhost. */
+/** Whether the browser offers cameras to this page: only over HTTPS and on localhost. */
 export const isSupported = Boolean(navigator.mediaDevices?.getUserMedia);
 
 /**
  * Open the dialog, which closes when a photo is taken.
  *
  * @param {(photo: File) => void} onPhoto
- * @param {(reason: string) => void} onFailure is told why there is no camera
+ * @param {(reason: string) => void} onFailure gets the reason if there is no camera
  */
 export async function open(onPhoto, onFailure) {
   dialog.showModal();

@@ -1,27 +1,27 @@
-/** Sends one photo to the server, and goes on asking while the server is busy. */
+/** Sends one photo to the server, and retries while the server is busy. */
 
 const MAX_ATTEMPTS = 6;
 const MAX_WAIT_S = 60;
 const TIMEOUT_MS = 60_000;
 
-/** What a person should read about a photo that was not classified. */
+/** A photo was not classified; the message is for the user. */
 export class PredictError extends Error {}
 
-/** The server wants a token, or another one. */
+/** The server needs a token, or rejected this one. */
 export class TokenNeeded extends Error {}
 
 /**
- * Classify one photo, which is sent as it is.
+ * Classify one photo, sent unchanged.
  *
  * @param {Blob} photo
  * @param {object} options
- * @param {string | null} options.token for a guarded server
- * @param {AbortSignal} options.signal ends it, with an AbortError
- * @param {(seconds: number) => void} options.onBusy is told of a wait before another attempt
- * @param {() => void} options.onSend is told of each attempt
+ * @param {string | null} options.token for a server that needs one
+ * @param {AbortSignal} options.signal stops it, with an AbortError
+ * @param {(seconds: number) => void} options.onBusy is called before each wait
+ * @param {() => void} options.onSend is called before each attempt
  * @returns {Promise<{label: string, probability: number, probabilities: Object<string, number>,
  *   model: {name: string, version: string | null}, elapsedMs: number}>} `elapsedMs` is the time of
- *   the attempt that was answered, from the first byte sent
+ *   the last attempt
  * @throws {PredictError | TokenNeeded}
  */
 export async function predict(photo, { token, signal, onBusy, onSend }) {
@@ -36,7 +36,7 @@ export async function predict(photo, { token, signal, onBusy, onSend }) {
       throw new PredictError(detailOf(response, body));
     }
     onBusy(waitS);
-    // Up to a quarter later than asked, so that waiting clients do not all return at once.
+    // Up to a quarter longer, so that waiting clients do not all retry at once.
     await sleep(waitS * 1000 * (1 + Math.random() / 4), signal);
   }
 }

@@ -196,7 +196,7 @@ class TestDownload:
     ) -> None:
         monkeypatch.setattr(downloads, "_FIRST_WAIT_S", 0)
         with range_server.serve(photo_archives.zip_bytes(), cuts=[100] + [0] * 5) as served:
-            with pytest.raises(DataError, match="100 bytes are kept, and the next run goes on"):
+            with pytest.raises(DataError, match="100 bytes are kept, and the next run resumes"):
                 sources.fetch(served.url)
             served.cuts.clear()
             assert contents(Path(sources.fetch(served.url))) == photo_archives.FILES

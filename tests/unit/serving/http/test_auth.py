@@ -157,7 +157,7 @@ def test_a_file_that_is_gone_or_empty_lets_nobody_in(
     file.write_text("")
     assert not guard.admits("")
     assert guard.is_on
-    assert "No token of token_file is valid until it is mended" in caplog.text
+    assert "no token of token_file is valid until the file is fixed" in caplog.text
     file.write_text("secret-token")
     assert guard.admits("secret-token")
     assert "secret-token" not in caplog.text
@@ -192,7 +192,7 @@ def test_without_tokens_everyone_is_answered_and_the_log_says_so(
     app = http_app(LocalBackend(model_path))
 
     assert [predict(app).status_code for _ in range(2)] == [200, 200]
-    assert caplog.text.count("No token is configured") == 1
+    assert caplog.text.count("no token is configured") == 1
 
 
 def test_tokens_are_never_logged(guarded: FastAPI, caplog: pytest.LogCaptureFixture) -> None:

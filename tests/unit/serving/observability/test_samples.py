@@ -120,7 +120,7 @@ def test_a_full_disk_is_one_line_and_the_end_of_sampling(
     samples.close()
 
     (record,) = caplog.records
-    assert f"sampling for {small_disk} has stopped" in record.getMessage()
+    assert f"no more samples are kept in {small_disk}" in record.getMessage()
     assert "No space left on device" in record.getMessage()
     assert list(small_disk.iterdir()) == []
 

@@ -153,7 +153,7 @@ def test_outputs_are_as_asked_for(rest: Any, outputs: list[tuple[str, bool]]) ->
         ),
         (
             {"inputs": [image_input(parameters={"binary_data_size": 5})]},
-            "number of bytes after the JSON, which Inference-Header-Content-Length tells: 0; got 5",
+            "number of bytes after the JSON, which Inference-Header-Content-Length gives: 0; got 5",
         ),
         (
             {"inputs": [image_input(data=["QQ=="], parameters={"binary_data_size": 0})]},

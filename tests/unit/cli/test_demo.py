@@ -1,0 +1,124 @@
+"""What `make demo` does before it starts anything: it opens its data as jobs.train would."""
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image, ImageOps
+
+from mask_ray import demo
+from mask_ray.config import DemoSettings, MaskRayError
+from mask_ray.data import sources
+from mask_ray.images import synthetic
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    """Forty drawn faces a class, in folders."""
+    root = tmp_path / "photos"
+    for index in range(80):
+        encoded, class_name = synthetic.encode(index, image_size=48)
+        path = root / class_name / f"{index}.jpg"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(encoded)
+    return root
+
+
+def archive(photos: Path) -> str:
+    return shutil.make_archive(str(photos), "zip", photos)
+
+
+def manifest(photos: Path) -> str:
+    path = photos.with_suffix(".csv")
+    files = sorted(photos.rglob("*.jpg"))
+    rows = [f"photos/{file.relative_to(photos)},{file.parent.name}" for file in files]
+    path.write_text("\n".join(["path,label", *rows]))
+    return str(path)
+
+
+def mirror(file: Path, copy: Path) -> None:
+    ImageOps.mirror(Image.open(file)).save(copy, quality=95)
+
+
+@pytest.mark.parametrize("source_of", [str, archive, manifest])
+def test_a_question_of_each_class_comes_from_the_test_split(
+    photos: Path, source_of: Callable[[Path], Any]
+) -> None:
+    images = demo._open(source_of(photos))
+
+    assert images.count == 80
+    assert [name.partition("/")[0] for name in images.questions] == ["with_mask", "without_mask"]
+    for name, encoded in images.questions.items():
+        assert encoded == (photos / name).read_bytes()
+
+
+def test_given_splits_count(photos: Path) -> None:
+    path = Path(manifest(photos))
+    header, *rows = path.read_text().splitlines()
+    given = [f"{row},{'test' if '/7' in row else 'train'}" for row in rows]
+    path.write_text("\n".join([f"{header},split", *given]))
+
+    questions = demo._open(str(path)).questions
+
+    assert [name.rpartition("/")[2][0] for name in questions] == ["7", "7"]
+
+
+@pytest.mark.parametrize(
+    ("copy", "named"),
+    [
+        (shutil.copy, r"copies of .*(0|copy)\.jpg are given (train and test|test and train)"),
+        (mirror, r".*0\.jpg is given train, .*copy\.jpg test"),
+    ],
+)
+def test_files_of_one_picture_in_two_splits_are_named(
+    photos: Path, copy: Callable[[Path, Path], Any], named: str
+) -> None:
+    copy(photos / "with_mask" / "0.jpg", photos / "with_mask" / "copy.jpg")
+    path = Path(manifest(photos))
+    header, *rows = path.read_text().splitlines()
+    given = [f"{row},{'test' if 'copy' in row else 'train'}" for row in rows]
+    path.write_text("\n".join([f"{header},split", *given]))
+
+    with pytest.raises(MaskRayError, match=f"must be given one split; {named}"):
+        demo._open(str(path))
+
+
+def test_several_sources_are_trained_on_together(photos: Path) -> None:
+    zipped = archive(photos)
+    images = demo._open(f"{photos}\n{zipped}")
+
+    flags = demo._train_flags(DemoSettings(data=str(photos)), images)
+
+    assert images.count == 160
+    assert flags[:4] == ["--data", str(photos), "--data", sources.fetch(zipped)]
+
+
+def test_drawn_faces_are_asked_about_that_are_not_trained_on() -> None:
+    images = demo._open("synthetic:10")
+    assert images.questions == {
+        "with_mask": synthetic.encode(10)[0],
+        "without_mask": synthetic.encode(11)[0],
+    }
+
+
+@pytest.mark.parametrize(
+    ("make", "error"),
+    [
+        (lambda folder: folder / "nowhere", "a source must be .*; got .*/nowhere"),
+        (lambda folder: folder, "data must hold at least 2 folders of images"),
+    ],
+)
+def test_a_source_that_cannot_be_trained_on_is_rejected(
+    tmp_path: Path, make: Callable[[Path], Any], error: str
+) -> None:
+    with pytest.raises(MaskRayError, match=error):
+        demo._open(str(make(tmp_path)))
+
+
+def test_a_class_without_a_test_image_is_named(photos: Path) -> None:
+    for file in sorted((photos / "without_mask").iterdir())[1:]:
+        file.unlink()
+    with pytest.raises(MaskRayError, match="without_mask has too few images"):
+        demo._open(str(photos))
