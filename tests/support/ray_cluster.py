@@ -4,7 +4,6 @@ import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -23,14 +22,14 @@ def own_ray(home: Path) -> Iterator[dict[str, str]]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("MASK_RAY_HOME", str(home))
         patch.setenv("MLFLOW_TRACKING_URI", "")
-        started: Any = ray.init(
+        ray.init(
             address="local",
             num_cpus=NUM_CPUS,
             object_store_memory=OBJECT_STORE_BYTES,
             include_dashboard=False,
             log_to_driver=False,
         )
-        address = started.address_info["address"]
+        address = ray.get_runtime_context().gcs_address
         try:
             yield os.environ | {"RAY_ADDRESS": address}
         finally:

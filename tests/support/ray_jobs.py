@@ -15,6 +15,7 @@ from typing import IO, Any
 import psutil
 import pytest
 
+from mask_ray import progress
 from tests.support import commands
 from tests.support.interrupts import accept_sigint
 from tests.support.project import ROOT
@@ -105,6 +106,8 @@ def run_here(module: str, *flags: str, env: Mapping[str, str]) -> Job:
                 runpy.run_module(module, run_name="__main__")
             except SystemExit as ended:
                 returncode = ended.code if isinstance(ended.code, int) else 1
+            finally:
+                progress.end_log()
         for file in (stdout, stderr):
             file.seek(0)
         return Job(returncode, stdout.readlines(), stderr.read())

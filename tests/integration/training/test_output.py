@@ -9,8 +9,6 @@ import pytest
 from tests.support.project import ROOT
 from tests.support.ray_jobs import Job, run_job
 
-pytestmark = pytest.mark.timeout(600)
-
 # What the second column of the documented table says of lines that the run below can print.
 _EVERY_10_S = "every 10 s of long work"
 _EACH_EPOCH = "each epoch from scratch"

@@ -38,7 +38,8 @@ def status_and_epochs(run_id: str) -> tuple[str, list[int]]:
 def test_it_goes_on_after_its_last_epoch_and_is_not_resumed_again(
     failed: Job, cluster: dict[str, str]
 ) -> None:
-    assert failed.errors == ["error: the disk is full"]
+    (error,) = failed.errors
+    assert error.startswith("error: the disk is full")
     assert status_and_epochs(failed.run_id) == ("FAILED", [0, 1])
 
     resumed = run_here("jobs.train", "--resume", failed.run_id, env=cluster)
@@ -46,4 +47,5 @@ def test_it_goes_on_after_its_last_epoch_and_is_not_resumed_again(
     assert status_and_epochs(failed.run_id) == ("FINISHED", [0, 1])
 
     again = run_here("jobs.train", "--resume", failed.run_id, env=cluster)
-    assert again.errors == [f"error: run {failed.run_id} is finished; there is nothing to resume"]
+    (error,) = again.errors
+    assert f"run {failed.run_id} is finished; there is nothing to resume" in error
