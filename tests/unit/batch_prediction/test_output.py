@@ -79,7 +79,7 @@ def test_parts_of_another_model_are_named_with_what_differs(output: Path) -> Non
     begin(output, "a")
     with (
         pytest.raises(
-            OutputError, match=r"begun with model_version 1; got 2\. .*out.parquet.parts"
+            OutputError, match=r"started with model_version 1; got 2\. .*out.parquet.parts"
         ),
         Parts(output, SCHEMA).opened(MADE_WITH | {"model_version": "2"}),
     ):
