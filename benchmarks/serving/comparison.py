@@ -143,7 +143,7 @@ def write_models(settings: ServingSettings, image_size: int, folder: Path) -> Mo
 
 
 def _check_answers(url: str, server: Server, photos: list[Path], models: Models) -> None:
-    """Whoever answers fast has to answer right.
+    """Check that a server answers as the model does: a fast wrong answer does not count.
 
     Raises:
         MaskRayError: an answer is not that of the model.

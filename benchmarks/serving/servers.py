@@ -55,7 +55,7 @@ class Server:
 
 @contextmanager
 def _mask_ray(models: Models) -> Iterator[str]:
-    """serve_config.yaml as it is, but for the model, the port and all replicas from the start."""
+    """serve_config.yaml with another model and port, and all replicas from the start."""
     config = yaml.safe_load((ROOT / "serve_config.yaml").read_text())
     port = config["http_options"]["port"] = free_port()
     arguments = config["applications"][0]["args"]

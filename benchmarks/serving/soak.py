@@ -46,7 +46,7 @@ class Sample:
 
 
 class _Watch(threading.Thread):
-    """Samples the replicas that were there at the start, until it is told to stop."""
+    """Sample the replicas that were there at the start, until stopped."""
 
     def __init__(self) -> None:
         super().__init__(daemon=True)

@@ -22,7 +22,7 @@ from mask_ray.models import pretrained
 
 _PACKAGES = ("ray", "tensorflow", "keras", "horovod", "onnxruntime", "mlflow")
 
-# What jobs.train takes unless told otherwise.
+# Defaults of jobs.train.
 IMAGE_SIZE: int = TrainSettings.model_fields["image_size"].default
 
 

@@ -75,7 +75,7 @@ def _ask(peer: Peer) -> float:
 
 
 def _cpu_of_others(driver_pid: int, peer: Peer) -> dict[int, float]:
-    """CPU seconds by process of this Ray, but for this worker and the peer."""
+    """CPU seconds by process of this Ray, without this worker and the peer."""
     seconds = {}
     for process in psutil.Process(driver_pid).children(recursive=True):
         if process.pid not in (os.getpid(), peer.pid):

@@ -1,7 +1,7 @@
 """Augment photos: random views, as another camera might have taken them.
 
 The steps follow the order of the real world: pose of the face, what covers it, light, lens, sensor,
-file. Only Pillow and numpy are used, so that it runs wherever images are decoded.
+file. Only Pillow and numpy are used, so that it runs in every process that decodes images.
 """
 
 import io

@@ -1,4 +1,4 @@
-"""The curl recipes of the README and the guides, run as they stand but for the port."""
+"""The curl recipes of the README and the guides, run as written, on another port."""
 
 import json
 import os

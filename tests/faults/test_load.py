@@ -138,7 +138,7 @@ def wait_for_answers(load: Load, more: int) -> None:
 
 
 def wait_for_replicas(service: Service, number: int, without: Any = ()) -> float:
-    """Until so many can answer, of which none is among those `without`; how long it took."""
+    """Wait until this many replicas can answer, none of them in `without`; return the seconds."""
 
     def all_are_there() -> bool:
         return len(service.replicas) == number and not {*service.replicas} & {*without}
@@ -227,7 +227,7 @@ SLOW_CLIENTS = {
 @pytest.mark.parametrize("stalled", SLOW_CLIENTS)
 def test_a_client_that_trickles_is_refused(service: Service, stalled: str) -> None:
     if stalled == "headers" and not service.haproxies:
-        pytest.skip("uvicorn waits for headers for ever; see the README")
+        pytest.skip("uvicorn sets no limit on waiting for headers; see docs/guides/operate.md")
     with socket.create_connection(("127.0.0.1", service.ports["http"]), timeout=20) as client:
         client.sendall(SLOW_CLIENTS[stalled])
         client.settimeout(0.2)

@@ -127,7 +127,7 @@ class Page:
 
     @property
     def complaints(self) -> list[str]:
-        """The console's errors since they were last read, but for answers that are errors."""
+        """The console's errors since they were last read, without those of failed requests."""
         return [
             entry["message"]
             for entry in self.driver.get_log("browser")

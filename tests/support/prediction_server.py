@@ -1,4 +1,4 @@
-"""An HTTP server that answers `POST /predict` as it is told, with the page before it.
+"""An HTTP server that answers `POST /predict` with given answers, with the page before it.
 
 It speaks the endpoint's contract without a model, for tests of what asks: the page, the client.
 """

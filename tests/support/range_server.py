@@ -1,4 +1,4 @@
-"""An HTTP server of one file that honours Range and If-Range, and hangs up when it is told to."""
+"""An HTTP server of one file that honours Range and If-Range, and hangs up on request."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager

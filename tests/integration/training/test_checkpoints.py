@@ -1,4 +1,4 @@
-"""What is written can be gone on from, and what is damaged is said to be."""
+"""A checkpoint can be resumed from; a damaged one is rejected by name."""
 
 from collections.abc import Callable
 from math import inf

@@ -168,7 +168,7 @@ def test_are_the_same_of_images_that_are_too_many_to_keep(
 
 
 def sorted_rows(folder: Path, split: str) -> np.ndarray:
-    """Features and label of each image. Files that are read anew come in another order."""
+    """Features and label of each image. Files that are read again come in another order."""
     features = np.load(folder / f"{split}_features.npy")
     labels = np.load(folder / f"{split}_labels.npy")
     rows = np.column_stack([labels, features.reshape(len(features), -1)])

@@ -53,7 +53,7 @@ def test_horovod_is_told_what_is_given_and_nothing_else(
 
 
 def data_set(num_train: int) -> data.ImageData:
-    """A data set of which nothing but its size is looked at."""
+    """A data set where only the size matters."""
     counts: dict[Any, Counter[str]] = {"train": Counter(a=num_train)}
     nothing: Any = None
     return data.ImageData(
@@ -71,7 +71,7 @@ def test_fewer_images_than_workers_are_refused() -> None:
 
 @pytest.mark.usefixtures("ray_local", "store")
 def test_workers_that_differ_in_steps_end_in_one_error(home: Path) -> None:
-    """Rank 0 would wait for the other for ever."""
+    """Without a check, rank 0 would wait without end for the other."""
 
     # Defined here, it travels by value: workers cannot import this module.
     def train_short_on_rank_1(config: WorkerConfig) -> None:

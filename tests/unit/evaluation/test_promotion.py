@@ -121,7 +121,7 @@ def files(registry: Path, home: Path, store: None) -> dict[str, Path]:
 
 
 def labelled_as(path: Path, num_wrong: int = 0) -> HeldOutImages:
-    """Forty images whose labels are what a model says, but for some."""
+    """Forty images, labelled as a model predicts except for some."""
     predictor = Predictor(path)
 
     def at(size: int) -> Any:

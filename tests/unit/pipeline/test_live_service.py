@@ -34,7 +34,7 @@ MODEL = ("mask-detector", "3")
 
 
 class HealthServer:
-    """Answers /healthz and HEAD / as it is told, one time after the other; the last stays."""
+    """Answers /healthz and HEAD / with the given answers in turn; the last one repeats."""
 
     def __init__(self) -> None:
         self.url = ""

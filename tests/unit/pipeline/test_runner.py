@@ -112,7 +112,7 @@ def test_a_failure_names_its_stage_and_a_rerun_goes_on_from_there() -> None:
     line.run()
 
     assert line.done == dict.fromkeys(NAMES, 1)
-    assert list(runs()["status"]) == ["FINISHED"] * 4, "the failed runs are gone on with"
+    assert list(runs()["status"]) == ["FINISHED"] * 4, "the failed runs are resumed"
 
 
 @pytest.mark.parametrize("where", ["before", "after"])

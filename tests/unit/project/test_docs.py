@@ -47,7 +47,7 @@ def without_code(text: str) -> str:
 
 
 def links(text: str) -> Iterator[str]:
-    """Targets of links and pictures, but for other sites."""
+    """Targets of links and pictures, except those on other sites."""
     for target in re.findall(r"\]\(([^)\s]+)\)", without_code(text)):
         if not re.match(r"[a-z]+:", target):
             yield target
