@@ -10,10 +10,7 @@ from mask_ray.config.base import (
     CHAMPION,
     DEFAULT_MODEL_NAME,
     DEFAULT_MODEL_URI,
-    IMAGE_FORMATS,
     PREVIOUS,
-    ImageFormat,
-    ImageLimits,
     MaskRayError,
     MayChange,
     Settings,
@@ -26,13 +23,15 @@ from mask_ray.config.base import (
 from mask_ray.config.data import DataSettings, Repeatable, Source, SplitName
 from mask_ray.config.demo import DemoSettings
 from mask_ray.config.evaluation import EvaluateSettings, ReportSettings
+from mask_ray.config.images import IMAGE_FORMATS, ImageFormat, ImageLimits
 from mask_ray.config.ingress import IngressSettings
 from mask_ray.config.inspection import InspectSettings
 from mask_ray.config.pipeline import PipelineSettings
 from mask_ray.config.promotion import PromotionRule
 from mask_ray.config.serving import (
-    DEFAULT_PORTS,
+    DEFAULT_PORT,
     MAX_FORM_FIELDS,
+    PORTS_BY_SCHEME,
     AllowedHost,
     PayloadLimits,
     RemoteImageSettings,
@@ -48,10 +47,11 @@ __all__ = [
     "CHAMPION",
     "DEFAULT_MODEL_NAME",
     "DEFAULT_MODEL_URI",
-    "DEFAULT_PORTS",
+    "DEFAULT_PORT",
     "IMAGE_FORMATS",
     "IMAGE_SIZES",
     "MAX_FORM_FIELDS",
+    "PORTS_BY_SCHEME",
     "PREVIOUS",
     "SEARCH_CHOICES",
     "SEARCH_RANGES",

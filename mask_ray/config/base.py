@@ -1,4 +1,4 @@
-"""What all settings share: base class, errors, image formats, and where state is stored."""
+"""What all settings share: base class, errors, and where state is stored."""
 
 import os
 import re
@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 DEFAULT_MODEL_NAME = "mask-detector"
 
@@ -18,30 +18,6 @@ PREVIOUS = "previous"
 DEFAULT_MODEL_URI = f"models:/{DEFAULT_MODEL_NAME}@{CHAMPION}"
 
 T = TypeVar("T")
-
-
-@dataclass(frozen=True)
-class ImageFormat:
-    """An image format that every stage accepts.
-
-    Args:
-        name: As messages show it.
-        suffixes: Endings of file names, in lower case, with the dot.
-        media_type: As in a Content-Type header.
-    """
-
-    name: str
-    suffixes: tuple[str, ...]
-    media_type: str
-
-
-IMAGE_FORMATS = (
-    ImageFormat("JPEG", (".jpg", ".jpeg"), "image/jpeg"),
-    ImageFormat("PNG", (".png",), "image/png"),
-    ImageFormat("WebP", (".webp",), "image/webp"),
-    ImageFormat("GIF", (".gif",), "image/gif"),
-    ImageFormat("BMP", (".bmp",), "image/bmp"),
-)
 
 
 class MaskRayError(Exception):
@@ -71,7 +47,7 @@ class Settings(BaseModel):
 
 @dataclass(frozen=True)
 class MayChange:
-    """Marks a setting that a resumed run may change: how it runs, or what follows training."""
+    """Marks a setting that a resumed run may change: how the run works, or what follows it."""
 
 
 def changeable_fields(settings_class: type[Settings]) -> set[str]:
@@ -81,17 +57,6 @@ def changeable_fields(settings_class: type[Settings]) -> set[str]:
         for name, field in settings_class.model_fields.items()
         if any(isinstance(mark, MayChange) for mark in field.metadata)
     }
-
-
-class ImageLimits(Settings):
-    """Limits of the decoder, both checked before any pixel is decoded."""
-
-    max_image_bytes: int = Field(
-        10 * 1024 * 1024, ge=1, description="Largest encoded image, in bytes."
-    )
-    max_image_pixels: int = Field(
-        50_000_000, ge=1, description="Largest image, in pixels (width times height)."
-    )
 
 
 def none_for_auto(value: Any) -> Any:

@@ -11,6 +11,7 @@ from pydantic import Field, PlainValidator, field_validator
 from pydantic_settings import CliPositionalArg
 
 from mask_ray.config.base import Settings
+from mask_ray.config.serving import DEFAULT_PORT
 
 TOKEN_VARIABLE = "MASK_RAY_TOKEN"
 
@@ -35,7 +36,7 @@ class ClientSettings(Settings):
     paths: CliPositionalArg[list[Name]] = Field(
         min_length=1, description="Image files, and folders of them."
     )
-    url: str = Field("http://127.0.0.1:8000", description="URL of the endpoint.")
+    url: str = Field(f"http://127.0.0.1:{DEFAULT_PORT}", description="URL of the endpoint.")
     output: Path | None = Field(
         None, description="File for the rows; overwritten (default: standard output)."
     )

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
-from mask_ray.config.base import ImageLimits
+from mask_ray.config.images import ImageLimits
 
 SplitName = Literal["train", "val", "test"]
 

@@ -9,7 +9,8 @@ from typing import Annotated, Literal, Self
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 from pydantic_settings import CliPositionalArg
 
-from mask_ray.config.base import DEFAULT_MODEL_URI, ImageLimits, none_for_auto
+from mask_ray.config.base import DEFAULT_MODEL_URI, none_for_auto
+from mask_ray.config.images import ImageLimits
 
 OutputFormat = Literal["parquet", "csv"]
 

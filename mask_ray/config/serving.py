@@ -7,9 +7,13 @@ from typing import Annotated, Literal, Self
 
 from pydantic import AfterValidator, Field, field_validator, model_validator
 
-from mask_ray.config.base import DEFAULT_MODEL_URI, ImageLimits
+from mask_ray.config.base import DEFAULT_MODEL_URI
+from mask_ray.config.images import ImageLimits
 
-DEFAULT_PORTS = {"http": 80, "https": 443}
+# Port where clients look for the endpoint. `serve run` listens on that of serve_config.yaml.
+DEFAULT_PORT = 8000
+# Ports of the URLs of remote images.
+PORTS_BY_SCHEME = {"http": 80, "https": 443}
 
 # Names, not IP addresses in any notation. Underscores are not allowed in host names, but are used.
 _LABEL = r"[a-z0-9_](?:[a-z0-9_-]{0,61}[a-z0-9_])?"
@@ -49,7 +53,7 @@ class AllowedHost:
 
     def matches(self, host: str, port: int, scheme: str) -> bool:
         """Whether a URL with this host (in lower case) and port is allowed."""
-        if port != (self.port or DEFAULT_PORTS[scheme]):
+        if port != (self.port or PORTS_BY_SCHEME[scheme]):
             return False
         return host.endswith(f".{self.host}") if self.is_suffix else host == self.host
 

@@ -34,7 +34,7 @@ class Slice:
 
 
 def by_trait(predictions: Predictions, traits: Traits) -> dict[str, list[Slice]]:
-    """Return slices by folder, and by quarters of size, brightness and sharpness.
+    """Return slices by folder, and by quartiles of size, brightness and sharpness.
 
     A trait that all images share is left out. Of more than 20 folders, the 20 largest are kept.
     """

@@ -13,7 +13,7 @@ import numpy as np
 import yaml
 
 from mask_ray import client
-from mask_ray.config import ImageLimits, MaskRayError
+from mask_ray.config import DEFAULT_PORT, ImageLimits, MaskRayError
 from mask_ray.config.client import ClientSettings
 from mask_ray.images.decode import decode_resized
 from mask_ray.models.predictor import Predictor
@@ -43,7 +43,8 @@ def address(serve_config: Path) -> str:
             f"serve_config must be a file such as serve_config.yaml; got {serve_config}: {error}"
         ) from error
     host = http.get("host", "127.0.0.1")
-    return f"http://{'127.0.0.1' if host == '0.0.0.0' else host}:{http.get('port', 8000)}"
+    port = http.get("port", DEFAULT_PORT)
+    return f"http://{'127.0.0.1' if host == '0.0.0.0' else host}:{port}"
 
 
 def health(url: str) -> dict[str, Any] | None:

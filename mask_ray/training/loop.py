@@ -1,7 +1,7 @@
 """The training loop of each Horovod worker: batches in, checkpoints and a model out.
 
 Uses Keras, Horovod and Ray Train's session (`report`, `get_checkpoint`, `get_dataset_shard`). Runs
-unchanged on Ray Train V2 and on Ray's own V1 HorovodTrainer.
+unchanged under `mask_ray.horovod` on Ray Train V2 and under `ray.train.horovod` on V1.
 """
 
 import logging

@@ -16,7 +16,8 @@ Step = Callable[[NDArray[Any], NDArray[np.int64]], None]
 def compiled_steps(model: keras.Model) -> tuple[Step, Step]:
     """Return the training and the test step of a compiled model."""
     shape, dtype = model.input_shape[1:], model.input.dtype
-    # Metrics make their variables on first use; inside a compiled step that compiles it twice.
+    # Metrics create their variables on first use. Without this call that would happen inside a
+    # compiled step, which TensorFlow would then compile a second time.
     model.test_step((np.zeros((1, *shape), dtype), np.zeros(1, np.int64)))
     signature = [tf.TensorSpec((None, *shape), dtype), tf.TensorSpec((None,), tf.int64)]
 

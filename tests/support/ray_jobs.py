@@ -89,7 +89,8 @@ def submit_job(module: str, *flags: str, env: Mapping[str, str]) -> Job:
 def run_here(module: str, *flags: str, env: Mapping[str, str]) -> Job:
     """Run a job to its end in this process, which is a driver of its Ray.
 
-    As in a command, without the start of a process: flags are parsed, and errors and the result printed.
+    As in a command, without the start of a process: flags are parsed, and errors and the
+    result are printed.
     """
     returncode = 0
     with (

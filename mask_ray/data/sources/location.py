@@ -42,8 +42,8 @@ class Place:
         path: Path in the file system.
         filesystem: The file system; None for local files.
         prefix: Prefix that makes a URI of the path, such as `s3://`; empty for local files.
-        has_own_access: Whether the endpoint or credentials come from the URI, rather than from
-            the environment.
+        has_own_access: Whether the URI itself holds the endpoint or credentials; otherwise they
+            come from the environment.
     """
 
     path: str
@@ -165,7 +165,7 @@ def locate(source: str) -> Place:
 
 
 def _open_uri(scheme: str, uri: str) -> tuple[pafs.FileSystem, str]:
-    """Open with pyarrow, which reads without Python's lock, or else with fsspec.
+    """Open with pyarrow, whose reads release the GIL, if it knows the scheme; else with fsspec.
 
     Credentials, and for S3 the endpoint (`AWS_ENDPOINT_URL`), come from the environment.
     """

@@ -1,6 +1,7 @@
 """Read tables of labelled files: CSV or Parquet, and Hugging Face's metadata.csv or .jsonl.
 
-Paths are relative to the table, or absolute, or all URIs of one file system.
+A path in a table is relative to the table or absolute. Paths may also be URIs, if all of them
+are in one file system.
 """
 
 import json

@@ -1,7 +1,7 @@
 """Headers of every answer, and Serve's own errors in the project's form.
 
-To add a header to every answer, add it to `ANSWER_HEADERS`. HAProxy's own errors are files that
-`serving.haproxy` writes, with headers of their own.
+To add a header to every answer, add it to `ANSWER_HEADERS`. HAProxy answers its own errors, with
+headers that `serving.haproxy` writes.
 """
 
 from typing import Any
@@ -64,7 +64,7 @@ class ProblemsForServeErrors:
     """ASGI middleware: replaces Serve's plain-text errors with `error_response`.
 
     Serve answers some requests before the app is called, such as 429 under overload. When a replica
-    dies during a request, Serve's Python proxy sends no answer; this one sends 502.
+    dies during a request, Serve's Python proxy would send no answer; this middleware sends 502.
     """
 
     def __init__(self, app: ASGIApp) -> None:

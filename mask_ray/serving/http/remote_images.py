@@ -15,7 +15,7 @@ from collections.abc import Awaitable, Callable
 
 import httpx
 
-from mask_ray.config import DEFAULT_PORTS, AllowedHost, RemoteImageSettings
+from mask_ray.config import PORTS_BY_SCHEME, AllowedHost, RemoteImageSettings
 from mask_ray.serving.http.limits import PayloadError, quoted
 
 Resolve = Callable[[str, int], Awaitable[list[str]]]
@@ -208,7 +208,7 @@ def _parse(url: str, base: httpx.URL | None = None) -> httpx.URL:
         parsed = httpx.URL(url) if base is None else base.join(url)
     except httpx.InvalidURL:
         raise PayloadError(422, f"url must be a URL; got {quoted(url)}") from None
-    if parsed.scheme not in DEFAULT_PORTS or not parsed.raw_host:
+    if parsed.scheme not in PORTS_BY_SCHEME or not parsed.raw_host:
         raise PayloadError(422, f"url must begin with http:// or https://; got {quoted(url)}")
     if parsed.userinfo:
         # Not repeated in the message: it may contain a password.
@@ -221,7 +221,7 @@ def _host(url: httpx.URL) -> str:
 
 
 def _port(url: httpx.URL) -> int:
-    return url.port or DEFAULT_PORTS[url.scheme]
+    return url.port or PORTS_BY_SCHEME[url.scheme]
 
 
 def _check_is_image(response: httpx.Response) -> None:
