@@ -192,7 +192,7 @@ def _is_optional(action: argparse.Action) -> bool:
 
 def _module() -> str:
     spec = getattr(sys.modules["__main__"], "__spec__", None)
-    return spec.name if spec else Path(sys.argv[0]).stem
+    return spec.name.removesuffix(".__main__") if spec else Path(sys.argv[0]).stem
 
 
 def _read_config(path: str | None) -> dict[str, Any]:
