@@ -10,6 +10,7 @@ import ray
 
 from mask_ray import data
 from mask_ray.config import DataSettings
+from mask_ray.data import dataset
 from mask_ray.images import synthetic
 from mask_ray.images.decode import decode_resized
 from tests.support import image_files
@@ -59,7 +60,7 @@ class TestLoad:
     def test_of_images_that_are_too_many_to_keep_a_split_is_read_alone(
         self, photos: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(data, "KEPT_SHARE_OF_OBJECT_STORE", 0)
+        monkeypatch.setattr(dataset, "KEPT_SHARE_OF_OBJECT_STORE", 0)
         images = load(photos)
         assert not images.kept
         rows = images.decoded(["val", "test"]).take_all()
@@ -128,7 +129,7 @@ class TestLoad:
         self, photos: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         kept = load(photos)
-        monkeypatch.setattr(data, "KEPT_SHARE_OF_OBJECT_STORE", 0)
+        monkeypatch.setattr(dataset, "KEPT_SHARE_OF_OBJECT_STORE", 0)
         streamed = load(photos)
         assert kept.kept and not streamed.kept
         assert streamed.summary == kept.summary

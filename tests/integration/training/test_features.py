@@ -12,7 +12,7 @@ import ray
 
 from mask_ray import data
 from mask_ray.config import TrainSettings
-from mask_ray.data import ImageData
+from mask_ray.data import ImageData, dataset
 from mask_ray.images import synthetic
 from mask_ray.images.augment import augment
 from mask_ray.images.decode import decode_resized
@@ -152,7 +152,7 @@ def test_are_the_same_of_images_that_are_too_many_to_keep(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(data, "KEPT_SHARE_OF_OBJECT_STORE", 0)
+    monkeypatch.setattr(dataset, "KEPT_SHARE_OF_OBJECT_STORE", 0)
     streamed = data.load(settings, SIZE)
     assert images.kept and not streamed.kept
     own = prepare(
