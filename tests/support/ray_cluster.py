@@ -4,11 +4,16 @@ import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
+if TYPE_CHECKING:
+    from ray.cluster_utils import Cluster
+
 NUM_CPUS = 2
 OBJECT_STORE_BYTES = 300 * 2**20
+NODE_START_TIMEOUT_S = 300
 
 
 @contextmanager
@@ -52,3 +57,23 @@ def connected(address: str, environment: Mapping[str, str] | None = None) -> Ite
         yield
     finally:
         ray.shutdown()
+
+
+@contextmanager
+def two_nodes() -> Iterator["Cluster"]:
+    """A Ray of two nodes of one CPU each, with this process as a driver on the first."""
+    import ray
+    from ray.cluster_utils import Cluster
+
+    # Ray would wait half a minute for a node that starts.
+    node = {"num_cpus": 1, "object_store_memory": 100 * 2**20, "wait": False}
+    cluster = Cluster(initialize_head=True, head_node_args=node)
+    try:
+        cluster.wait_for_nodes(timeout=NODE_START_TIMEOUT_S)
+        ray.init(address=cluster.address, log_to_driver=False)
+        cluster.add_node(**node)
+        cluster.wait_for_nodes(timeout=NODE_START_TIMEOUT_S)
+        yield cluster
+    finally:
+        ray.shutdown()
+        cluster.shutdown()

@@ -13,6 +13,7 @@ from ray.cluster_utils import Cluster
 
 from tests.integration.horovod.test_trainer import fit, report
 from tests.support import polling
+from tests.support.ray_cluster import two_nodes
 
 # Ray's workers cannot import these modules: their functions travel by value.
 for module in (__name__, fit.__module__, polling.__name__):
@@ -24,13 +25,8 @@ def nodes(monkeypatch: pytest.MonkeyPatch) -> Iterator[Cluster]:
     """Two of one CPU each, so that each has one worker."""
     # How long Ray Train waits for workers that no node has room for.
     monkeypatch.setenv("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "5")
-    node = {"num_cpus": 1, "object_store_memory": 100 * 2**20}
-    cluster = Cluster(initialize_head=True, head_node_args=node)
-    cluster.add_node(**node)
-    ray.init(address=cluster.address, log_to_driver=False)
-    yield cluster
-    ray.shutdown()
-    cluster.shutdown()
+    with two_nodes() as cluster:
+        yield cluster
 
 
 def count_to_four(config: dict[str, Any]) -> None:
