@@ -50,6 +50,10 @@ def main(
     os.environ.setdefault("RAY_AUTH_MODE", "token")
     # TensorFlow logs an error for every GPU library that is missing.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    # What Ray forwards from workers goes to the log: without colours, and every line of it. Ray
+    # reads these when it is imported, which `stored` may do.
+    os.environ.setdefault("RAY_COLOR_PREFIX", "0")
+    os.environ.setdefault("RAY_DEDUP_LOGS", "0")
     settings = parse(settings_class, sys.argv[1:], stored)
     try:
         _connect()
@@ -62,7 +66,7 @@ def main(
         print(f"unexpected error{_where_logged()}", file=progress.stderr(), flush=True)
         progress.end_log()  # the traceback goes to the terminal
         raise
-    print(json.dumps(result), file=progress.stdout(), flush=True)
+    print(f"{json.dumps(result)}\n", end="", file=progress.stdout(), flush=True)
 
 
 def parse(settings_class: type[S], arguments: list[str], stored: Stored | None = None) -> S:
@@ -209,9 +213,6 @@ def _read_config(path: str | None) -> dict[str, Any]:
 
 def _connect() -> None:
     """Start the log, connect to Ray, and print what workers say."""
-    # What Ray forwards from workers goes to the log: without colours, and every line of it.
-    os.environ.setdefault("RAY_COLOR_PREFIX", "0")
-    os.environ.setdefault("RAY_DEDUP_LOGS", "0")
     _start_log()
 
     import ray
@@ -224,12 +225,12 @@ def _connect() -> None:
 
 
 def _start_log() -> None:
-    """Log to a new file in MASK_RAY_HOME, or in the temporary folder if that cannot be written."""
+    """Log to a new file in MASK_RAY_HOME, or in a temporary folder if that cannot be written."""
     name = f"{_module().rpartition('.')[2]}-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}.log"
     try:
         progress.start_log(home() / "logs" / name)
     except OSError:
-        progress.start_log(Path(tempfile.gettempdir(), name))
+        progress.start_log(Path(tempfile.mkdtemp(), name))
 
 
 def _where_logged() -> str:

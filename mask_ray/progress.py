@@ -4,6 +4,7 @@ A job's terminal shows the lines that `say` prints and nothing else. `start_log`
 a file: warnings of libraries, messages of native code, and what Ray forwards from workers.
 """
 
+import atexit
 import io
 import os
 import sys
@@ -25,7 +26,7 @@ def say(line: str) -> None:
     # Not `sys.stdout`: the log takes it, and in a worker Ray Train logs what is printed there.
     if _in_worker():
         line = "\n".join(f"{_MARK}{part}" for part in line.splitlines())
-    print(line, file=sys.__stdout__, flush=True)
+    _print(line)
     note(line)
 
 
@@ -35,15 +36,24 @@ def note(text: str) -> None:
         _log.write(f"{text}\n")
 
 
+def _print(line: str) -> None:
+    # In one write, since Ray's thread and the main thread may print at the same time.
+    print(f"{line}\n", end="", file=sys.__stdout__, flush=True)
+
+
 def relay(batch: dict[str, Any]) -> None:
-    """Say the lines that workers said.
+    """Print the lines that workers said, and those of Ray's autoscaler.
 
     Args:
         batch: Output of one worker, as Ray hands it to a handler of forwarded output.
     """
     for line in batch["lines"]:
-        if line.startswith(_MARK):
-            print(line.removeprefix(_MARK), file=sys.__stdout__, flush=True)
+        # A library may have left an unfinished line before it.
+        _, mark, said = line.partition(_MARK)
+        if mark:
+            _print(said)
+        elif batch.get("pid") == "autoscaler":
+            _print(f"autoscaler: {line}")
 
 
 def _in_worker() -> bool:
@@ -92,14 +102,19 @@ class _Log:
         """Append to the file."""
         self._file.write(text)
 
+    def is_empty(self) -> bool:
+        """Return whether nothing has been logged, also after the file was deleted."""
+        return os.fstat(self._file.fileno()).st_size == 0
+
     def restore(self) -> None:
         """Give standard output and error back."""
         sys.stdout, sys.stderr = self.stdout, self._python_stderr
         os.dup2(self.stderr.fileno(), 2)
         self.stderr.close()
-        self._file.close()
-        if self.path.stat().st_size == 0:
-            self.path.unlink()
+        # Not closed here: a logging handler may still hold the file.
+        self._file.flush()
+        if self.is_empty():
+            self.path.unlink(missing_ok=True)
 
 
 _log: _Log | None = None
@@ -117,6 +132,9 @@ def start_log(path: Path) -> None:
     global _log
     end_log()
     _log = _Log(path)
+    # Registered before Ray is imported, so that what Ray prints at the exit is logged too.
+    atexit.register(end_log)
+    sys.excepthook = _show_uncaught
 
 
 def end_log() -> None:
@@ -125,11 +143,21 @@ def end_log() -> None:
     if _log is not None:
         _log.restore()
         _log = None
+        atexit.unregister(end_log)
+        sys.excepthook = sys.__excepthook__
+
+
+def _show_uncaught(*error: Any) -> None:
+    """Show the traceback of an uncaught error on the terminal instead of in the log."""
+    end_log()
+    sys.__excepthook__(*error)
 
 
 def log_path() -> Path | None:
-    """The log file; None where nothing has been logged."""
-    return _log.path if _log is not None and _log.path.stat().st_size else None
+    """Return the log file; None if nothing has been logged, or the file was deleted."""
+    if _log is None or _log.is_empty() or not _log.path.exists():
+        return None
+    return _log.path
 
 
 def stdout() -> TextIO:

@@ -385,7 +385,7 @@ def test_a_home_that_cannot_be_written_leaves_the_log_in_the_temporary_folder(
     monkeypatch.setattr(cli, "_connect", cli._start_log)
     _, _, err = run_job(raising(MaskRayError("training failed")))
 
-    (log,) = tmp_path.glob("*.log")
+    (log,) = tmp_path.glob("*/*.log")
     assert err == f"error: training failed (log: {log})\n"
 
 

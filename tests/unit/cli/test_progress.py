@@ -1,5 +1,6 @@
 """Progress lines, one in ten seconds, and the log of whatever libraries print."""
 
+import logging
 import os
 import subprocess
 import sys
@@ -188,6 +189,51 @@ def test_the_driver_prints_what_a_worker_said_and_no_other_line_of_it(
 
     progress.relay({"lines": ["Execution plan of Dataset", *printed], "pid": 1, "is_err": False})
     assert capfd.readouterr().out == "training on 2 workers\nscratch 1/3\n"
+
+
+def test_the_driver_prints_what_the_autoscaler_says_and_lines_after_unfinished_ones(
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    progress.relay({"lines": ["No available node types"], "pid": "autoscaler"})
+    progress.relay({"lines": ["loading ... [mask_ray] training on 2 workers"], "pid": 1})
+    assert capfd.readouterr().out == (
+        "autoscaler: No available node types\ntraining on 2 workers\n"
+    )
+
+
+def test_a_log_that_was_deleted_hides_nothing(log: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    with logging_to(log):
+        print("a plan of execution")
+        log.unlink()
+        assert progress.log_path() is None
+    print("after")
+    assert capfd.readouterr() == ("after\n", "")
+
+
+def test_a_logging_handler_made_meanwhile_outlives_the_log(
+    log: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    with logging_to(log):
+        print("early")
+        handler = logging.StreamHandler()
+    handler.emit(logging.makeLogRecord({"msg": "late"}))
+    assert capfd.readouterr() == ("", "")
+    assert log.read_text() == "early\nlate\n"
+
+
+def test_an_uncaught_error_is_shown_on_the_terminal(log: Path) -> None:
+    code = f"""
+from pathlib import Path
+from mask_ray import progress
+
+progress.start_log(Path({str(log)!r}))
+print("a plan of execution")
+raise ValueError("something new")
+"""
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (ended.returncode, ended.stdout) == (1, "")
+    assert ended.stderr.endswith("ValueError: something new\n")
+    assert log.read_text() == "a plan of execution\n"
 
 
 # What `ray job submit --working-dir .` does before it sends anything.

@@ -65,7 +65,7 @@ def routes() -> list[Route]:
 
 def page() -> str:
     """Fill the image formats that the decoder accepts into the HTML of the page."""
-    return Template(resources.files(__name__).joinpath("index.html").read_text()).substitute(
+    return Template(resources.files(__name__).joinpath("index.html").read_text("utf-8")).substitute(
         media_types=",".join(image_format.media_type for image_format in IMAGE_FORMATS),
         format_names=ACCEPTED_FORMATS,
     )
