@@ -4,22 +4,28 @@ from collections.abc import Iterator
 
 import mlflow
 import pytest
+import ray
+from ray.cluster_utils import Cluster
 
 from mask_ray import tracking
 from mask_ray.config import tracking_uri
 from mask_ray.tracking import node_metrics
 from tests.support.polling import wait_until
-from tests.support.ray_cluster import two_nodes
 
 
 @pytest.fixture
-def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def two_nodes(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setenv("MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL", "1")
-    with two_nodes():
-        yield
+    node = {"num_cpus": 1, "object_store_memory": 100 * 2**20}
+    cluster = Cluster(initialize_head=True, head_node_args=node)
+    cluster.add_node(**node)
+    ray.init(address=cluster.address, log_to_driver=False)
+    yield
+    ray.shutdown()
+    cluster.shutdown()
 
 
-def test_metrics_of_each_node_have_its_number(cluster: None) -> None:
+def test_metrics_of_each_node_have_its_number(two_nodes: None) -> None:
     wanted = {f"system/node_{number}/cpu_utilization_percentage" for number in (0, 1)}
     with tracking.start_run("watched", {}) as run, node_metrics.record(run):
         mlflow.set_tracking_uri(tracking_uri())
