@@ -27,6 +27,7 @@ from benchmarks.data import streaming
 from benchmarks.support import machine, script, table
 from mask_ray import data
 from mask_ray.config import DataSettings, Settings
+from mask_ray.data import dataset as data_set
 from mask_ray.data import sources
 
 BATCH_SIZE = 64
@@ -161,7 +162,7 @@ def _compare_rates(settings: IngestSettings, folder: Path) -> None:
 
 def _ray_data(folder: Path, image_size: int) -> Epoch:
     # Every epoch reads and decodes, as with a set that is too large to keep.
-    data.KEPT_SHARE_OF_OBJECT_STORE = 0
+    data_set.KEPT_SHARE_OF_OBJECT_STORE = 0
     images = data.load(DataSettings(data=str(folder)), image_size, task_cpus=1).split(*data.SPLITS)
     images.context.enable_progress_bars = False
 

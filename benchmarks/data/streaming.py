@@ -14,6 +14,7 @@ from benchmarks.support import table
 from benchmarks.support.memory import SAMPLE_EVERY_S, run_and_watch
 from mask_ray import data
 from mask_ray.config import DataSettings
+from mask_ray.data import dataset
 
 IMAGE_SIZE = 128
 
@@ -76,7 +77,7 @@ def main() -> None:
     )
     began = time.perf_counter()
     # Stream even the few images, or the two runs would not compare.
-    data.KEPT_SHARE_OF_OBJECT_STORE = 0
+    dataset.KEPT_SHARE_OF_OBJECT_STORE = 0
     images = data.load(DataSettings(data=folder), IMAGE_SIZE, task_cpus=1).split(*data.SPLITS)
     num_images = sum(len(batch["image"]) for batch in images.iter_batches(batch_size=64))
     seconds = time.perf_counter() - began

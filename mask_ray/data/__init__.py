@@ -1,7 +1,6 @@
 """Turn sources of labelled images into checked, split, decoded Ray Datasets."""
 
 from mask_ray.data.dataset import (
-    KEPT_SHARE_OF_OBJECT_STORE,
     LEAST_TASK_CPUS,
     Batch,
     DataError,
@@ -17,7 +16,6 @@ from mask_ray.data.splits import SPLITS, split_of
 from mask_ray.data.summary import Summary, digest_of, summarise
 
 __all__ = [
-    "KEPT_SHARE_OF_OBJECT_STORE",
     "LEAST_TASK_CPUS",
     "SPLITS",
     "Batch",
