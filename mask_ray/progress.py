@@ -13,7 +13,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, TextIO
 
-from mask_ray.ray_internals import mute_upload
+from mask_ray.ray_internals import autoscaler_events, mute_upload
 
 _EVERY_S = 10.0
 
@@ -42,18 +42,20 @@ def _print(line: str) -> None:
 
 
 def relay(batch: dict[str, Any]) -> None:
-    """Print the lines that workers said, and those of Ray's autoscaler.
+    """Print the lines that workers said, and the events of Ray's autoscaler.
 
     Args:
         batch: Output of one worker, as Ray hands it to a handler of forwarded output.
     """
+    if batch.get("pid") == "autoscaler":
+        for event in autoscaler_events(batch["lines"]):
+            _print(f"autoscaler: {event}")
+        return
     for line in batch["lines"]:
         # A library may have left an unfinished line before it.
         _, mark, said = line.partition(_MARK)
         if mark:
             _print(said)
-        elif batch.get("pid") == "autoscaler":
-            _print(f"autoscaler: {line}")
 
 
 def _in_worker() -> bool:

@@ -8,7 +8,7 @@ Two private methods are overridden elsewhere, in `mask_ray.horovod.trainer.Horov
 import json
 import logging
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -126,6 +126,17 @@ def on_worker_output(handler: Callable[[dict[str, Any]], None]) -> None:
     from ray._private.ray_logging import global_worker_stdstream_dispatcher
 
     global_worker_stdstream_dispatcher.add_handler("mask_ray", handler)
+
+
+def autoscaler_events(lines: Sequence[str]) -> Iterator[str]:
+    """Return what Ray's autoscaler means for people among the lines of its log.
+
+    `ray._private.worker.filter_autoscaler_events`: the log's other lines tell the state of the
+    cluster, every five seconds.
+    """
+    from ray._private.worker import filter_autoscaler_events
+
+    return filter_autoscaler_events(list(lines))
 
 
 def mute_upload() -> None:

@@ -191,14 +191,26 @@ def test_the_driver_prints_what_a_worker_said_and_no_other_line_of_it(
     assert capfd.readouterr().out == "training on 2 workers\nscratch 1/3\n"
 
 
-def test_the_driver_prints_what_the_autoscaler_says_and_lines_after_unfinished_ones(
+def test_the_driver_prints_the_events_of_the_autoscaler_and_not_its_log(
+    capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # As ray/autoscaler/_private/monitor.py writes them into monitor.log.
+    lines = [
+        "2026-11-27 23:13:57,841\tINFO autoscaler.py:408 -- ",
+        "======== Autoscaler status: 2026-11-27 23:13:57.841228 ========",
+        " 0.0/2.0 CPU",
+        "2026-11-27 23:13:57,842\tINFO monitor.py:440 -- :event_summary:Resized to 4 CPUs.",
+    ]
+    monkeypatch.setattr("ray._private.worker.autoscaler_log_fyi_printed", True)
+    progress.relay({"lines": lines, "pid": "autoscaler"})
+    assert capfd.readouterr().out == "autoscaler: Resized to 4 CPUs.\n"
+
+
+def test_a_workers_line_after_an_unfinished_one_is_printed(
     capfd: pytest.CaptureFixture[str],
 ) -> None:
-    progress.relay({"lines": ["No available node types"], "pid": "autoscaler"})
     progress.relay({"lines": ["loading ... [mask_ray] training on 2 workers"], "pid": 1})
-    assert capfd.readouterr().out == (
-        "autoscaler: No available node types\ntraining on 2 workers\n"
-    )
+    assert capfd.readouterr().out == "training on 2 workers\n"
 
 
 def test_a_log_that_was_deleted_hides_nothing(log: Path, capfd: pytest.CaptureFixture[str]) -> None:
