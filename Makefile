@@ -21,6 +21,9 @@ KEEP ?=
 HAPROXY ?= 1
 TESTS ?= tests/unit tests/integration tests/e2e
 FAULTS ?= tests/faults
+# Tests run in this many processes; those of one Ray or one file stay together.
+PROCESSES ?= 2
+PYTEST = python -m pytest -n $(PROCESSES) --dist loadgroup --no-loadscope-reorder
 
 NO_HAPROXY = $(if $(filter 0,$(HAPROXY)),--no-haproxy)
 
@@ -44,17 +47,17 @@ serve: setup ## Serve the champion at http://127.0.0.1:8000 until Ctrl-C
 	  exec serve run serve_config.yaml
 
 test: setup ## Run unit, integration and e2e tests (TESTS=tests/unit/cli for some)
-	@python -m pytest $(TESTS)
+	@$(PYTEST) $(TESTS)
 
 coverage: setup ## Run all tests and print how much of mask_ray they reach
-	@python -m pytest --cov $(TESTS)
+	@$(PYTEST) --cov $(TESTS)
 
 test-faults: setup ## Run tests of kills, full disks, lost nodes, load and fuzzing
 	@python -m pytest $(FAULTS)
 
 # Parts that run side by side, each printed when it ends.
 SYNC := $(if $(filter output-sync,$(.FEATURES)),--output-sync=target)
-CHECKS := check-code check-types check-serving check-units
+CHECKS := check-code check-types check-units
 
 check: setup ## Check format, lint, types, import rules, generated docs; run unit tests
 	@$(MAKE) --no-print-directory $(SYNC) --jobs=$(words $(CHECKS)) $(CHECKS)
@@ -69,11 +72,8 @@ check-code:
 check-types:
 	@mypy
 
-check-serving:
-	@python -m pytest -q tests/unit/serving
-
 check-units:
-	@python -m pytest -q tests/unit --ignore=tests/unit/serving
+	@$(PYTEST) -q tests/unit
 
 format: setup ## Format the code and mend what the linter can
 	@ruff format .

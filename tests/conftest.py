@@ -9,6 +9,7 @@ import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -27,21 +28,57 @@ TESTS = ROOT / "tests"
 FAULTS_TIMEOUT_S = 3600
 
 
+# The longest first, so that no process of `pytest -n` is left with a long test at the end.
+FOLDERS = ("faults", "e2e", "integration", "unit")
+SESSION_RAY = "session_ray"
+
+
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark each test by its folder: unit, integration, e2e or faults."""
+    """Mark each test by its folder, and order and group tests for `pytest -n`.
+
+    All tests of the session's Ray run in one process; others stay with those of their file.
+    """
     for item in items:
-        folder = item.path.relative_to(TESTS).parts[0]
+        folder = _folder(item)
         item.add_marker(folder)
+        item.add_marker(pytest.mark.xdist_group(_group(item)))
         if folder == "faults":
             item.add_marker(pytest.mark.timeout(FAULTS_TIMEOUT_S))
+    items.sort(key=lambda item: (_group(item) != SESSION_RAY, FOLDERS.index(_folder(item))))
     commands.is_limited = not any(item.get_closest_marker("faults") for item in items)
+
+
+def pytest_make_parametrize_id(val: object, argname: str) -> str | None:
+    """Name parameters of many bytes by their argument: an archive holds the time it was made."""
+    return argname if isinstance(val, bytes) and len(val) > 40 else None
+
+
+def _folder(item: pytest.Item) -> str:
+    return item.path.relative_to(TESTS).parts[0]
+
+
+def _group(item: pytest.Item) -> str:
+    uses_it = SESSION_RAY in getattr(item, "fixturenames", ())
+    return SESSION_RAY if uses_it else str(item.path.relative_to(TESTS))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any) -> None:
+    """Take over the job commands that a process of `pytest -n` started."""
+    commands.started.extend(getattr(node, "workeroutput", {}).get("job commands", ()))
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """Hand the job commands of this process to the one that started it, if any."""
+    if (output := getattr(session.config, "workeroutput", None)) is not None:
+        output["job commands"] = commands.started
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     """Say how many jobs were started as commands."""
     if commands.started:
-        limit = f" of at most {commands.MOST}" if commands.is_limited else ""
-        terminalreporter.write_line(f"{len(commands.started)} job commands{limit}")
+        terminalreporter.write_line(f"{len(commands.started)} job commands")
 
 
 @pytest.fixture

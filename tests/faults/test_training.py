@@ -170,3 +170,12 @@ def is_up(port: int) -> bool:
         return httpx.get(f"http://127.0.0.1:{port}/health", timeout=1).is_success
     except httpx.TransportError:
         return False
+
+
+def test_the_same_loop_runs_on_ray_s_own_trainer(home: Path) -> None:
+    """Ray Train V1, which Ray still offers; `HorovodTrainer` is Ray's own there."""
+    own = os.environ | {"RAY_ADDRESS": "local", "RAY_TRAIN_V2_ENABLED": "0"}
+    flags = "--data synthetic:120 --num-workers 2 --finetune-epochs 1 --register-as v1"
+    done = run_job("jobs.train", *flags.split(), *SMALL, env=own)
+    assert "training on 2 workers" in done.log
+    assert done.result["model_uri"] == "models:/v1/1"

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.ray_cluster import NUM_CPUS, connected
-from tests.support.ray_jobs import SMALL, Job, submit_job
+from tests.support.ray_cluster import NUM_CPUS, connect, disconnect
+from tests.support.ray_jobs import SMALLEST, Job, submit_job
 
 
 @pytest.fixture(scope="session")
@@ -29,15 +29,16 @@ def session_ray(session_home: Path) -> Iterator[Mapping[str, str]]:
         patch.setenv("MLFLOW_TRACKING_URI", "")
         with cluster.running(num_cpus=NUM_CPUS, home=session_home) as ray:
             yield ray.environment | {"RAY_DASHBOARD_ADDRESS": ray.dashboard}
+            disconnect()
 
 
 @pytest.fixture(scope="session")
 def trained(session_ray: Mapping[str, str]) -> Job:
     """A small model, trained by two workers, calibrated, registered and made champion.
 
-    The only job of the session that is submitted as the docs say.
+    The only job of the session that is submitted as the docs say, with all parts of a run.
     """
-    flags = ["--data", "synthetic:160", "--num-workers", "2", "--finetune-epochs", "2", *SMALL]
+    flags = ["--data", "synthetic:160", "--num-workers", "2", "--finetune-epochs", "2", *SMALLEST]
     return submit_job("jobs.train", *flags, env=session_ray)
 
 
@@ -48,10 +49,9 @@ def ray_environment() -> dict[str, str]:
 
 
 @pytest.fixture(scope="module")
-def ray_local(session_ray: Mapping[str, str], ray_environment: dict[str, str]) -> Iterator[None]:
+def ray_local(session_ray: Mapping[str, str], ray_environment: dict[str, str]) -> None:
     """The tests of a module as a driver of the session's Ray."""
-    with connected(session_ray["RAY_ADDRESS"], ray_environment):
-        yield
+    connect(session_ray["RAY_ADDRESS"], ray_environment)
 
 
 @pytest.fixture(scope="module")

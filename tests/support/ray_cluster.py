@@ -27,6 +27,7 @@ def own_ray(home: Path) -> Iterator[dict[str, str]]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("MASK_RAY_HOME", str(home))
         patch.setenv("MLFLOW_TRACKING_URI", "")
+        disconnect()
         ray.init(
             address="local",
             num_cpus=NUM_CPUS,
@@ -41,9 +42,10 @@ def own_ray(home: Path) -> Iterator[dict[str, str]]:
             ray.shutdown()
 
 
-@contextmanager
-def connected(address: str, environment: Mapping[str, str] | None = None) -> Iterator[None]:
-    """This process as a driver of a Ray that runs.
+def connect(address: str, environment: Mapping[str, str]) -> None:
+    """Make this process a driver of a Ray that runs, unless it is one with the same environment.
+
+    A driver that stays finds its worker processes warm; each new one costs seconds of imports.
 
     Args:
         address: Of the Ray.
@@ -51,12 +53,19 @@ def connected(address: str, environment: Mapping[str, str] | None = None) -> Ite
     """
     import ray
 
-    runtime_env = {"env_vars": dict(environment)} if environment else None
-    ray.init(address, runtime_env=runtime_env, log_to_driver=False)
-    try:
-        yield
-    finally:
+    wanted = {"env_vars": dict(environment)} if environment else {}
+    if ray.is_initialized():
+        if dict(ray.get_runtime_context().runtime_env) == wanted:
+            return
         ray.shutdown()
+    ray.init(address, runtime_env=wanted or None, log_to_driver=False)
+
+
+def disconnect() -> None:
+    """End what this process is a driver of, if anything."""
+    import ray
+
+    ray.shutdown()
 
 
 @contextmanager
@@ -67,6 +76,7 @@ def two_nodes() -> Iterator["Cluster"]:
 
     # Ray would wait half a minute for a node that starts.
     node = {"num_cpus": 1, "object_store_memory": 100 * 2**20, "wait": False}
+    disconnect()
     cluster = Cluster(initialize_head=True, head_node_args=node)
     try:
         cluster.wait_for_nodes(timeout=NODE_START_TIMEOUT_S)

@@ -21,11 +21,12 @@ from tests.support.interrupts import accept_sigint
 from tests.support.project import ROOT
 
 # The smallest model there is, trained from nothing.
-SMALL = [
+SMALLEST = [
     *("--image-size", "96", "--alpha", "0.35"),
-    *("--backbone-weights", "none", "--batch-size", "16"),
-    *("--no-data-report", "--robustness-images", "5", "--no-quantize"),
+    *("--backbone-weights", "none", "--batch-size", "16", "--robustness-images", "5"),
 ]
+# Without the parts of a run that other runs show.
+SMALL = [*SMALLEST, "--no-data-report", "--no-quantize"]
 
 
 _SUBMISSIONS = 3
@@ -73,7 +74,8 @@ def run_job(module: str, *flags: str, env: Mapping[str, str], events: Events | N
 def submit_job(module: str, *flags: str, env: Mapping[str, str]) -> Job:
     """Submit a job to a Ray that has a dashboard, and wait for its end.
 
-    The job's last line ends what is returned, without what `ray job submit` says after it.
+    What is returned is the job's own log up to its last line, without what `ray job submit` says
+    before and after it.
     """
     submit = ["ray", "job", "submit", "--working-dir", ".", "--", "python", "-m", module]
     # Ray is up before the agent that takes jobs.
@@ -82,8 +84,9 @@ def submit_job(module: str, *flags: str, env: Mapping[str, str]) -> Job:
         if "submitted successfully" in job.log:
             break
         commands.started.pop()
-    ends = [number for number, line in enumerate(job.lines) if line.startswith("{")]
-    return replace(job, lines=job.lines[: ends[-1] + 1] if ends else job.lines)
+    start = next((n for n, line in enumerate(job.lines, 1) if "Tailing logs until" in line), 0)
+    ends = [number for number, line in enumerate(job.lines, 1) if line.startswith("{")]
+    return replace(job, lines=job.lines[start : ends[-1]] if ends else job.lines)
 
 
 def run_here(module: str, *flags: str, env: Mapping[str, str]) -> Job:

@@ -312,9 +312,11 @@ def count_to_four_and_die_once() -> None:
     while count < 4:
         # Horovod's own sum over the workers, so that a lost one is noticed.
         count += int(hvd.allreduce(tf.constant(1), op=hvd.Sum)) // hvd.size()
-        report({"count": count, "restarted_from": restarted_from}, {"count": str(count)})
         if count == 3 and restarted_from == 0 and hvd.rank() == 1:
             os.kill(os.getpid(), signal.SIGKILL)
+        report({"count": count, "restarted_from": restarted_from}, {"count": str(count)})
+        # Ray Train takes reports over later: a worker that dies before that loses them.
+        ray.train.get_all_reported_checkpoints(ray.train.CheckpointConsistencyMode.COMMITTED)
 
 
 def test_on_v1_the_name_is_ray_s_own_trainer() -> None:

@@ -114,14 +114,16 @@ def test_a_failure_is_one_line_with_the_stage(
 
 
 def test_a_version_is_promoted_by_hand_and_taken_back(
-    finished: dict[str, Any], cluster: dict[str, str], flags: list[str], url: str
+    finished: dict[str, Any], cluster: dict[str, str], flags: list[str]
 ) -> None:
-    more = run_here("jobs.pipeline", *flags, "--seed", "1", "--no-promote", env=cluster).result
-    assert (more["model_version"], more["promoted"]) == ("2", False)
-    assert tracking.aliases(NAME) == {"champion": "1", "challenger": "2"}
+    left = run_here("jobs.pipeline", *flags, "--no-promote", env=cluster).result
+    assert (left["model_version"], left["promoted"]) == ("1", False)
 
+    client = MlflowClient()
+    assert client.copy_model_version(finished["model_uri"], NAME).version == 2
     compared = run_here("jobs.promote", "2", "--promotion-margin", "1", env=cluster).result
     assert not compared["promoted"]
+    assert tracking.aliases(NAME) == {"champion": "1", "challenger": "2"}
     assert compared["champion"]["num_images"] == compared["challenger"]["num_images"] > 0
     promotion.force_promotion(NAME, "2")
     assert tracking.aliases(NAME) == {"champion": "2", "previous": "1"}

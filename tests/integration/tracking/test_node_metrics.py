@@ -11,17 +11,19 @@ from mask_ray import tracking
 from mask_ray.config import tracking_uri
 from mask_ray.tracking import node_metrics
 from tests.support.polling import wait_until
+from tests.support.ray_cluster import disconnect
 
 
 @pytest.fixture
 def two_nodes(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setenv("MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL", "1")
     node = {"num_cpus": 1, "object_store_memory": 100 * 2**20}
+    disconnect()
     cluster = Cluster(initialize_head=True, head_node_args=node)
     cluster.add_node(**node)
     ray.init(address=cluster.address, log_to_driver=False)
     yield
-    ray.shutdown()
+    disconnect()
     cluster.shutdown()
 
 

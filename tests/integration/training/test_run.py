@@ -1,13 +1,11 @@
 """A whole training run: real Ray job, two Horovod workers, MLflow store, HTTP answers."""
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
 import httpx
 import mlflow
-import onnx
 import pytest
 from mlflow.entities import Run
 from ray import serve
@@ -18,9 +16,8 @@ from mask_ray.demo import free_port
 from mask_ray.images import synthetic
 from mask_ray.images.decode import decode_resized
 from mask_ray.models.predictor import Predictor
-from mask_ray.models.quantize import Figures, reason_against
 from mask_ray.serving.deployment import build_app
-from tests.support.ray_jobs import SMALL, Job, run_here, run_job
+from tests.support.ray_jobs import Job, run_here
 
 
 @pytest.fixture(scope="module")
@@ -126,62 +123,6 @@ def test_the_champion_answers_over_http_as_it_does_offline(
     (expected,) = predictor.predict(decode_resized(encoded, 96, ImageLimits())[None])
     assert answer["model"] == {"name": "mask-detector", "version": trained["model_version"]}
     assert list(answer["probabilities"].values()) == pytest.approx(expected.tolist(), abs=1e-5)
-
-
-def test_the_same_loop_runs_on_ray_s_own_trainer(home: Path) -> None:
-    own = os.environ | {"RAY_ADDRESS": "local", "RAY_TRAIN_V2_ENABLED": "0"}
-    flags = "--data synthetic:120 --num-workers 2 --finetune-epochs 1 --register-as v1"
-    done = run_job("jobs.train", *flags.split(), *SMALL, env=own)
-    assert "training on 2 workers" in done.log
-    assert done.result["model_uri"] == "models:/v1/1"
-
-
-@pytest.fixture(scope="module")
-def pretrained(shared: Path) -> list[str]:
-    """Flags of a short run through both phases, from ImageNet weights."""
-    (weights,) = (shared / "weights").glob("*.h5")
-    flags = "--data synthetic:120 --image-size 96 --head-epochs 3 --finetune-epochs 1"
-    flags += " --no-quantize --no-data-report"
-    return [*flags.split(), "--backbone-weights", str(weights), "--register-as", "pretrained"]
-
-
-def test_every_flag_of_horovod_at_once(
-    pretrained: list[str], cluster: dict[str, str], home: Path
-) -> None:
-    before = sorted((home / "features").glob("*"))
-    flags = (
-        "--num-workers 2 --gradient-compression fp16 --fusion-threshold-mb 1 --cycle-time-ms 2 "
-        "--accumulate-steps 2 --scale-learning-rate --warmup-epochs 1 --precision bfloat16 "
-        "--timeline --augmented-views 0 --no-feature-cache"
-    )
-    job = run_here("jobs.train", *pretrained, *flags.split(), env=cluster)
-    mlflow.set_tracking_uri(tracking_uri())
-    timeline = mlflow.artifacts.load_text(f"runs:/{job.result['run_id']}/timeline.json")
-    assert "ALLREDUCE" in timeline
-    assert sorted((home / "features").glob("*")) == before
-    assert not (home / "train" / f"{job.run_id}.features").exists()
-
-
-def test_the_served_file_is_int8_where_that_is_as_good_and_faster(
-    pretrained: list[str], cluster: dict[str, str]
-) -> None:
-    flags = ["--finetune-epochs", "0", "--quantize", "--register-as", "int8"]
-    done = run_here("jobs.train", *pretrained, *flags, env=cluster)
-
-    mlflow.set_tracking_uri(tracking_uri())
-    info: Any = mlflow.models.get_model_info(done.result["model_uri"])
-    told = info.metadata["quantization"]
-    against = reason_against(Figures(**told["float32"]), Figures(**told["int8"]))
-    assert told["served"] == ("int8" if against is None else "float32")
-    assert f"int8 is {'not ' if against else ''}served" in done.log
-    assert done.result["test"]["accuracy"] == told[told["served"]]["accuracy"]
-    metrics = mlflow.get_run(done.run_id).data.metrics
-    for name in ("float32", "int8"):
-        assert metrics[f"{name}_accuracy"] == told[name]["accuracy"]
-        assert metrics[f"{name}_images_per_second"] == told[name]["images_per_second"]
-    weights = onnx.load(tracking.resolve_model(done.result["model_uri"]).path).graph.initializer
-    has_bytes = any(tensor.data_type == onnx.TensorProto.INT8 for tensor in weights)
-    assert has_bytes == (against is None)
 
 
 def folder_of(tmp_path: Path, contents: dict[str, bytes]) -> str:

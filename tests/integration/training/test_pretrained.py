@@ -1,18 +1,24 @@
-"""A run made again from its own record: the same figures, to the digit, on one worker."""
+"""Runs from ImageNet weights, and one made again from its own record.
+
+Three runs on the same photos: one with every flag of Horovod, which leaves its features in the
+cache; one without the cache; and that one made again, with the first one's features.
+"""
 
 from pathlib import Path
 from typing import Any
 
 import mlflow
+import onnx
 import pandas as pd
 import pytest
 from mlflow.entities import Run
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.util import tensor_util
 
-from mask_ray import data
+from mask_ray import data, tracking
 from mask_ray.config import tracking_uri
 from mask_ray.images import synthetic
+from mask_ray.models.quantize import Figures, reason_against
 from tests.support.ray_jobs import Job, run_here
 
 FIGURES = ("loss", "accuracy", "val_loss", "val_accuracy")
@@ -34,21 +40,34 @@ def flags(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     (weights,) = (shared / "weights").glob("*_1.0_224_no_top.h5")
     small = ["--image-size", "96", "--head-epochs", "3", "--finetune-epochs", "1"]
     weighted = ["--backbone-weights", str(weights), "--finetune-from", "block_16"]
-    weighted += ["--no-quantize", "--no-data-report"]
-    return ["--data", str(photos), "--batch-size", "16", *small, *weighted]
+    return ["--data", str(photos), "--batch-size", "16", "--no-data-report", *small, *weighted]
 
 
 @pytest.fixture(scope="module")
-def first(cluster: dict[str, str], flags: list[str]) -> Job:
-    """Without the cache, which holds features in the order of another run's seed afterwards."""
-    job = run_here("jobs.train", *flags, "--seed", "3", "--no-feature-cache", env=cluster)
-    other = run_here("jobs.train", *flags, "--seed", "5", "--finetune-epochs", "0", env=cluster)
-    assert job.returncode == other.returncode == 0, job.log[-3000:] + other.log[-3000:]
+def with_every_flag(cluster: dict[str, str], flags: list[str]) -> Job:
+    """Two workers, every flag of Horovod, and an int8 candidate."""
+    every = (
+        "--num-workers 2 --gradient-compression fp16 --fusion-threshold-mb 1 --cycle-time-ms 2 "
+        "--accumulate-steps 2 --scale-learning-rate --warmup-epochs 1 --precision bfloat16 "
+        "--timeline --quantize --register-as every-flag --seed 5"
+    )
+    job = run_here("jobs.train", *flags, *every.split(), env=cluster)
+    assert job.returncode == 0, job.log[-3000:]
     return job
 
 
 @pytest.fixture(scope="module")
-def again(cluster: dict[str, str], first: Job) -> Job:
+def first(cluster: dict[str, str], flags: list[str]) -> Job:
+    """On one worker, without the cache."""
+    own = ["--seed", "3", "--no-feature-cache", "--no-quantize"]
+    job = run_here("jobs.train", *flags, *own, env=cluster)
+    assert job.returncode == 0, job.log[-3000:]
+    return job
+
+
+@pytest.fixture(scope="module")
+def again(cluster: dict[str, str], first: Job, with_every_flag: Job) -> Job:
+    """Features of the cache are in the order of another run's seed, which must not matter."""
     given = ["--from-run", first.run_id, "--feature-cache", "--tensorboard"]
     often = {"MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL": "2"}
     return run_here("jobs.train", *given, env=cluster | often)
@@ -66,6 +85,35 @@ def curves(job: Job) -> dict[str, list[float]]:
         name: [point.value for point in client.get_metric_history(job.run_id, name)]
         for name in FIGURES
     }
+
+
+def test_a_run_without_the_cache_leaves_no_features(first: Job, home: Path) -> None:
+    assert not (home / "features").exists()
+    assert not (home / "train" / f"{first.run_id}.features").exists()
+
+
+def test_horovod_s_timeline_is_kept(with_every_flag: Job) -> None:
+    mlflow.set_tracking_uri(tracking_uri())
+    timeline = mlflow.artifacts.load_text(f"runs:/{with_every_flag.run_id}/timeline.json")
+    assert "ALLREDUCE" in timeline
+
+
+def test_the_served_file_is_int8_where_that_is_as_good_and_faster(with_every_flag: Job) -> None:
+    result = with_every_flag.result
+    mlflow.set_tracking_uri(tracking_uri())
+    info: Any = mlflow.models.get_model_info(result["model_uri"])
+    told = info.metadata["quantization"]
+    against = reason_against(Figures(**told["float32"]), Figures(**told["int8"]))
+    assert told["served"] == ("int8" if against is None else "float32")
+    assert f"int8 is {'not ' if against else ''}served" in with_every_flag.log
+    assert result["test"]["accuracy"] == told[told["served"]]["accuracy"]
+    metrics = load(with_every_flag).data.metrics
+    for name in ("float32", "int8"):
+        assert metrics[f"{name}_accuracy"] == told[name]["accuracy"]
+        assert metrics[f"{name}_images_per_second"] == told[name]["images_per_second"]
+    weights = onnx.load(tracking.resolve_model(result["model_uri"]).path).graph.initializer
+    has_bytes = any(tensor.data_type == onnx.TensorProto.INT8 for tensor in weights)
+    assert has_bytes == (against is None)
 
 
 def test_every_epoch_has_the_same_figures_with_features_of_the_cache_too(
