@@ -202,6 +202,8 @@ def test_the_driver_prints_the_events_of_the_autoscaler_and_not_its_log(
         "2026-11-27 23:13:57,842\tINFO monitor.py:440 -- :event_summary:Resized to 4 CPUs.",
     ]
     monkeypatch.setattr("ray._private.worker.autoscaler_log_fyi_printed", True)
+    # Ray asks the cluster, which is not there.
+    monkeypatch.setattr("ray.autoscaler.v2.utils.is_autoscaler_v2", lambda: False)
     progress.relay({"lines": lines, "pid": "autoscaler"})
     assert capfd.readouterr().out == "autoscaler: Resized to 4 CPUs.\n"
 
