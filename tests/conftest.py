@@ -37,7 +37,8 @@ SESSION_RAY = "session_ray"
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Mark each test by its folder, and order and group tests for `pytest -n`.
 
-    All tests of the session's Ray run in one process; others stay with those of their file.
+    Tests that use a Ray, the session's or their own, run in one process, since a Ray at work keeps
+    both cores busy; others stay with those of their file.
     """
     for item in items:
         folder = _folder(item)
@@ -59,8 +60,9 @@ def _folder(item: pytest.Item) -> str:
 
 
 def _group(item: pytest.Item) -> str:
-    uses_it = SESSION_RAY in getattr(item, "fixturenames", ())
-    return SESSION_RAY if uses_it else str(item.path.relative_to(TESTS))
+    starts_ray = item.get_closest_marker("starts_ray") is not None
+    uses_ray = SESSION_RAY in getattr(item, "fixturenames", ())
+    return SESSION_RAY if starts_ray or uses_ray else str(item.path.relative_to(TESTS))
 
 
 @pytest.hookimpl(optionalhook=True)

@@ -31,9 +31,13 @@ _MOST_IMAGES = 200_000
 
 
 def find(
-    dataset: Dataset, inventory: Inventory, settings: DataSettings, backbone_weights: str
+    dataset: Dataset,
+    inventory: Inventory,
+    settings: DataSettings,
+    backbone_weights: str,
+    alpha: float,
 ) -> list[tuple[int, float]] | None:
-    """Find suspected rows of the inventory.
+    """Find suspected rows of the inventory, by features of the backbone of width `alpha`.
 
     Returns their indices and the probability of their own label, lowest first. None: without
     weights, or with too many images to hold their features.
@@ -47,7 +51,7 @@ def find(
         say(f"labels are not checked: {len(inventory)} images are more than {_MOST_IMAGES}")
         return None
     backbone = onnx_export.backbone_onnx(
-        pretrained.read(backbone_weights, 1.0), image_size=_IMAGE_SIZE, alpha=1.0
+        pretrained.read(backbone_weights, alpha), image_size=_IMAGE_SIZE, alpha=alpha
     )
     features = _features(dataset, inventory, settings, backbone)
     own = _own_confidence(features, inventory)

@@ -49,8 +49,13 @@ def inspect_data(settings: InspectSettings) -> dict[str, Any]:
     return findings.figures | {"report": str(report)}
 
 
-def inspect(settings: DataSettings, backbone_weights: str = "none") -> Findings:
+def inspect(settings: DataSettings, backbone_weights: str = "none", alpha: float = 1.0) -> Findings:
     """Inspect every image of `settings.data`.
+
+    Args:
+        settings: Where the images are, and their limits.
+        backbone_weights: `none`, `imagenet` or the path of an .h5 file.
+        alpha: Width multiplier of these weights.
 
     Raises: as `inspect_data`.
     """
@@ -59,7 +64,7 @@ def inspect(settings: DataSettings, backbone_weights: str = "none") -> Findings:
     stock = take_stock(source.dataset, source.num_files, settings)
     inventory = stock.inventory
     groups = replace(inventory, given_groups=np.zeros_like(inventory.given_groups)).groups()
-    suspects = mislabelled.find(source.dataset, inventory, settings, backbone_weights)
+    suspects = mislabelled.find(source.dataset, inventory, settings, backbone_weights, alpha)
     chosen = Chosen.of(inventory, groups, len(source.class_names), suspects)
     pictures = fetch_pictures(source.dataset, chosen.digests(inventory), settings)
     figures = count(stock, groups, source.class_names)

@@ -135,7 +135,7 @@ class _Stages:
 
     def _inspect(self, results: Results, run: tracking.Run) -> Result:
         settings = DataSettings(**self._data_settings(results))
-        findings = inspect(settings, self._settings.backbone_weights)
+        findings = inspect(settings, self._settings.backbone_weights, self._settings.alpha)
         run.log_text(html(settings.data, findings), "inspection.html")
         run.log_json(as_json(findings), "inspection.json")
         run.log_metrics(evaluation.flatten(_only_numbers(findings.figures)))

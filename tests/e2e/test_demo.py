@@ -7,12 +7,14 @@ import sys
 from pathlib import Path
 
 import psutil
+import pytest
 
 from mask_ray.demo import free_port
 from tests.support import commands
 from tests.support.project import ROOT
 
 
+@pytest.mark.starts_ray
 def test_goes_from_drawn_faces_to_http_answers_and_leaves_nothing_running(home: Path) -> None:
     commands.count("mask_ray.demo")
     # No Ray is at this address, whatever else runs on the machine.

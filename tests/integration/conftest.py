@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from tests.support import backbone_weights
 from tests.support.ray_cluster import NUM_CPUS, connect, disconnect
-from tests.support.ray_jobs import SMALLEST, Job, submit_job
+from tests.support.ray_jobs import SMALL, SMALLEST, Job, submit_job
 
 
 @pytest.fixture(scope="session")
@@ -40,6 +41,14 @@ def trained(session_ray: Mapping[str, str]) -> Job:
     """
     flags = ["--data", "synthetic:160", "--num-workers", "2", "--finetune-epochs", "2", *SMALLEST]
     return submit_job("jobs.train", *flags, env=session_ray)
+
+
+@pytest.fixture(scope="session")
+def head_only(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """Flags of a run that trains the last layer alone, in a third of the time of `SMALL`."""
+    weights = backbone_weights.write(tmp_path_factory.mktemp("weights") / "random.h5", alpha=0.35)
+    own = ["--backbone-weights", str(weights), "--head-epochs", "2", "--augmented-views", "0"]
+    return [*SMALL, *own, "--finetune-epochs", "0"]
 
 
 @pytest.fixture(scope="module")

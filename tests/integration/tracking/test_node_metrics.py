@@ -27,6 +27,7 @@ def two_nodes(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     cluster.shutdown()
 
 
+@pytest.mark.starts_ray
 def test_metrics_of_each_node_have_its_number(two_nodes: None) -> None:
     wanted = {f"system/node_{number}/cpu_utilization_percentage" for number in (0, 1)}
     with tracking.start_run("watched", {}) as run, node_metrics.record(run):

@@ -8,7 +8,7 @@ import pytest
 
 from mask_ray.config import MaskRayError, tracking_uri
 from mask_ray.training import export
-from tests.support.ray_jobs import SMALL, Job, run_here
+from tests.support.ray_jobs import Job, run_here
 
 
 @pytest.fixture
@@ -17,7 +17,7 @@ def home(module_home: Path) -> Path:
 
 
 @pytest.fixture(scope="module")
-def failed(cluster: dict[str, str]) -> Job:
+def failed(cluster: dict[str, str], head_only: list[str]) -> Job:
     """A run that fails after its last epoch."""
 
     def fail(*given: Any) -> NoReturn:
@@ -25,8 +25,7 @@ def failed(cluster: dict[str, str]) -> Job:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(export, "choose", fail)
-        flags = ["--data", "synthetic:80", "--finetune-epochs", "2", *SMALL]
-        return run_here("jobs.train", *flags, env=cluster)
+        return run_here("jobs.train", *head_only, "--data", "synthetic:80", env=cluster)
 
 
 def status_and_epochs(run_id: str) -> tuple[str, list[int]]:
