@@ -22,6 +22,7 @@ from io import BufferedIOBase
 from pathlib import Path, PurePosixPath
 from typing import IO, cast
 
+from mask_ray import files
 from mask_ray.data.sources.location import METADATA, DataError
 from mask_ray.progress import Progress
 
@@ -124,13 +125,13 @@ def extract(
     """
     partial = folder.with_name(f".{folder.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
+    partial.mkdir(parents=True, mode=files.PRIVATE_FOLDER)
     try:
         _extract_into(partial, archive, limits or Limits(), name or str(archive))
+        files.publish_folder(partial, folder)
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
         raise
-    partial.replace(folder)
 
 
 def _extract_into(folder: Path, archive: Path, limits: Limits, name: str) -> None:

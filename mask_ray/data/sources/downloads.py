@@ -18,6 +18,7 @@ from typing import Any
 import httpx
 from filelock import FileLock
 
+from mask_ray import files
 from mask_ray.config import home
 from mask_ray.data.sources import archives
 from mask_ray.data.sources.location import DataError, Place, is_url, locate, reached, shown
@@ -53,9 +54,7 @@ class _Known:
             return cls()
 
     def write(self, file: Path) -> None:
-        partial = file.with_suffix(".new")
-        partial.write_text(json.dumps(self.__dict__))
-        partial.replace(file)
+        files.write_text(file, json.dumps(self.__dict__))
 
 
 def unpacked(source: str) -> Path:
@@ -117,7 +116,7 @@ def _check_digest(source: str, digest: str, wanted: str) -> None:
 @contextmanager
 def _locked(file: Path) -> Iterator[None]:
     """Let only one of several concurrent runs download and unpack."""
-    file.parent.mkdir(parents=True, exist_ok=True)
+    files.make_private(file.parent)
     with FileLock(file):
         yield
 
