@@ -22,6 +22,7 @@ from mask_ray.config.base import (
 )
 from mask_ray.config.data import DataSettings, Repeatable, Source, SplitName
 from mask_ray.config.demo import DemoSettings
+from mask_ray.config.downloads import DownloadLimits
 from mask_ray.config.evaluation import EvaluateSettings, ReportSettings
 from mask_ray.config.images import IMAGE_FORMATS, ImageFormat, ImageLimits
 from mask_ray.config.ingress import IngressSettings
@@ -58,6 +59,7 @@ __all__ = [
     "AllowedHost",
     "DataSettings",
     "DemoSettings",
+    "DownloadLimits",
     "EvaluateSettings",
     "ImageFormat",
     "ImageLimits",
