@@ -153,6 +153,22 @@ def mute_upload() -> None:
         logging.getLogger(name).setLevel(level)
 
 
+def serve_http_host() -> str | None:
+    """Return the address that Ray Serve listens on; None if it does not run, or not for HTTP.
+
+    `ray.serve.context._get_global_client`; public `serve.status()` does not say it.
+    """
+    import ray
+
+    if not ray.is_initialized():
+        return None
+    from ray.serve.context import _get_global_client
+
+    client = _get_global_client(raise_if_no_controller_running=False)
+    host: str | None = None if client is None else client.http_config.host
+    return host
+
+
 def get_serve_logs_dir() -> str:
     """Return the folder on this node where Ray Serve writes its logs.
 

@@ -26,7 +26,7 @@ from tests.support.browser_page import check_classifies, chromium
 from tests.support.onnx_files import IMAGE_SIZE, write_classifier
 from tests.support.replicas import in_replicas, replicas
 
-TOKEN = "s3cret"
+TOKEN = "s3cret-of-22-characters"
 WITH_TOKEN = {"Authorization": f"Bearer {TOKEN}"}
 TRAINING_PACKAGES = {"tensorflow", "keras", "horovod", "mlflow"}
 

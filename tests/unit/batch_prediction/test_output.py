@@ -202,7 +202,7 @@ def test_a_full_disk_is_one_line_and_keeps_the_parts(small_disk: Path) -> None:
     noise = [bytes(random.Random(n).randbytes(40)).hex() for n in range(20_000)]
     parts = Parts(output, SCHEMA)
     with (
-        pytest.raises(OutputError, match="cannot be written: .*No space left"),
+        pytest.raises(OutputError, match=r"cannot be written: .*No space left"),
         parts.opened(MADE_WITH),
     ):
         parts.write(rows(*noise))

@@ -73,7 +73,8 @@ class TestExtraction:
 
     @pytest.mark.parametrize("pack", [photo_archives.zip_bytes, photo_archives.tar_bytes])
     @pytest.mark.parametrize(
-        "name", ["a/\x1b[2J.jpg", "a/1\n2.jpg", "a/1\r.jpg", "a\x9b/1.jpg", "a/1\u2028.jpg", ".\x07"]
+        "name",
+        ["a/\x1b[2J.jpg", "a/1\n2.jpg", "a/1\r.jpg", "a\x9b/1.jpg", "a/1\u2028.jpg", ".\x07"],
     )
     def test_names_with_escapes_or_line_breaks_are_refused(
         self, tmp_path: Path, pack: Callable[..., bytes], name: str
@@ -93,7 +94,7 @@ class TestExtraction:
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setenv("MASK_RAY_DOWNLOAD_RESERVE_BYTES", str(2**62))
-        with pytest.raises(DataError, match="more than the 0 bytes .* beside the reserve"):
+        with pytest.raises(DataError, match=r"more than the 0 bytes .* beside the reserve"):
             archives.extract(written(tmp_path, photo_archives.zip_bytes()), tmp_path / "target")
 
     def test_a_full_disk_is_one_line(
@@ -104,7 +105,7 @@ class TestExtraction:
         with pytest.raises(DataError, match=r"needs more than the \d+ bytes that are free"):
             archives.extract(archive, small_disk / "target")
         monkeypatch.setattr(archives.shutil, "disk_usage", lambda _: Usage(2**40))
-        with pytest.raises(DataError, match="cannot be unpacked: .*No space left on device"):
+        with pytest.raises(DataError, match=r"cannot be unpacked: .*No space left on device"):
             archives.extract(archive, small_disk / "target")
         assert list(small_disk.iterdir()) == []
 
