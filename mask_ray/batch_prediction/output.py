@@ -86,8 +86,9 @@ class Parts:
                 files.write_text(path, json.dumps(made_with, indent=2), mode=files.PRIVATE_FILE)
             return
         for name, value in made_with.items():
-            if value != stored.get(name):
-                before, now = (shown(str(each)) for each in (stored.get(name), value))
+            before, now = (shown(str(each)) for each in (stored.get(name), value))
+            # An earlier version stored URIs with their secrets.
+            if value != stored.get(name) and (name != "source" or before != now):
                 raise OutputError(
                     f"{self._output} was started with {name} {before}; got {now}. Use the same "
                     f"{name}, use another output, or remove {self._folder}"

@@ -17,8 +17,6 @@ from mask_ray.config.base import (
     changeable_fields,
     explain,
     home,
-    local_tracking_uri,
-    tracking_uri,
 )
 from mask_ray.config.data import DataSettings, Repeatable, Source, SplitName
 from mask_ray.config.demo import DemoSettings
@@ -40,6 +38,7 @@ from mask_ray.config.serving import (
 )
 from mask_ray.config.training import RunSettings, TrainSettings
 from mask_ray.config.tuning import SEARCH_CHOICES, SEARCH_RANGES, TuneSettings
+from mask_ray.config.uris import Uri, UriError, local_tracking_uri, revealed, tracking_uri
 
 __all__ = [
     "ALPHAS",
@@ -80,9 +79,12 @@ __all__ = [
     "SplitName",
     "TrainSettings",
     "TuneSettings",
+    "Uri",
+    "UriError",
     "changeable_fields",
     "explain",
     "home",
     "local_tracking_uri",
+    "revealed",
     "tracking_uri",
 ]

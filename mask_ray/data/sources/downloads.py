@@ -21,7 +21,7 @@ import httpx
 from filelock import FileLock
 
 from mask_ray import files
-from mask_ray.config import DownloadLimits, home
+from mask_ray.config import DownloadLimits, Uri, home, revealed
 from mask_ray.data.sources import archives
 from mask_ray.data.sources.location import DataError, is_url, locate, reached, shown
 from mask_ray.progress import Progress, say
@@ -65,6 +65,7 @@ def unpacked(source: str) -> Path:
     Raises:
         DataError: the archive cannot be read or unpacked, or does not match its `#sha256=`.
     """
+    source = revealed(source)
     address, wanted = _split_digest(source)
     if wanted and _folder(wanted).is_dir():
         return archives.entered(_folder(wanted))
@@ -241,12 +242,12 @@ def _fetch_url(url: str, part: Path, known: _Known, budget: _Budget) -> str | No
             received_before = max(received, received_before)
             if attempt >= _MAX_ATTEMPTS:
                 raise DataError(
-                    f"{shown(url)} cannot be fetched: {error or type(error).__name__}; "
+                    f"{shown(url)} cannot be fetched: {_reason(error, url)}; "
                     f"{received} bytes are kept, and the next run resumes from there"
                 ) from error
             time.sleep(_FIRST_WAIT_S * 2**attempt)
         except (httpx.HTTPError, httpx.InvalidURL) as error:
-            raise DataError(f"{shown(url)} cannot be fetched: {error}") from error
+            raise DataError(f"{shown(url)} cannot be fetched: {_reason(error, url)}") from error
 
 
 def _attempt(url: str, part: Path, known: _Known, budget: _Budget) -> str | None:
@@ -270,6 +271,10 @@ def _attempt(url: str, part: Path, known: _Known, budget: _Budget) -> str | None
         _Known(version).write(part.with_suffix(".json"))
         _receive(response, part, budget)
         return version
+
+
+def _reason(error: Exception, url: str) -> str:
+    return Uri(url).scrub(str(error)) or type(error).__name__
 
 
 def _headers(part: Path, known: _Known) -> dict[str, str]:
