@@ -76,9 +76,12 @@ def make_private(folder: Path) -> Path:
     """Create a folder and its missing parents, for their owner alone. Returns the folder.
 
     The state of an earlier version in `~/.mask_ray` was open to others: it is closed.
+
+    Raises:
+        OSError: a folder cannot be created.
     """
     for parent in [*reversed(folder.parents), folder]:
-        if not parent.exists():
+        if not parent.is_dir():
             parent.mkdir(PRIVATE_FOLDER, exist_ok=True)
     default = Path("~/.mask_ray").expanduser()
     if home() == default and default.is_dir() and default.stat().st_mode & 0o077:

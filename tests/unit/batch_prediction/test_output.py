@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from mask_ray.batch_prediction.output import OutputError, Parts, is_among, keys
+from mask_ray.config import Uri
 
 SCHEMA = pa.schema([("path", pa.string()), ("label", pa.string())])
 MADE_WITH = {"source": "photos", "model_version": "1"}
@@ -210,3 +211,17 @@ def test_a_full_disk_is_one_line_and_keeps_the_parts(small_disk: Path) -> None:
     with Parts(output, SCHEMA).opened(MADE_WITH) as done:
         assert len(done) == 1
     assert not [path for path in small_disk.rglob("*") if "unfinished" in path.name]
+
+
+def test_the_manifest_has_no_secret_and_takes_the_source_given_again(output: Path) -> None:
+    source = Uri("https://me:s3cret@host/photos.zip?sig=s3cret")
+    parts = Parts(output, SCHEMA)
+    with parts.opened(MADE_WITH | {"source": source}):
+        parts.write(rows("a"))
+    manifest = folder_of(output) / "manifest.json"
+    assert "s3cret" not in manifest.read_text()
+
+    # As an earlier version wrote it.
+    manifest.write_text(json.dumps(MADE_WITH | {"source": source.full}))
+    with parts.opened(MADE_WITH | {"source": source}) as done:
+        assert len(done) == 1
