@@ -1,6 +1,6 @@
 """Fetch sources, list their files, and read them as rows."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -140,7 +140,7 @@ def class_folders(root: Path) -> list[str]:
     return sorted(p.name for p in root.iterdir() if p.is_dir() and not p.name.startswith("."))
 
 
-def _check_classes(class_names: list[str], sources: list[str]) -> None:
+def _check_classes(class_names: Sequence[str], sources: Sequence[str]) -> None:
     if len(class_names) < 2:
         raise DataError(
             "data must hold at least 2 folders of images, one per class, or 2 labels; "

@@ -5,8 +5,8 @@ import json
 import pickle
 from typing import Any
 
-import cloudpickle
 import pytest
+import ray.cloudpickle
 import yaml
 
 from mask_ray.config import DataSettings, TrainSettings, Uri, UriError, revealed, tracking_uri
@@ -58,7 +58,7 @@ WAYS_OUT: list[Any] = [
     json.dumps,
     lambda uri: yaml.safe_dump(str(uri)),
     lambda uri: pickle.dumps(uri).decode("latin-1"),
-    lambda uri: cloudpickle.dumps(uri).decode("latin-1"),
+    lambda uri: ray.cloudpickle.dumps(uri).decode("latin-1"),
     lambda uri: json.dumps({uri: [uri]}),
     lambda uri: str(uri.encode()),
     lambda uri: uri + "",

@@ -1,6 +1,7 @@
 """What a stage hands to the next one, also from what was stored."""
 
 import json
+from typing import Any
 
 from mask_ray.config import PipelineSettings, revealed
 from mask_ray.pipeline.stages import _Stages
@@ -10,7 +11,11 @@ SOURCE = "s3://key:s3cret@bucket/photos"
 
 def test_secrets_are_not_stored_and_come_from_the_settings_again() -> None:
     settings = PipelineSettings(data=["/photos", SOURCE], test_data=SOURCE, deploy=False)
-    fetched = {"data": settings.data, "test_data": settings.test_data, "fingerprint": []}
+    fetched: dict[str, Any] = {
+        "data": settings.data,
+        "test_data": settings.test_data,
+        "fingerprint": [],
+    }
     stored = json.dumps({"fetch": fetched})
     assert "s3cret" not in stored
 

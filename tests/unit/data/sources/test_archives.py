@@ -104,7 +104,7 @@ class TestExtraction:
         archive = written(tmp_path, photo_archives.zip_bytes({"a/1.bmp": bytes(2**20)}))
         with pytest.raises(DataError, match=r"needs more than the \d+ bytes that are free"):
             archives.extract(archive, small_disk / "target")
-        monkeypatch.setattr(archives.shutil, "disk_usage", lambda _: Usage(2**40))
+        monkeypatch.setattr("shutil.disk_usage", lambda _: Usage(2**40))
         with pytest.raises(DataError, match=r"cannot be unpacked: .*No space left on device"):
             archives.extract(archive, small_disk / "target")
         assert list(small_disk.iterdir()) == []
@@ -357,7 +357,7 @@ class TestDownload:
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         now = 1000.0
-        monkeypatch.setattr(downloads.time, "monotonic", lambda: now)
+        monkeypatch.setattr("time.monotonic", lambda: now)
 
         def drops() -> Iterator[bytes]:
             nonlocal now
@@ -390,7 +390,7 @@ class TestDownload:
         self, small_disk: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setenv("MASK_RAY_HOME", str(small_disk / "home"))
-        monkeypatch.setattr(downloads.shutil, "disk_usage", lambda _: Usage(2**40))
+        monkeypatch.setattr("shutil.disk_usage", lambda _: Usage(2**40))
         with range_server.serve(bytes(2**20)) as served:  # noqa: SIM117
             with pytest.raises(DataError, match="cannot be written under MASK_RAY_HOME: No space"):
                 sources.fetch(served.url)

@@ -249,8 +249,9 @@ def test_tokens_travel_with_the_deployment(
     application = build_app({"model_uri": str(model_path)})
     monkeypatch.delenv(TOKENS_VARIABLE)
 
-    settings, _, tokens = application._bound_deployment.init_args
-    assert FIRST not in repr(application._bound_deployment.init_args)
+    bound: Any = application._bound_deployment.init_args
+    settings, _, tokens = bound
+    assert FIRST not in repr(bound)
     app = http_app(LocalBackend(model_path), guard=Guard.of(settings, tokens))
     assert [predict(app, a).status_code for a in (None, f"Bearer {FIRST}")] == [401, 200]
 
