@@ -17,6 +17,9 @@ if TYPE_CHECKING:
 # A resource of the head node alone, which `ray start --head` and `ray.init` define.
 HEAD_NODE = "node:__internal_head__"
 
+# Longest wait for an answer of Serve's controller.
+_SERVE_TIMEOUT_S = 30
+
 
 def is_train_v2() -> bool:
     """Return whether `ray.train` is Ray Train V2 in this process.
@@ -154,18 +157,27 @@ def mute_upload() -> None:
 
 
 def serve_http_host() -> str | None:
-    """Return the address that Ray Serve listens on; None if it does not run, or not for HTTP.
+    """Return the address that Ray Serve listens on; None if it does not run.
 
-    `ray.serve.context._get_global_client`; public `serve.status()` does not say it.
+    `SERVE_CONTROLLER_NAME` and `SERVE_NAMESPACE` of `ray.serve._private.constants` name the actor
+    that knows it; public `serve.status()` does not say it.
+
+    Raises:
+        TimeoutError: the actor does not answer.
     """
     import ray
 
     if not ray.is_initialized():
         return None
-    from ray.serve.context import _get_global_client
+    from ray.serve._private.constants import SERVE_CONTROLLER_NAME, SERVE_NAMESPACE
 
-    client = _get_global_client(raise_if_no_controller_running=False)
-    host: str | None = None if client is None else client.http_config.host
+    try:
+        controller = ray.get_actor(SERVE_CONTROLLER_NAME, namespace=SERVE_NAMESPACE)
+    except ValueError:
+        return None
+    # Not ray.get, which logs a warning in an async actor such as a replica.
+    options = controller.get_http_config.remote().future().result(_SERVE_TIMEOUT_S)
+    host: str | None = options.host
     return host
 
 

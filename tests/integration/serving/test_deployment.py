@@ -266,7 +266,9 @@ def test_too_many_bytes_without_a_declared_length(client: httpx.Client) -> None:
 def test_a_body_declared_too_long_is_refused_before_it_is_sent(base_url: str) -> None:
     url = httpx.URL(base_url)
     with socket.create_connection((url.host, url.port or 80), timeout=30) as connection:
-        connection.sendall(b"POST /predict HTTP/1.1\r\nHost: localhost\r\nContent-Length: 11000000\r\n\r\n")
+        connection.sendall(
+            b"POST /predict HTTP/1.1\r\nHost: localhost\r\nContent-Length: 11000000\r\n\r\n"
+        )
 
         assert connection.recv(4096).startswith(b"HTTP/1.1 413 ")
 
