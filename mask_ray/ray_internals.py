@@ -176,7 +176,7 @@ def serve_http_host() -> str | None:
     except ValueError:
         return None
     # Not ray.get, which logs a warning in an async actor such as a replica.
-    options = controller.get_http_config.remote().future().result(_SERVE_TIMEOUT_S)
+    options: Any = controller.get_http_config.remote().future().result(_SERVE_TIMEOUT_S)
     host: str | None = options.host
     return host
 
