@@ -259,6 +259,8 @@ def _kinds(annotation: Any) -> Iterator[str]:
                 yield from _kinds(each)
     elif origin in (list, tuple):
         yield f"list of {next(_kinds(arguments[0]))}"
+    elif origin is dict:
+        yield f"{next(_kinds(arguments[1]))} by name"
     elif annotation is bool:
         yield "on, off"
     else:
@@ -273,7 +275,7 @@ def _default(field: FieldInfo) -> str:
         return "on" if field.default else "off"
     if field.default is None:
         return ""
-    if field.default == ():
+    if field.default in ((), {}):
         return "empty"
     if isinstance(field.default, int) and field.default >= 10_000:
         return f"`{field.default}` ({field.default:,})"

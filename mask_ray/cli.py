@@ -25,6 +25,7 @@ from pydantic_settings import BaseSettings, CliPositionalArg, CliSettingsSource
 
 from mask_ray import progress
 from mask_ray.config import MaskRayError, Repeatable, Settings, explain, home
+from mask_ray.files import is_full
 from mask_ray.ray_internals import on_worker_output
 
 S = TypeVar("S", bound=Settings)
@@ -62,7 +63,9 @@ def main(
         fail(_one_line(error) + _where_logged(), exit_code=1)
     except KeyboardInterrupt:
         fail("stopped", exit_code=130)
-    except Exception:
+    except Exception as error:
+        if is_full(error):
+            fail(f"a disk is full: {error}{_where_logged()}", exit_code=1)
         print(f"unexpected error{_where_logged()}", file=progress.stderr(), flush=True)
         progress.end_log()  # the traceback goes to the terminal
         raise
@@ -204,11 +207,23 @@ def _read_config(path: str | None) -> dict[str, Any]:
         return {}
     try:
         content = yaml.safe_load(Path(path).read_text())
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+    except (OSError, UnicodeDecodeError) as error:
         raise MaskRayError(f"config must be a readable YAML file; got {path}: {error}") from error
+    except yaml.YAMLError as error:
+        raise MaskRayError(
+            f"config must be a readable YAML file; got {path}: {_yaml_mistake(error)}"
+        ) from error
     if not isinstance(content, dict):
-        raise MaskRayError(f"config must hold a mapping of settings; {path} holds {content!r}")
+        held = "nothing" if content is None else f"a {type(content).__name__}"
+        raise MaskRayError(f"config must hold a mapping of settings; {path} holds {held}")
     return {str(key).replace("-", "_"): value for key, value in content.items()}
+
+
+def _yaml_mistake(error: yaml.YAMLError) -> str:
+    """Say what is wrong and where, without the text there: it may be another file, with secrets."""
+    mark = getattr(error, "problem_mark", None)
+    problem = getattr(error, "problem", None) or type(error).__name__
+    return problem if mark is None else f"{problem}, line {mark.line + 1}, column {mark.column + 1}"
 
 
 def _connect() -> None:
@@ -244,5 +259,5 @@ def _one_line(error: MaskRayError) -> str:
 
 def fail(message: str, exit_code: int) -> NoReturn:
     """Print the message on standard error and exit."""
-    print(f"error: {message}", file=progress.stderr(), flush=True)
+    print(f"error: {progress.printable(message)}", file=progress.stderr(), flush=True)
     raise SystemExit(exit_code)

@@ -33,6 +33,7 @@ from rich.console import Console
 from mask_ray import cli
 from mask_ray.config import IMAGE_FORMATS, MaskRayError
 from mask_ray.config.client import TOKEN_VARIABLE, ClientSettings
+from mask_ray.csv_cells import safe_cell
 
 IMAGE_SUFFIXES = sorted(suffix for each in IMAGE_FORMATS for suffix in each.suffixes)
 
@@ -288,7 +289,10 @@ class _Writer(Protocol):
 
 
 class CSVWriter:
-    """Writes a header line, then a line for each row; `probabilities` is a JSON object."""
+    """Writes a header line, then a line for each row; `probabilities` is a JSON object.
+
+    Texts that a spreadsheet would take for formulas begin with an apostrophe.
+    """
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
@@ -300,7 +304,7 @@ class CSVWriter:
         """Write a row and flush it."""
         values = asdict(row)
         values["probabilities"] = json.dumps(row.probabilities) if row.probabilities else None
-        self._csv.writerow(values.values())
+        self._csv.writerow([safe_cell(v) if isinstance(v, str) else v for v in values.values()])
         self._stream.flush()
 
 

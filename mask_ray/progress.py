@@ -7,18 +7,23 @@ a file: warnings of libraries, messages of native code, and what Ray forwards fr
 import atexit
 import io
 import os
+import re
 import sys
 import time
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, TextIO
 
+from mask_ray.files import make_private
 from mask_ray.ray_internals import autoscaler_events, mute_upload
 
 _EVERY_S = 10.0
 
 # Begins a line that a worker says. `relay` finds such lines in what Ray forwards to the driver.
 _MARK = "[mask_ray] "
+
+# All but tabs and line breaks.
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
 
 def say(line: str) -> None:
@@ -36,9 +41,14 @@ def note(text: str) -> None:
         _log.write(f"{text}\n")
 
 
+def printable(text: str) -> str:
+    """Escape control characters, which names of files may hold and a terminal would obey."""
+    return _CONTROL.sub(lambda match: repr(match[0])[1:-1], text)
+
+
 def _print(line: str) -> None:
     # In one write, since Ray's thread and the main thread may print at the same time.
-    print(f"{line}\n", end="", file=sys.__stdout__, flush=True)
+    print(f"{printable(line)}\n", end="", file=sys.__stdout__, flush=True)
 
 
 def relay(batch: dict[str, Any]) -> None:
@@ -86,7 +96,7 @@ class _Log:
     """
 
     def __init__(self, path: Path) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        make_private(path.parent)
         self.path = path
         self._file = io.TextIOWrapper(
             io.BufferedWriter(_LogFile(path, "a")), "utf-8", "replace", line_buffering=True

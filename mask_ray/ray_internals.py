@@ -17,6 +17,9 @@ if TYPE_CHECKING:
 # A resource of the head node alone, which `ray start --head` and `ray.init` define.
 HEAD_NODE = "node:__internal_head__"
 
+# Longest wait for an answer of Serve's controller.
+_SERVE_TIMEOUT_S = 30
+
 
 def is_train_v2() -> bool:
     """Return whether `ray.train` is Ray Train V2 in this process.
@@ -151,6 +154,31 @@ def mute_upload() -> None:
         "ray._private.runtime_env.working_dir": logging.ERROR,
     }.items():
         logging.getLogger(name).setLevel(level)
+
+
+def serve_http_host() -> str | None:
+    """Return the address that Ray Serve listens on; None if it does not run.
+
+    `SERVE_CONTROLLER_NAME` and `SERVE_NAMESPACE` of `ray.serve._private.constants` name the actor
+    that knows it; public `serve.status()` does not say it.
+
+    Raises:
+        TimeoutError: the actor does not answer.
+    """
+    import ray
+
+    if not ray.is_initialized():
+        return None
+    from ray.serve._private.constants import SERVE_CONTROLLER_NAME, SERVE_NAMESPACE
+
+    try:
+        controller = ray.get_actor(SERVE_CONTROLLER_NAME, namespace=SERVE_NAMESPACE)
+    except ValueError:
+        return None
+    # Not ray.get, which logs a warning in an async actor such as a replica.
+    options: Any = controller.get_http_config.remote().future().result(_SERVE_TIMEOUT_S)
+    host: str | None = options.host
+    return host
 
 
 def get_serve_logs_dir() -> str:

@@ -98,9 +98,10 @@ def _environment(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         "MLFLOW_TRACKING_URI",
         "MLFLOW_EXPERIMENT_ID",
         "MASK_RAY_GIT_COMMIT",
-        "MASK_RAY_TOKENS",
     ):
         monkeypatch.setenv(name, "")
+    # Set but empty is an error.
+    monkeypatch.delenv("MASK_RAY_TOKENS", raising=False)
 
 
 @pytest.fixture(scope="session")

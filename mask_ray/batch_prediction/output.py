@@ -2,7 +2,7 @@
 
 During a prediction, the folder `OUTPUT.parts` holds the finished parts and a manifest of what they
 were made with. A process that is killed loses the rows of at most one part; the next process
-computes them again.
+computes them again. So it does with parts that cannot be read.
 """
 
 import hashlib
@@ -16,14 +16,18 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.csv
 import pyarrow.parquet as pq
 from filelock import FileLock, Timeout
 from numpy.typing import NDArray
 
+from mask_ray import files
 from mask_ray.config import MaskRayError
 from mask_ray.config.prediction import OutputFormat
+from mask_ray.csv_cells import FORMULA
 from mask_ray.data.sources import shown
+from mask_ray.progress import say
 
 _MANIFEST = "manifest.json"
 
@@ -73,26 +77,49 @@ class Parts:
 
     def _check_manifest(self, made_with: dict[str, Any]) -> None:
         path = self._folder / _MANIFEST
-        if not path.exists():
+        stored = _read_manifest(path)
+        if stored is None:
+            # Nothing says what these were made with.
+            for part in self._paths():
+                self._drop(part, f"{path} is missing or cannot be read")
             with _clear_errors(path):
-                _write_atomically(
-                    path, lambda file: file.write_text(json.dumps(made_with, indent=2))
-                )
+                files.write_text(path, json.dumps(made_with, indent=2), mode=files.PRIVATE_FILE)
             return
-        stored = json.loads(path.read_text())
         for name, value in made_with.items():
-            if value != stored.get(name):
-                before, now = (shown(str(each)) for each in (stored.get(name), value))
+            before, now = (shown(str(each)) for each in (stored.get(name), value))
+            # An earlier version stored URIs with their secrets.
+            if value != stored.get(name) and (name != "source" or before != now):
                 raise OutputError(
                     f"{self._output} was started with {name} {before}; got {now}. Use the same "
                     f"{name}, use another output, or remove {self._folder}"
                 )
 
     def _done(self) -> NDArray[np.bytes_]:
+        done = [np.empty(0, _KEY)]
+        for path in self._paths():
+            part = self._read(path)
+            if part is not None:
+                done.append(keys(part["path"].to_pylist()))
         paths = self._paths()
         self._num_written = 1 + int(paths[-1].stem) if paths else 0
-        done = [keys(pq.read_table(p, columns=["path"])["path"].to_pylist()) for p in paths]
-        return np.sort(np.concatenate([np.empty(0, _KEY), *done]))
+        return np.sort(np.concatenate(done))
+
+    def _read(self, path: Path) -> pa.Table | None:
+        """Read a whole part; delete it and return None if it is damaged."""
+        try:
+            part = _read_part(path)
+        except (OSError, pa.ArrowException) as error:
+            self._drop(path, str(error).partition("\n")[0])
+            return None
+        if not part.schema.equals(self.schema):
+            self._drop(path, "its columns are others")
+            return None
+        return part
+
+    def _drop(self, path: Path, reason: str) -> None:
+        say(f"{path.name} is dropped, and its images are classified again: {reason}")
+        with _clear_errors(path):
+            path.unlink(missing_ok=True)
 
     def _paths(self) -> list[Path]:
         return sorted(self._folder.glob("*.parquet"))
@@ -105,7 +132,7 @@ class Parts:
         """
         path = self._folder / f"{self._num_written:08d}.parquet"
         with _clear_errors(path):
-            _write_atomically(path, lambda file: pq.write_table(rows, file))
+            _write_part(rows, path)
         self._num_written += 1
 
     def join(self, file_format: OutputFormat) -> Counter[str]:
@@ -120,14 +147,15 @@ class Parts:
         counts: Counter[str] = Counter()
         write = {"parquet": pq.ParquetWriter, "csv": pa.csv.CSVWriter}[file_format]
 
-        def join(file: Path) -> None:
-            with write(str(file), self.schema) as writer:
-                for part in map(pq.read_table, self._paths()):
-                    counts.update(label or "" for label in part["label"].to_pylist())
-                    writer.write_table(part)
-
-        with _clear_errors(self._output):
-            _write_atomically(self._output, join)
+        with (
+            _clear_errors(self._output),
+            files.appearing_file(self._output) as unfinished,
+            write(str(unfinished), self.schema) as writer,
+        ):
+            for part in map(_read_part, self._paths()):
+                counts.update(label or "" for label in part["label"].to_pylist())
+                writer.write_table(_safe_for_spreadsheets(part) if file_format == "csv" else part)
+        with _clear_errors(self._folder):
             shutil.rmtree(self._folder)
         return counts
 
@@ -147,11 +175,33 @@ def is_among(paths: Iterable[str], done: NDArray[np.bytes_]) -> NDArray[np.bool_
     return done[places] == wanted
 
 
-def _write_atomically(path: Path, write: Any) -> None:
-    """Write atomically: the file gets its name once all of it is written."""
-    unfinished = path.with_name(f"{path.name}.unfinished")
-    write(unfinished)
-    unfinished.replace(path)
+def _read_manifest(path: Path) -> dict[str, Any] | None:
+    """Read a manifest; None if there is none, or none that can be read."""
+    try:
+        stored = json.loads(path.read_text("utf-8"))
+    except (OSError, ValueError):
+        return None
+    return stored if isinstance(stored, dict) else None
+
+
+def _write_part(rows: pa.Table, path: Path) -> None:
+    with files.appearing_file(path) as unfinished:
+        pq.write_table(rows, unfinished, write_page_checksum=True)
+
+
+def _read_part(path: Path) -> pa.Table:
+    return pq.read_table(path, page_checksum_verification=True)
+
+
+def _safe_for_spreadsheets(rows: pa.Table) -> pa.Table:
+    """Put an apostrophe before texts that a spreadsheet would take for a formula."""
+    for index, field in enumerate(rows.schema):
+        if pa.types.is_string(field.type):
+            text = rows[field.name]
+            is_formula = pc.match_substring_regex(text, f"^{FORMULA.pattern}")
+            safe = pc.if_else(is_formula, pc.binary_join_element_wise("'", text, ""), text)
+            rows = rows.set_column(index, field, safe)
+    return rows
 
 
 @contextmanager

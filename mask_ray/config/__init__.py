@@ -17,11 +17,10 @@ from mask_ray.config.base import (
     changeable_fields,
     explain,
     home,
-    local_tracking_uri,
-    tracking_uri,
 )
 from mask_ray.config.data import DataSettings, Repeatable, Source, SplitName
 from mask_ray.config.demo import DemoSettings
+from mask_ray.config.downloads import DownloadLimits
 from mask_ray.config.evaluation import EvaluateSettings, ReportSettings
 from mask_ray.config.images import IMAGE_FORMATS, ImageFormat, ImageLimits
 from mask_ray.config.ingress import IngressSettings
@@ -39,6 +38,7 @@ from mask_ray.config.serving import (
 )
 from mask_ray.config.training import RunSettings, TrainSettings
 from mask_ray.config.tuning import SEARCH_CHOICES, SEARCH_RANGES, TuneSettings
+from mask_ray.config.uris import Uri, UriError, local_tracking_uri, revealed, tracking_uri
 
 __all__ = [
     "ALPHAS",
@@ -58,6 +58,7 @@ __all__ = [
     "AllowedHost",
     "DataSettings",
     "DemoSettings",
+    "DownloadLimits",
     "EvaluateSettings",
     "ImageFormat",
     "ImageLimits",
@@ -78,9 +79,12 @@ __all__ = [
     "SplitName",
     "TrainSettings",
     "TuneSettings",
+    "Uri",
+    "UriError",
     "changeable_fields",
     "explain",
     "home",
     "local_tracking_uri",
+    "revealed",
     "tracking_uri",
 ]

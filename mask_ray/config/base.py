@@ -29,16 +29,6 @@ def home() -> Path:
     return Path(os.environ.get("MASK_RAY_HOME") or "~/.mask_ray").expanduser().absolute()
 
 
-def tracking_uri() -> str:
-    """Return MLflow's store: `MLFLOW_TRACKING_URI`, or an SQLite file under `home()`."""
-    return os.environ.get("MLFLOW_TRACKING_URI") or local_tracking_uri()
-
-
-def local_tracking_uri() -> str:
-    """Return the URI of the SQLite file under `home()`."""
-    return f"sqlite:///{home() / 'mlflow.db'}"
-
-
 class Settings(BaseModel):
     """Base of all settings: immutable, and without unknown keys."""
 

@@ -4,21 +4,25 @@ import re
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, BeforeValidator, Field, model_validator
+from pydantic import Field, PlainValidator, model_validator
 
 from mask_ray.config.images import ImageLimits
+from mask_ray.config.uris import Uri
 
 SplitName = Literal["train", "val", "test"]
 
 
-def _check_source(source: str) -> str:
-    lines = [line for line in map(str.strip, source.splitlines()) if line]
+def _check_source(sources: Any) -> Uri:
+    given = Uri.join(map(str, sources)) if isinstance(sources, list | tuple) else sources
+    if not isinstance(given, str):
+        raise ValueError(f"must be a valid string; got {given!r}")
+    lines = Uri(given).lines()
     if not lines:
         raise ValueError("must be a source of images or synthetic[:N]; got an empty string")
     for line in lines:
         if line.partition(":")[0] == "synthetic":
             _check_synthetic(line, alone=len(lines) == 1)
-    return "\n".join(lines)
+    return Uri.join(lines)
 
 
 def _check_synthetic(source: str, alone: bool) -> None:
@@ -30,17 +34,14 @@ def _check_synthetic(source: str, alone: bool) -> None:
         raise ValueError(f"must be {source} alone, or sources of files; got both")
 
 
-def _one_a_line(sources: Any) -> Any:
-    return "\n".join(map(str, sources)) if isinstance(sources, list | tuple) else sources
-
-
 @dataclass(frozen=True)
 class Repeatable:
     """Marks a field whose flag may be repeated."""
 
 
-# Several sources are one text, one a line, so that code that only passes it on stays the same.
-Source = Annotated[str, BeforeValidator(_one_a_line), AfterValidator(_check_source), Repeatable()]
+# Several sources are one text, one a line, so that code that only passes it on stays the same. The
+# text is a `Uri`: without secrets for all but those who open it.
+Source = Annotated[str, PlainValidator(_check_source), Repeatable()]
 
 
 SOURCE_DESCRIPTION = (

@@ -4,13 +4,24 @@ Not part of the facade `mask_ray.config`, which needs no pydantic_settings.
 """
 
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, BeforeValidator, Field, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, PlainValidator, model_validator
 from pydantic_settings import CliPositionalArg
 
 from mask_ray.config.base import DEFAULT_MODEL_URI, none_for_auto
 from mask_ray.config.images import ImageLimits
+from mask_ray.config.uris import Uri
+
+
+def _check_source(source: Any) -> Uri:
+    if not isinstance(source, str) or not source:
+        raise ValueError(f"must be a source of images; got {source!r}")
+    return Uri(source)
+
+
+# Without secrets for all but those who open it.
+_OneSource = Annotated[str, PlainValidator(_check_source)]
 
 OutputFormat = Literal["parquet", "csv"]
 
@@ -21,8 +32,7 @@ class PredictSettings(ImageLimits):
     After a kill or Ctrl-C, the same command resumes where it stopped.
     """
 
-    source: CliPositionalArg[str] = Field(
-        min_length=1,
+    source: CliPositionalArg[_OneSource] = Field(
         description="Folder of images, searched with all its sub-folders; or an archive, URL, "
         "manifest or URI, as in jobs.train --data.",
     )

@@ -1,5 +1,6 @@
 """Settings of the endpoint."""
 
+import math
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -113,6 +114,20 @@ def _check_origin(origin: str) -> str:
     return origin
 
 
+def _check_name(name: str) -> str:
+    """Check a name of a trusted host: any, or as of an allowed host, but without a port."""
+    if name != "*" and AllowedHost.parse(name).port is not None:
+        raise ValueError(f"must be names without a port, which all are trusted; got {name!r}")
+    return name.lower()
+
+
+def _check_rate(rates: dict[str, float]) -> dict[str, float]:
+    for name, rate in rates.items():
+        if not rate > 0 or math.isinf(rate):
+            raise ValueError(f"must be requests per second above 0; got {rate:g} of {name}")
+    return rates
+
+
 def _check_absolute(path: Path) -> Path:
     if not path.expanduser().is_absolute():
         raise ValueError(
@@ -195,8 +210,22 @@ class ServeSettings(PayloadLimits, RemoteImageSettings):
     )
     token_file: Annotated[Path, AfterValidator(_check_absolute)] | None = Field(
         None,
-        description="File of bearer tokens, one a line, read again when it changes. Tokens of "
-        "MASK_RAY_TOKENS are valid too.",
+        description="File of bearer tokens, one a line, each as name:token, read again when it "
+        "changes. Tokens of MASK_RAY_TOKENS at the deploy are valid too.",
+    )
+    require_token: bool = Field(
+        False,
+        description="Refuse to start without tokens. Always so if Serve listens beyond loopback.",
+    )
+    rate_limits: Annotated[dict[str, float], AfterValidator(_check_rate)] = Field(
+        {},
+        description="Most requests per second of a token's name, in each replica; more get 429. A "
+        "name that is not here has no limit.",
+    )
+    trusted_hosts: tuple[Annotated[str, AfterValidator(_check_name)], ...] = Field(
+        (),
+        description="Names that clients may ask for, beside localhost and IP addresses: "
+        "masks.example.org, *.example.org, or * for all. Requests to any other name get 421.",
     )
     cors_origins: tuple[Annotated[str, AfterValidator(_check_origin)], ...] = Field(
         (),

@@ -17,6 +17,7 @@ from filelock import FileLock, Timeout
 
 from mask_ray import tracking
 from mask_ray.config import MaskRayError, home, tracking_uri
+from mask_ray.files import make_private
 from mask_ray.progress import say
 
 RESULT_FILE = "result.json"
@@ -136,7 +137,7 @@ def digest_of(values: Mapping[str, Any]) -> str:
 def _lock(digest: str) -> Iterator[None]:
     """Lock the pipeline for this process; the lock ends with the process."""
     path = home() / "pipelines" / f"{digest}.lock"
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_private(path.parent)
     try:
         with FileLock(path, timeout=0):
             yield

@@ -17,6 +17,7 @@ from mask_ray.config import (
     ReportSettings,
     RunSettings,
     TrainSettings,
+    Uri,
     changeable_fields,
 )
 from mask_ray.data import sources
@@ -128,7 +129,13 @@ class _Stages:
 
     def _data_settings(self, results: Results) -> dict[str, Any]:
         own = self._settings.model_dump(mode="json", include=set(DataSettings.model_fields))
-        return own | {key: results["fetch"][key] for key in ("data", "test_data")}
+        given = self._settings.data, self._settings.test_data
+        fetched = {key: results["fetch"][key] for key in ("data", "test_data")}
+        # What was stored with the run has no secrets.
+        return own | {
+            key: None if text is None else Uri(text).with_secrets_of(*given)
+            for key, text in fetched.items()
+        }
 
     def _inspect_inputs(self, results: Results) -> Result:
         return results["fetch"] | self._data_settings(results)

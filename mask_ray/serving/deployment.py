@@ -10,7 +10,8 @@ from ray.serve.exceptions import RayServeException
 from mask_ray.config import MaskRayError, ServeSettings, explain
 from mask_ray.models.predictor import Predictor
 from mask_ray.models.smoke_test import ModelRefusedError, check_answers
-from mask_ray.serving.http.auth import Guard, TokenError
+from mask_ray.ray_internals import serve_http_host
+from mask_ray.serving.http.auth import Guard, Token, TokenError, tokens_of_environment
 from mask_ray.serving.http.errors import RETRY_AFTER_S
 from mask_ray.serving.replica import Classifier
 from mask_ray.serving.versions.alias_watch import alias_of
@@ -31,25 +32,31 @@ def build_app(args: dict[str, Any]) -> serve.Application:
     same one. When the alias moves, they follow, unless `model_poll_s` is 0; see `versions`.
 
     Raises:
-        ApplicationError: a setting is wrong, or the model does not exist or is rejected.
+        ApplicationError: a setting is wrong, the model does not exist or is rejected, or there is
+            no token and Serve listens beyond this machine.
     """
     try:
         settings = ServeSettings.model_validate(args)
     except ValidationError as error:
         raise ApplicationError(explain(error)) from None
-    _check_tokens(settings)
+    tokens = _checked_tokens(settings)
     pinned, followed = _pin_model(settings)
     settings = settings.model_copy(update={"model_uri": pinned})
     deployment: serve.Deployment = _deployment_decorator(settings)(serve.ingress()(Classifier))
-    return deployment.bind(settings, followed)
+    return deployment.bind(settings, followed, tokens)
 
 
-def _check_tokens(settings: ServeSettings) -> None:
-    """Reject tokens once, before every replica would."""
+def _checked_tokens(settings: ServeSettings) -> tuple[Token, ...]:
+    """Return the tokens of this environment, which all replicas get, whatever their node's is.
+
+    Rejects tokens once, before every replica would.
+    """
     try:
-        Guard(settings.token_file)
+        tokens = tokens_of_environment()
+        Guard.of(settings, tokens).check_exposure(serve_http_host())
     except TokenError as error:
         raise ApplicationError(str(error)) from None
+    return tokens
 
 
 def _pin_model(settings: ServeSettings) -> tuple[str, Followed | None]:

@@ -24,9 +24,10 @@ from mask_ray.config import ServeSettings
 from mask_ray.images.decode import ImageError, RGBArray, decode_resized, resize
 from mask_ray.models.predictor import Predictor, Probabilities, predict_together
 from mask_ray.models.smoke_test import load_checked
-from mask_ray.ray_internals import get_serve_logs_dir
+from mask_ray.ray_internals import get_serve_logs_dir, serve_http_host
 from mask_ray.serving.batcher import Batcher
 from mask_ray.serving.http.app import http_app
+from mask_ray.serving.http.auth import Guard, Token
 from mask_ray.serving.http.backend import Health, RefusedVersion
 from mask_ray.serving.http.responses import Classified, ModelInfo
 from mask_ray.serving.observability.access_log import AccessLog
@@ -66,14 +67,24 @@ class Classifier:
     Args:
         settings: Settings whose `model_uri` always means the same model.
         followed: Alias whose versions replace that model when the alias moves, if any.
+        tokens: Tokens that are valid beside those of `settings.token_file`.
 
     Raises:
+        TokenError: the tokens cannot be used, or there is none and Serve listens beyond loopback.
         tracking.ModelNotFoundError: there is no model at `settings.model_uri`.
         ModelRefusedError: its file is not a classifier.
     """
 
-    def __init__(self, settings: ServeSettings, followed: Followed | None = None) -> None:
+    def __init__(
+        self,
+        settings: ServeSettings,
+        followed: Followed | None = None,
+        tokens: tuple[Token, ...] = (),
+    ) -> None:
         self.settings = settings
+        self._guard = Guard.of(settings, tokens)
+        # Again here: the deploy may not have known the address.
+        self._guard.check_exposure(serve_http_host())
         self.metrics = _metrics_of_replica()
         self._models = _load_models(settings, followed, self.metrics)
         self.metrics.serves(self.model.name, self.model.version)
@@ -105,7 +116,7 @@ class Classifier:
                 self.settings.sample_share,
                 on_drop=self.metrics.sample_dropped,
             )
-        return http_app(self, *observers, samples=samples)
+        return http_app(self, *observers, guard=self._guard, samples=samples)
 
     @property
     def serving(self) -> Serving:

@@ -1,5 +1,6 @@
 """Record each node's CPU, memory, disk, network and GPUs in MLflow while a run is active."""
 
+import os
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -38,13 +39,14 @@ def _start_watcher(run_id: str, number: int, node_id: str) -> Any:
     """Start an actor on the node. It ends with this process, or with its node."""
     on_node = NodeAffinitySchedulingStrategy(node_id, soft=False)
     options: dict[str, Any] = {"num_cpus": 0, "scheduling_strategy": on_node}
-    environment = {"env_vars": {"MLFLOW_TRACKING_URI": tracking_uri()}}
-    remote = ray.remote(_Watcher).options(runtime_env=environment, **options)
-    return remote.remote(run_id, f"node_{number}")
+    # Not by the runtime environment, which Ray shows and logs.
+    remote = ray.remote(_Watcher).options(**options)
+    return remote.remote(run_id, f"node_{number}", tracking_uri().full)
 
 
 class _Watcher:
-    def __init__(self, run_id: str, node: str) -> None:
+    def __init__(self, run_id: str, node: str, store: str) -> None:
+        os.environ["MLFLOW_TRACKING_URI"] = store
         self._stack = ExitStack()
         self._stack.enter_context(tracking.system_metrics(run_id, node))
 

@@ -18,6 +18,7 @@ import ray
 
 import mask_ray
 from mask_ray import ray_internals
+from mask_ray.tracking import patch
 
 # Descriptions of tags, for lines that name differences between runs.
 _DESCRIPTIONS = {
@@ -115,6 +116,15 @@ def git_commit() -> str:
 def git_diff() -> str:
     """Return how this code differs from its commit, as a patch; empty if it does not."""
     return _git("diff", "--binary", "HEAD")
+
+
+def shareable_diff() -> str:
+    """Return `git_diff` without what git ignores and what looks like a key."""
+    compared = ("diff", "--binary", "--no-renames", "--no-ext-diff", "--no-textconv")
+    diff = _git(*compared, "HEAD")
+    names = _git(*compared, "--name-only", "-z", "HEAD").split("\0")
+    ignored = _git("ls-files", "-z", "--cached", "--ignored", "--exclude-standard").split("\0")
+    return patch.shareable(diff, [name for name in names if name], ignored) if diff else ""
 
 
 def _git(*arguments: str) -> str:

@@ -98,8 +98,9 @@ def resolve_model(uri: str) -> ResolvedModel:
         exact_uri = uri if version is None else f"models:/{name}/{version}"
         folder = Path(mlflow.artifacts.download_artifacts(artifact_uri=exact_uri))
     except MlflowException as error:
+        store = tracking_uri()
         raise ModelNotFoundError(
-            f"no model {uri} in {tracking_uri()} ({error.message}). Make one with "
+            f"no model {uri} in {store} ({store.scrub(error.message)}). Make one with "
             "`ray job submit --working-dir . -- python -m jobs.train --data DIR`, or `make demo`"
         ) from error
     return ResolvedModel(folder / _ONNX_FILE, name, version)

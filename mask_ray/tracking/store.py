@@ -9,6 +9,7 @@ import mlflow
 from mlflow.exceptions import MlflowException
 
 from mask_ray.config import MaskRayError, home, local_tracking_uri, tracking_uri
+from mask_ray.files import PRIVATE_FILE, make_private
 
 
 class TrackingError(MaskRayError):
@@ -41,8 +42,15 @@ def connect() -> None:
     # It warns that `pip` is missing, as it is in environments made by uv.
     logging.getLogger("mlflow.utils.environment").setLevel(logging.ERROR)
     if tracking_uri() == local_tracking_uri():
-        home().mkdir(parents=True, exist_ok=True)
-    mlflow.set_tracking_uri(tracking_uri())
+        _prepare_home()
+    mlflow.set_tracking_uri(tracking_uri().full)
+
+
+def _prepare_home() -> None:
+    """Create the folder, the database and the folder of artifacts for their owner alone."""
+    make_private(home() / "mlartifacts")
+    # SQLite takes an empty file for a new database, and its own files get the same mode.
+    (home() / "mlflow.db").touch(PRIVATE_FILE)
 
 
 def find_or_create_experiment(name: str) -> str:
@@ -62,5 +70,6 @@ def translate_errors() -> Iterator[None]:
     try:
         yield
     except (MlflowException, OSError) as error:  # requests' errors are OSErrors too
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise TrackingError(f"the tracking store {tracking_uri()} fails: {reason}") from error
+        uri = tracking_uri()
+        reason = uri.scrub((str(error).splitlines() or [type(error).__name__])[0])
+        raise TrackingError(f"the tracking store {uri} fails: {reason}") from error

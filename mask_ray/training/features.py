@@ -26,6 +26,7 @@ from ray.data import ActorPoolStrategy, Dataset
 
 from mask_ray import data
 from mask_ray.config import MaskRayError, TrainSettings, home
+from mask_ray.files import make_private, publish_folder
 from mask_ray.images.augment import augment
 from mask_ray.models.predictor import FeatureExtractor
 from mask_ray.progress import Progress, say
@@ -68,15 +69,14 @@ class Key:
 @contextmanager
 def _appearing(folder: Path) -> Iterator[Path]:
     """Yield a temporary folder, which gets a manifest and its final name when all is written."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
+    make_private(folder.parent)
     unfinished = Path(tempfile.mkdtemp(".unfinished", f"{folder.name}.", folder.parent))
     try:
         yield unfinished
         manifest = {"sha256": _digests(unfinished)}
         (unfinished / _MANIFEST).write_text(json.dumps(manifest, indent=2))
-        unfinished.chmod(0o755)
         try:
-            unfinished.replace(folder)
+            publish_folder(unfinished, folder)
         except OSError:
             if not folder.is_dir():  # otherwise another run has written the same features
                 raise

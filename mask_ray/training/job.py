@@ -15,6 +15,7 @@ from ray.data import Dataset
 from mask_ray import data, tracking
 from mask_ray.config import SplitName, TrainSettings, home, tracking_uri
 from mask_ray.data import sources
+from mask_ray.files import make_private
 from mask_ray.inspection.run import as_json, html, inspect
 from mask_ray.models import onnx_export, pretrained
 from mask_ray.progress import say
@@ -151,7 +152,7 @@ def _log_settings(tracked: tracking.Run, settings: TrainSettings) -> None:
     tracked.log_params(data.params(settings))
     tracked.log_json(settings.model_dump(mode="json"), SETTINGS_FILE)
     tracked.log_json(provenance.environment(), "environment.json")
-    if patch := provenance.git_diff():
+    if patch := provenance.shareable_diff():
         tracked.log_text(patch, "working_tree.patch")
 
 
@@ -218,10 +219,10 @@ def worker_config(settings: TrainSettings, job: Job, storage: Path) -> WorkerCon
         class_names=job.images.class_names,
         num_train=job.images.summary.counts["train"].total(),
         run_id=job.tracked.run_id,
-        tracking_uri=tracking_uri(),
+        tracking_uri=tracking_uri().full,
         storage=storage,
         weights=job.pretrained and job.pretrained.weights,
-        tensorboard=home() / "tensorboard" if settings.tensorboard else None,
+        tensorboard=make_private(home() / "tensorboard") if settings.tensorboard else None,
     )
 
 

@@ -7,7 +7,8 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from mask_ray import tracking
-from mask_ray.config import MaskRayError, TrainSettings, changeable_fields, home
+from mask_ray.config import MaskRayError, TrainSettings, Uri, changeable_fields, home
+from mask_ray.files import make_private
 
 SETTINGS_FILE = "settings.json"
 
@@ -26,6 +27,13 @@ def stored_settings(run_id: str) -> dict[str, Any]:
     return settings | {"resume": None, "from_run": None}
 
 
+def without_secrets(stored: dict[str, Any]) -> dict[str, Any]:
+    """Clean the URIs in settings that an earlier version stored."""
+    return {
+        name: str(Uri(value)) if isinstance(value, str) else value for name, value in stored.items()
+    }
+
+
 def check_resumable(settings: TrainSettings) -> None:
     """Check that the run to resume is unfinished, and that only marked settings change.
 
@@ -42,7 +50,7 @@ def check_resumable(settings: TrainSettings) -> None:
         raise ResumeError(f"run {run.run_id} is finished; there is nothing to resume")
     if not run.has_file(SETTINGS_FILE):
         return  # it was interrupted before it had stored them
-    stored = run.load_json(SETTINGS_FILE)
+    stored = without_secrets(run.load_json(SETTINGS_FILE))
     may_change = changeable_fields(type(settings))
     for name, value in settings.model_dump(mode="json").items():
         if name not in may_change and value != stored.get(name):
@@ -59,7 +67,7 @@ def locked(tracked: tracking.Run) -> Iterator[None]:
         ResumeError: another process runs it.
     """
     path = home() / "train" / f"{tracked.run_id}.lock"
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_private(path.parent)
     try:
         with FileLock(path, timeout=0):
             yield

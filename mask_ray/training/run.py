@@ -17,6 +17,7 @@ from mask_ray import evaluation
 from mask_ray.config import TrainSettings, home
 from mask_ray.data import sources
 from mask_ray.evaluation import promotion
+from mask_ray.files import make_private
 from mask_ray.models.predictor import Predictor
 from mask_ray.progress import note, say
 from mask_ray.training import checkpoints, export, workers
@@ -86,7 +87,7 @@ def train_model(settings: TrainSettings, tags: Mapping[str, str] | None = None) 
 
 def _train(settings: TrainSettings, job: Job, clock: Clock) -> ray.train.Checkpoint:
     """Compute features if a head is trained, run the workers, and return the last checkpoint."""
-    storage = home() / "train"
+    storage = make_private(home() / "train")
     config = worker_config(settings, job, storage)
     own_features = storage / f"{job.tracked.run_id}.features"
     if workers.needs_features(settings):

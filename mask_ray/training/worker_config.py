@@ -1,6 +1,6 @@
 """What the driver gives to every worker of a run. Imports no Keras: the driver builds it."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +30,8 @@ class WorkerConfig:
     class_names: list[str]
     num_train: int
     run_id: str
-    tracking_uri: str
+    # Ray shows the text of this object, and the address may hold a password.
+    tracking_uri: str = field(repr=False)
     storage: Path
     weights: Any = None
     features: Path | None = None

@@ -22,7 +22,7 @@ from ray.tune.search import Searcher
 
 from mask_ray import data, ray_internals, tracking
 from mask_ray.config import TrainSettings, TuneSettings, home
-from mask_ray.data import sources
+from mask_ray.files import make_private
 from mask_ray.progress import say
 from mask_ray.training import resources, resume, workers
 from mask_ray.training.job import Clock, Job, open_job, prepare_features, worker_config
@@ -92,7 +92,7 @@ def search_settings(settings: TuneSettings) -> dict[str, Any]:
     settings = settings.model_copy(update=decided)
     drawn = trials.draw(settings)
     with open_job(settings, clock) as job:
-        folder = home() / "tune" / job.tracked.run_id
+        folder = make_private(home() / "tune") / job.tracked.run_id
         search = _Search(settings, drawn, job, decided["max_concurrent"], folder)
         with clock.stage("features"):
             parts = _parts(search)
@@ -384,5 +384,5 @@ def _log_best(
     tracked.log_metrics({"val_loss": best.val_loss, "val_accuracy": best.val_accuracy})
     tracked.log_metrics({f"seconds_{name}": value for name, value in clock.seconds().items()})
     tracked.log_text(trials.as_yaml(trial), "best.yaml")
-    command = trials.command(trial.model_copy(update={"data": sources.shown(trial.data)}))
+    command = trials.command(trial)
     say(f"train with the best settings (also in the artifact best.yaml):\n  {command}")

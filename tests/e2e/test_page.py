@@ -418,14 +418,15 @@ def test_a_real_endpoint_answers_once_it_has_the_token(
     browser: Page, photos: list[Path], tmp_path: Path
 ) -> None:
     token_file = tmp_path / "tokens"
-    token_file.write_text("secret")
+    token = "secret-of-22-characters"
+    token_file.write_text(token)
     path = write_classifier(tmp_path / "tiny.onnx")
 
     with running(http_app(LocalBackend(path, token_file=token_file))) as url:
         browser.open(url)
         browser.choose(photos[0])
         wait_until(lambda: browser.focused == "token", lambda: "the token's field")
-        browser.press("secret", "\ue007")  # Enter
+        browser.press(token, "\ue007")  # Enter
         (card,) = browser.wait_for_states("done")
 
     assert card.meta.endswith(" · tiny")

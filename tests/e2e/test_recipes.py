@@ -20,7 +20,7 @@ from tests.support.prediction_server import running
 from tests.support.project import ROOT
 
 URL = "http://127.0.0.1:8000"
-TOKEN = "s3cret"
+TOKEN = "s3cret-of-22-characters"
 
 PAGES = [
     ROOT / "README.md",

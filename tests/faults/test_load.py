@@ -219,8 +219,8 @@ def test_a_replica_stays_small(service: Service) -> None:
 
 
 SLOW_CLIENTS = {
-    "headers": b"POST /predict HTTP/1.1\r\nHost: x\r\nX-",
-    "body": b"POST /impatient/predict HTTP/1.1\r\nHost: x\r\nContent-Length: 9000\r\n\r\n",
+    "headers": b"POST /predict HTTP/1.1\r\nHost: localhost\r\nX-",
+    "body": b"POST /impatient/predict HTTP/1.1\r\nHost: localhost\r\nContent-Length: 9000\r\n\r\n",
 }
 
 
@@ -252,7 +252,9 @@ def trickle(client: socket.socket, within_s: float) -> bytes:
 
 def test_a_body_declared_too_long_is_refused_before_it_is_sent(service: Service) -> None:
     with socket.create_connection(("127.0.0.1", service.ports["http"]), timeout=20) as client:
-        client.sendall(b"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Length: 11000000\r\n\r\n")
+        client.sendall(
+            b"POST /predict HTTP/1.1\r\nHost: localhost\r\nContent-Length: 11000000\r\n\r\n"
+        )
         received = client.recv(4096)
 
     assert received.startswith(b"HTTP/1.1 413 ")

@@ -49,7 +49,8 @@ def asking(app: FastAPI) -> Iterator[Ask]:
     statuses: Counter[int] = Counter()
     with asyncio.Runner() as runner:
         client = httpx.AsyncClient(
-            transport=httpx.ASGITransport(app, raise_app_exceptions=False), base_url="http://test"
+            transport=httpx.ASGITransport(app, raise_app_exceptions=False),
+            base_url="http://localhost",
         )
 
         async def send(method: str, url: str, **options: Any) -> httpx.Response:

@@ -11,6 +11,7 @@ import shutil
 import stat
 import struct
 import tarfile
+import unicodedata
 import zipfile
 import zlib
 from collections import deque
@@ -22,6 +23,8 @@ from io import BufferedIOBase
 from pathlib import Path, PurePosixPath
 from typing import IO, cast
 
+from mask_ray import files
+from mask_ray.config import DownloadLimits
 from mask_ray.data.sources.location import METADATA, DataError
 from mask_ray.progress import Progress
 
@@ -31,6 +34,8 @@ _MAX_HEADER_BYTES = 2**20
 _TAR_BUFFER_BYTES = 2**17
 # Folder that macOS adds to every zip.
 _NOT_DATA = "__MACOSX"
+# Control characters, and separators of lines and paragraphs, as Unicode has them.
+_CONTROL = frozenset(("Cc", "Zl", "Zp"))
 _BROKEN = (
     zipfile.BadZipFile, tarfile.TarError, zlib.error, lzma.LZMAError, EOFError, OSError,
     NotImplementedError,  # a compression that zipfile does not know
@@ -75,7 +80,8 @@ class _Budget:
         self.name = name
         self._limits = limits
         self._max_bytes = limits.bytes_from(archive.stat().st_size)
-        self._free_bytes = shutil.disk_usage(folder).free
+        reserve_bytes = DownloadLimits.from_environment().reserve_bytes
+        self._free_bytes = max(0, shutil.disk_usage(folder).free - reserve_bytes)
         self._members = self._bytes = 0
 
     def member(self) -> None:
@@ -100,8 +106,8 @@ class _Budget:
             )
         if self._bytes > self._free_bytes:
             raise DataError(
-                f"{self.name} needs more than the {self._free_bytes} bytes that are free "
-                "under MASK_RAY_HOME"
+                f"{self.name} needs more than the {self._free_bytes} bytes that are free under "
+                "MASK_RAY_HOME beside the reserve (MASK_RAY_DOWNLOAD_RESERVE_BYTES)"
             )
 
 
@@ -119,18 +125,21 @@ def extract(
         name: Name of the archive in errors; its path if None.
 
     Raises:
-        DataError: not an archive, broken, encrypted, over the limits, or with links, devices or
-            names that lead outside the folder.
+        DataError: not an archive, broken, encrypted, over the limits, or with links, devices,
+            names that lead outside the folder, or names with control characters.
     """
     partial = folder.with_name(f".{folder.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
+    partial.mkdir(parents=True, mode=files.PRIVATE_FOLDER)
     try:
         _extract_into(partial, archive, limits or Limits(), name or str(archive))
+        files.publish_folder(partial, folder)
+    except OSError as error:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise DataError(f"{name or archive} cannot be unpacked: {error}") from error
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
         raise
-    partial.replace(folder)
 
 
 def _extract_into(folder: Path, archive: Path, limits: Limits, name: str) -> None:
@@ -150,10 +159,16 @@ def _extract_into(folder: Path, archive: Path, limits: Limits, name: str) -> Non
 
 
 def _checked(name: str, archive: str) -> str:
-    """Return the name, if it stays below the folder on every system."""
+    """Return the name, if it stays below the folder on every system, and on one line."""
     path = PurePosixPath(name.replace("\\", "/"))
     if path.is_absolute() or ".." in path.parts or ":" in name.partition("/")[0] or "\0" in name:
         raise DataError(f"{archive} must hold relative names without ..; it holds {name!r}")
+    if any(unicodedata.category(letter) in _CONTROL for letter in name):
+        # A terminal would obey them, and a list of files would have a line too many.
+        raise DataError(
+            f"{archive} must hold names without control characters or line breaks; it holds "
+            f"{name!a}"
+        )
     return name
 
 

@@ -3,24 +3,27 @@
 sources/DIGEST/             content of an archive
 sources/downloads/KEY.part  partial download; KEY is a hash of the address
 sources/downloads/KEY.json  version of the partial download, and digest of the last complete one
+
+A download ends at its limits: bytes, time, and the disk space that stays free.
 """
 
 import hashlib
 import json
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import BinaryIO
 
 import httpx
 from filelock import FileLock
 
-from mask_ray.config import home
+from mask_ray import files
+from mask_ray.config import DownloadLimits, Uri, home, revealed
 from mask_ray.data.sources import archives
-from mask_ray.data.sources.location import DataError, Place, is_url, locate, reached, shown
+from mask_ray.data.sources.location import DataError, is_url, locate, reached, shown
 from mask_ray.progress import Progress, say
 
 _MIB = 2**20
@@ -53,9 +56,7 @@ class _Known:
             return cls()
 
     def write(self, file: Path) -> None:
-        partial = file.with_suffix(".new")
-        partial.write_text(json.dumps(self.__dict__))
-        partial.replace(file)
+        files.write_text(file, json.dumps(self.__dict__))
 
 
 def unpacked(source: str) -> Path:
@@ -64,6 +65,7 @@ def unpacked(source: str) -> Path:
     Raises:
         DataError: the archive cannot be read or unpacked, or does not match its `#sha256=`.
     """
+    source = revealed(source)
     address, wanted = _split_digest(source)
     if wanted and _folder(wanted).is_dir():
         return archives.entered(_folder(wanted))
@@ -117,7 +119,7 @@ def _check_digest(source: str, digest: str, wanted: str) -> None:
 @contextmanager
 def _locked(file: Path) -> Iterator[None]:
     """Let only one of several concurrent runs download and unpack."""
-    file.parent.mkdir(parents=True, exist_ok=True)
+    files.make_private(file.parent)
     with FileLock(file):
         yield
 
@@ -130,8 +132,7 @@ def _fetched(address: str, wanted: str) -> Path:
         known = _Known.read(part.with_suffix(".json"))
         if not (known.digest and _folder(known.digest).is_dir()):
             known = replace(known, digest="")
-        fetch = _fetch_url if is_url(address) else _copy_remote
-        version = fetch(address, part, known)
+        version = _download(address, part, known)
         if version is None:
             _check_digest(address, known.digest, wanted)
             return _folder(known.digest)
@@ -144,19 +145,96 @@ def _fetched(address: str, wanted: str) -> Path:
         return folder
 
 
-def _fetch_url(url: str, part: Path, known: _Known) -> str | None:
-    """Download an archive to `part`, resuming an earlier attempt.
+def _download(address: str, part: Path, known: _Known) -> str | None:
+    """Download an archive to `part`, resuming an earlier attempt if it is at a URL.
 
     Returns:
         The version; None if it is the known one.
 
     Raises:
-        DataError: the download fails.
+        DataError: the download fails, or exceeds its limits.
     """
+    budget = _Budget(shown(address), part, DownloadLimits.from_environment())
+    fetch = _fetch_url if is_url(address) else _copy_remote
+    try:
+        return fetch(address, part, known, budget)
+    except OSError as error:
+        part.unlink(missing_ok=True)
+        raise DataError(
+            f"{shown(address)} cannot be written under MASK_RAY_HOME: {error.strerror or error}"
+        ) from error
+
+
+class _Budget:
+    """Ends a download at its limits. It is asked before bytes are written.
+
+    Args:
+        name: The address, in errors.
+        part: File that is written.
+        limits: The limits.
+    """
+
+    def __init__(self, name: str, part: Path, limits: DownloadLimits) -> None:
+        self._name, self._part, self._limits = name, part, limits
+        self._deadline_s = time.monotonic() + limits.timeout_s
+
+    def check_size(self, num_bytes: int) -> None:
+        """Reject a download of this size in all.
+
+        Raises:
+            DataError: it is over the limit.
+        """
+        if num_bytes > self._limits.max_bytes:
+            self._part.unlink(missing_ok=True)
+            raise DataError(
+                f"{self._name} must have at most {self._limits.max_bytes} bytes "
+                f"(MASK_RAY_DOWNLOAD_MAX_BYTES); it has {num_bytes} or more"
+            )
+
+    def check_room(self, num_bytes: int) -> None:
+        """Reject more bytes than fit beside the reserve.
+
+        Raises:
+            DataError: the disk has less room.
+        """
+        free = shutil.disk_usage(self._part.parent).free
+        if num_bytes + self._limits.reserve_bytes > free:
+            self._part.unlink(missing_ok=True)
+            raise DataError(
+                f"{self._name} needs {num_bytes} bytes more, and {self._limits.reserve_bytes} must "
+                f"stay free (MASK_RAY_DOWNLOAD_RESERVE_BYTES); {free} are free under MASK_RAY_HOME"
+            )
+
+    def check_time(self) -> None:
+        """End a download that takes too long. What it has got is kept.
+
+        Raises:
+            DataError: the deadline has passed.
+        """
+        if time.monotonic() > self._deadline_s:
+            raise DataError(
+                f"{self._name} must arrive within {self._limits.timeout_s:g} s "
+                "(MASK_RAY_DOWNLOAD_TIMEOUT_S); it did not"
+            )
+
+    def receive(self, chunks: Iterable[bytes], file: BinaryIO, progress: "_Fetching") -> None:
+        """Write the chunks to the end of a file."""
+        size = file.tell()
+        for chunk in chunks:
+            size += len(chunk)
+            self.check_time()
+            self.check_size(size)
+            self.check_room(len(chunk))
+            file.write(chunk)
+            progress.add(len(chunk))
+
+
+def _fetch_url(url: str, part: Path, known: _Known, budget: _Budget) -> str | None:
     attempt, received_before = 0, -1
     while True:
+        budget.check_time()
         try:
-            return _attempt(url, part, known)
+            return _attempt(url, part, known, budget)
         except httpx.TransportError as error:
             known = _Known.read(part.with_suffix(".json"))
             received = part.stat().st_size if part.exists() else 0
@@ -164,15 +242,15 @@ def _fetch_url(url: str, part: Path, known: _Known) -> str | None:
             received_before = max(received, received_before)
             if attempt >= _MAX_ATTEMPTS:
                 raise DataError(
-                    f"{shown(url)} cannot be fetched: {error or type(error).__name__}; "
+                    f"{shown(url)} cannot be fetched: {_reason(error, url)}; "
                     f"{received} bytes are kept, and the next run resumes from there"
                 ) from error
             time.sleep(_FIRST_WAIT_S * 2**attempt)
         except (httpx.HTTPError, httpx.InvalidURL) as error:
-            raise DataError(f"{shown(url)} cannot be fetched: {error}") from error
+            raise DataError(f"{shown(url)} cannot be fetched: {_reason(error, url)}") from error
 
 
-def _attempt(url: str, part: Path, known: _Known) -> str | None:
+def _attempt(url: str, part: Path, known: _Known, budget: _Budget) -> str | None:
     with (
         httpx.Client(follow_redirects=True, timeout=_TIMEOUT_S) as client,
         client.stream("GET", url, headers=_headers(part, known)) as response,
@@ -191,8 +269,12 @@ def _attempt(url: str, part: Path, known: _Known) -> str | None:
             )
         version = _version(response)
         _Known(version).write(part.with_suffix(".json"))
-        _receive(response, part)
+        _receive(response, part, budget)
         return version
+
+
+def _reason(error: Exception, url: str) -> str:
+    return Uri(url).scrub(str(error)) or type(error).__name__
 
 
 def _headers(part: Path, known: _Known) -> dict[str, str]:
@@ -212,36 +294,29 @@ def _version(response: httpx.Response) -> str:
     return str(headers.get("etag") or headers.get("last-modified") or "")
 
 
-def _receive(response: httpx.Response, part: Path) -> None:
+def _receive(response: httpx.Response, part: Path, budget: _Budget) -> None:
     """Append a partial answer to `part`, or write a complete one.
 
     Raises:
         httpx.TransportError: the answer is cut off, or starts at another byte than requested.
-        DataError: the disk is full.
+        DataError: it is over a limit.
     """
     is_partial = response.status_code == httpx.codes.PARTIAL_CONTENT
     start = part.stat().st_size if is_partial and part.exists() else 0
     if is_partial and not response.headers.get("content-range", "").startswith(f"bytes {start}-"):
         part.unlink(missing_ok=True)
         raise httpx.ReadError(f"the server must resume at byte {start}; it does elsewhere")
-    length = response.headers.get("content-length", "")
-    _check_room(part, int(length) if length.isdecimal() else 0)
-    total = start + int(length) if length.isdecimal() else None
-    progress = _Fetching(response.url.path, total, start)
+    header = response.headers.get("content-length", "")
+    length = int(header) if header.isdecimal() else 0
+    budget.check_size(start + length)
+    budget.check_room(length)
+    progress = _Fetching(response.url.path, start + length if header.isdecimal() else None, start)
     with part.open("ab" if is_partial else "wb") as file:
-        for chunk in response.iter_raw():
-            file.write(chunk)
-            progress.add(len(chunk))
+        budget.receive(response.iter_raw(), file, progress)
 
 
-def _check_room(part: Path, num_bytes: int) -> None:
-    free = shutil.disk_usage(part.parent).free
-    if num_bytes > free:
-        raise DataError(f"the archive has {num_bytes} bytes; {free} are free under MASK_RAY_HOME")
-
-
-def _copy_remote(uri: str, part: Path, known: _Known) -> str | None:
-    """Copy an archive from an object store to `part`. Returns as `_fetch_url`."""
+def _copy_remote(uri: str, part: Path, known: _Known, budget: _Budget) -> str | None:
+    """Copy an archive from an object store to `part`. Returns as `_download`."""
     place = locate(uri)
     if not place.is_file():
         raise DataError(f"a source must be an existing archive; got {shown(uri)}")
@@ -249,17 +324,14 @@ def _copy_remote(uri: str, part: Path, known: _Known) -> str | None:
     version = f"{info.size} {info.mtime_ns}"
     if known.digest and known.version == version:
         return None
-    _check_room(part, info.size)
-    reached(place, lambda: _copy(place, part, info))
-    return version
-
-
-def _copy(place: Place, part: Path, info: Any) -> None:
+    budget.check_size(info.size)
+    budget.check_room(info.size)
     progress = _Fetching(str(place), info.size)
-    with place.opener().open_input_stream(place.path) as stream, part.open("wb") as file:
-        while chunk := stream.read(_CHUNK_BYTES):
-            file.write(chunk)
-            progress.add(len(chunk))
+    stream = reached(place, lambda: place.opener().open_input_stream(place.path))
+    with stream, part.open("wb") as file:
+        chunks = iter(lambda: reached(place, lambda: stream.read(_CHUNK_BYTES)), b"")
+        budget.receive(chunks, file, progress)
+    return version
 
 
 class _Fetching:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import httpx
 
-from mask_ray.config import MaskRayError
+from mask_ray.config import MaskRayError, Uri, revealed
 from mask_ray.data.sources import several, shown, stats
 
 _TIMEOUT_S = 30.0
@@ -42,11 +42,12 @@ def _of_one(source: str) -> str:
 
 def _of_url(url: str) -> str:
     try:
-        response = httpx.head(url.partition("#")[0], follow_redirects=True, timeout=_TIMEOUT_S)
+        response = httpx.head(
+            revealed(url).partition("#")[0], follow_redirects=True, timeout=_TIMEOUT_S
+        )
     except (httpx.HTTPError, httpx.InvalidURL) as error:
-        raise MaskRayError(
-            f"{shown(url)} is not reached: {error or type(error).__name__}"
-        ) from error
+        reason = Uri(url).scrub(str(error)) or type(error).__name__
+        raise MaskRayError(f"{shown(url)} is not reached: {reason}") from error
     headers = response.headers if response.is_success else {}
     validators = [headers.get(name, "") for name in _VALIDATORS]
     # Without validators, as when a server rejects HEAD, the source always counts as changed.

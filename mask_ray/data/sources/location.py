@@ -1,6 +1,5 @@
 """Interpret the text of a source: its kind, and the file system it is in."""
 
-import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -11,7 +10,7 @@ import fsspec
 import pyarrow as pa
 import pyarrow.fs as pafs
 
-from mask_ray.config import MaskRayError
+from mask_ray.config import MaskRayError, Uri, revealed
 
 DEFAULT_NUM_DRAWN = 2000
 
@@ -97,21 +96,12 @@ def reached(place: object, read: Callable[[], Any]) -> Any:
 
 def shown(data: str) -> str:
     """Remove what may be secret in URIs, so that sources may be printed: user, password, query."""
-    return "\n".join(map(_shown, several(data)))
+    return "\n".join(line.bare for line in several(data))
 
 
-def _shown(source: str) -> str:
-    scheme, colon, rest = source.partition("://")
-    if not colon or scheme == "file":
-        return source
-    address, mark, digest = rest.partition("#sha256=")
-    netloc, slash, path = re.split(r"[?#]", address, maxsplit=1)[0].partition("/")
-    return f"{scheme}://{netloc.rpartition('@')[2]}{slash}{path}{mark}{digest}"
-
-
-def several(data: str) -> list[str]:
+def several(data: str) -> list[Uri]:
     """Split `data` into its sources, one a line."""
-    return [line for line in map(str.strip, data.splitlines()) if line]
+    return Uri(data).lines()
 
 
 def is_synthetic(source: str) -> bool:
@@ -129,6 +119,11 @@ def is_url(source: str) -> bool:
     return source.startswith(("http://", "https://"))
 
 
+def is_local(source: str) -> bool:
+    """Check for a path, or a `file://` URI."""
+    return "://" not in source or source.startswith("file://")
+
+
 def is_archive(source: str) -> bool:
     """Check for an archive, by the name's ending. A URL always is one."""
     source = source.partition("#sha256=")[0]
@@ -144,9 +139,13 @@ def is_manifest(place: Place) -> bool:
 def locate(source: str) -> Place:
     """Locate a source that is not an HTTP URL.
 
+    Secrets and variables of a `Uri` are filled in; another text is taken as it is.
+
     Raises:
         DataError: URIs of this kind are not supported.
+        UriError: a secret of a `Uri` is not at hand.
     """
+    source = revealed(source)
     scheme, colon, rest = source.partition("://")
     if not colon:
         return Place(str(Path(source).expanduser().absolute()))
@@ -155,7 +154,7 @@ def locate(source: str) -> Place:
     try:
         filesystem, path = _open_uri(scheme, source)
     except (ValueError, ImportError, OSError, pa.ArrowException) as error:
-        reason = str(error).replace(source, shown(source))
+        reason = Uri(source).scrub(str(error).replace(source, shown(source)))
         raise DataError(
             f"{shown(source)} cannot be opened: {reason}; a source must be {KINDS}"
         ) from error

@@ -5,6 +5,7 @@ are in one file system.
 """
 
 import json
+import re
 from collections.abc import Iterable
 from io import BufferedReader
 from itertools import islice
@@ -27,6 +28,10 @@ _SPLIT_FOLDERS = ("train", "validation", "val", "valid", "test")
 _NAMED = ("path", "label", "split", "group")
 _NAMED_OF_FOLDER = ("file_name", *_NAMED[1:])
 _LINES_TOGETHER = 65_536
+# Characters of a value in an error.
+_MAX_QUOTED = 100
+# The end of pyarrow's error about a row, which is the row.
+_OF_ROW = re.compile(r"(Expected \d+ columns, got \d+).*", re.DOTALL)
 
 
 def read_manifest(place: Place) -> Listing:
@@ -106,9 +111,17 @@ def _read(place: Place) -> pa.Table:
                 return _read_json_lines(BufferedReader(file), place)
             # Otherwise names such as 007 or NA would be converted.
             text = {name: pa.string() for name in (*_NAMED, *_NAMED_OF_FOLDER)}
-            return pacsv.read_csv(file, convert_options=pacsv.ConvertOptions(column_types=text))
+            return _read_csv(file, pacsv.ConvertOptions(column_types=text))
 
     return reached(place, read)
+
+
+def _read_csv(file: Any, options: pacsv.ConvertOptions) -> pa.Table:
+    """Read a CSV file. pyarrow's errors end with the row itself, which must not be repeated."""
+    try:
+        return pacsv.read_csv(file, convert_options=options)
+    except pa.ArrowInvalid as error:
+        raise pa.ArrowInvalid(_OF_ROW.sub(r"\1", str(error))) from None
 
 
 def _read_json_lines(lines: Iterable[bytes], place: Place) -> pa.Table:
@@ -140,10 +153,10 @@ def _row(number: int, line: bytes, place: Place) -> dict[str, str]:
 
 def _value(value: Any, of: str) -> str:
     if not isinstance(value, str | int | float):
-        raise DataError(f"{of} must be a text or a number; got {json.dumps(value)[:100]}")
+        raise DataError(f"{of} must be a text or a number; got {json.dumps(value)[:_MAX_QUOTED]}")
     text = str(value)
     if any("\ud800" <= letter <= "\udfff" for letter in text):
-        raise DataError(f"{of} must be Unicode text; got {json.dumps(text)[:100]}")
+        raise DataError(f"{of} must be Unicode text; got {json.dumps(text)[:_MAX_QUOTED]}")
     return text
 
 
@@ -155,9 +168,8 @@ def _text(column: pa.ChunkedArray) -> pa.Array:
 
 def _check_has(table: pa.Table, name: str, place: Place) -> None:
     if name not in table.column_names:
-        raise DataError(
-            f"{place} must have a column {name}; it has {', '.join(table.column_names) or 'none'}"
-        )
+        names = ", ".join(table.column_names)[:_MAX_QUOTED]
+        raise DataError(f"{place} must have a column {name}; it has {names or 'none'}")
 
 
 def _check_none_empty(name: str, column: pa.Array, place: Place) -> None:
@@ -170,7 +182,8 @@ def _check_below(path: pa.Array, place: Place) -> None:
     """Reject paths out of the folder: an untrusted table must not make us read other files."""
     leads_out = pc.index(pc.match_substring_regex(path, r"^/|(^|/)\.\.(/|$)"), True).as_py()
     if leads_out >= 0:
-        raise DataError(f"{place} must name files below its folder; got {path[leads_out].as_py()}")
+        got = path[leads_out].as_py()[:_MAX_QUOTED]
+        raise DataError(f"{place} must name files below its folder; got {got}")
 
 
 def _checked_splits(column: pa.Array, place: Place) -> pa.Array:
@@ -179,7 +192,9 @@ def _checked_splits(column: pa.Array, place: Place) -> pa.Array:
     given = encoded.dictionary.to_pylist()
     for name in given:
         if name.lower() not in _SPLITS:
-            raise DataError(f"{place}: split must be train, val or test, or empty; got {name}")
+            raise DataError(
+                f"{place}: split must be train, val or test, or empty; got {name[:_MAX_QUOTED]}"
+            )
     names = pa.array([_SPLITS[name.lower()] for name in given], pa.string())
     return pa.DictionaryArray.from_arrays(encoded.indices, names).cast(pa.string())
 

@@ -1,6 +1,6 @@
 """Fetch sources, list their files, and read them as rows."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -11,6 +11,7 @@ import pyarrow.compute as pc
 import ray
 from ray.data import Dataset
 
+from mask_ray.config import Uri
 from mask_ray.data.sources.downloads import unpacked
 from mask_ray.data.sources.listing import Listing, infos_below, list_folder
 from mask_ray.data.sources.location import (
@@ -18,6 +19,7 @@ from mask_ray.data.sources.location import (
     DataError,
     Place,
     is_archive,
+    is_local,
     is_manifest,
     is_synthetic,
     locate,
@@ -61,13 +63,13 @@ def fetch(data: str) -> str:
     Raises:
         DataError: a source does not exist, or cannot be downloaded or unpacked.
     """
-    return "\n".join(map(_fetch, several(data)))
+    return Uri.join(map(_fetch, several(data)))
 
 
 def is_there(data: str) -> bool:
     """Check that the local sources that `fetch` returned still exist."""
-    places = [locate(source) for source in several(data) if not is_synthetic(source)]
-    return all(place.filesystem is not None or Path(place.path).exists() for place in places)
+    local = [source for source in several(data) if not is_synthetic(source) and is_local(source)]
+    return all(Path(locate(source).path).exists() for source in local)
 
 
 def stats(uri: str) -> Iterator[tuple[str, int, int]]:
@@ -138,7 +140,7 @@ def class_folders(root: Path) -> list[str]:
     return sorted(p.name for p in root.iterdir() if p.is_dir() and not p.name.startswith("."))
 
 
-def _check_classes(class_names: list[str], sources: list[str]) -> None:
+def _check_classes(class_names: Sequence[str], sources: Sequence[str]) -> None:
     if len(class_names) < 2:
         raise DataError(
             "data must hold at least 2 folders of images, one per class, or 2 labels; "

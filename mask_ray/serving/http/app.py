@@ -15,9 +15,10 @@ from starlette.middleware.cors import CORSMiddleware
 
 from mask_ray.config import ServeSettings
 from mask_ray.serving.http import api_docs, predict, web
-from mask_ray.serving.http.auth import build_guard, require_token
+from mask_ray.serving.http.auth import Guard, require_token, tokens_of_environment
 from mask_ray.serving.http.backend import Backend, Health, ReadyBackend
 from mask_ray.serving.http.errors import EXCEPTION_HANDLERS, problem_responses
+from mask_ray.serving.http.hosts import TrustedHosts
 from mask_ray.serving.http.middleware import AnswerHeaders, on_unexpected_error
 from mask_ray.serving.http.open_inference import routes
 from mask_ray.serving.http.open_inference.requests import HEADER_LENGTH
@@ -36,13 +37,17 @@ class Live(BaseModel):
 
 
 def http_app(
-    backend: Backend, *observers: Callable[[Exchange], None], samples: SampleLog | None = None
+    backend: Backend,
+    *observers: Callable[[Exchange], None],
+    guard: Guard | None = None,
+    samples: SampleLog | None = None,
 ) -> FastAPI:
     """Build the HTTP app of a replica. All its errors are made by `errors.error_response`.
 
     Args:
         backend: The replica.
         observers: Called with every finished request.
+        guard: Who is answered; None for the tokens of this process's environment.
         samples: Log for a share of images and answers; closed with the app.
 
     Raises:
@@ -55,13 +60,15 @@ def http_app(
         version=routes.API_VERSION,
         docs_url=None,
         redoc_url=None,
+        # A redirect would repeat whatever host the client names.
+        redirect_slashes=False,
         exception_handlers={**EXCEPTION_HANDLERS, Exception: on_unexpected_error},
         middleware=_middleware(settings, observers),
         lifespan=_lifespan,
     )
     app.state.backend = backend
     app.state.samples = samples
-    app.state.guard = build_guard(settings.token_file)
+    app.state.guard = guard or Guard.of(settings, tokens_of_environment())
     app.state.fetch = RemoteImages(settings).fetch if settings.allowed_hosts else None
     app.include_router(predict.router, dependencies=[Depends(require_token)])
     app.include_router(routes.open_router)
@@ -85,6 +92,7 @@ def _middleware(
         Middleware(RequestIds),
         Middleware(Exchanges, *observers),
         Middleware(AnswerHeaders),
+        Middleware(TrustedHosts, settings.trusted_hosts),
     ]
     if settings.cors_origins:
         cors = Middleware(

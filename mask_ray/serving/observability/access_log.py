@@ -21,7 +21,8 @@ class AccessLog:
 
     A line has `time` (RFC 3339, UTC, start of the request), `request_id`, `method`, `path` without
     the query, `status`, `duration_ms`, `bytes_in`, `bytes_out` and `client`. If known, it also has
-    `forwarded_for`, `model_version` and other notes of the app.
+    `forwarded_for`, `model_version`, `caller` (name of the token), `login` (why there was no valid
+    token: `missing` or `invalid`) and other notes of the app.
 
     Args:
         path: The file; a missing folder is created. At 64 MiB it is renamed to `path.1`, and

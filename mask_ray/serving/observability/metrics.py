@@ -56,6 +56,13 @@ class Metrics:
             _SECONDS,
             of_request,
         )
+        self._failed_logins = _Tally(
+            self._counter(
+                "mask_ray_failed_logins_total",
+                "Requests without a valid token, by reason: missing, invalid.",
+                ("reason",),
+            )
+        )
         self._decode = self._histogram(
             "mask_ray_decode_seconds", "Time to decode and resize one image.", _SECONDS
         )
@@ -115,10 +122,13 @@ class Metrics:
         }
         self._requests.inc(labels)
         self._duration.observe(exchange.duration_s, labels)
+        if reason := exchange.notes.get("login"):
+            self._failed_logins.inc({"reason": reason})
 
     def report(self) -> None:
         """Report the counts since the last call to Ray."""
         self._requests.report()
+        self._failed_logins.report()
         self._predictions.report()
 
     def report_every(self, period_s: float) -> None:

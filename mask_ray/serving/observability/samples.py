@@ -17,6 +17,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from mask_ray import files
+
 _logger = logging.getLogger(__name__)
 
 _MAX_FILE_BYTES = 64 * 2**20
@@ -116,7 +118,7 @@ class SampleLog:
 
     def _run(self) -> None:
         try:
-            self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            files.make_private(self._folder)
             while not self._is_last:
                 samples = self._gather()
                 if samples:
@@ -152,15 +154,10 @@ class SampleLog:
 
         rows = [asdict(s) | {"probabilities": list(s.probabilities.items())} for s in samples]
         name = f"{samples[0].time:%Y%m%dT%H%M%S}-{uuid.uuid4().hex[:12]}.parquet"
-        unfinished = self._folder / f"{name}.part"
-        try:
+        table = pa.Table.from_pylist(rows, _schema())
+        with files.appearing_file(self._folder / name, mode=files.PRIVATE_FILE) as unfinished:
             # Images are already compressed.
-            table = pa.Table.from_pylist(rows, _schema())
             pq.write_table(table, unfinished, compression="none", use_dictionary=False)
-            unfinished.rename(self._folder / name)
-        except OSError:
-            unfinished.unlink(missing_ok=True)
-            raise
 
 
 def _schema() -> Any:

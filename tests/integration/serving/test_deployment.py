@@ -26,7 +26,7 @@ from tests.support.browser_page import check_classifies, chromium
 from tests.support.onnx_files import IMAGE_SIZE, write_classifier
 from tests.support.replicas import in_replicas, replicas
 
-TOKEN = "s3cret"
+TOKEN = "s3cret-of-22-characters"
 WITH_TOKEN = {"Authorization": f"Bearer {TOKEN}"}
 TRAINING_PACKAGES = {"tensorflow", "keras", "horovod", "mlflow"}
 
@@ -266,7 +266,9 @@ def test_too_many_bytes_without_a_declared_length(client: httpx.Client) -> None:
 def test_a_body_declared_too_long_is_refused_before_it_is_sent(base_url: str) -> None:
     url = httpx.URL(base_url)
     with socket.create_connection((url.host, url.port or 80), timeout=30) as connection:
-        connection.sendall(b"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Length: 11000000\r\n\r\n")
+        connection.sendall(
+            b"POST /predict HTTP/1.1\r\nHost: localhost\r\nContent-Length: 11000000\r\n\r\n"
+        )
 
         assert connection.recv(4096).startswith(b"HTTP/1.1 413 ")
 

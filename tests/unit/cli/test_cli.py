@@ -1,5 +1,6 @@
 """How a job is asked, and how it ends. Ray and the jobs themselves are stood in for."""
 
+import errno
 import json
 import re
 import subprocess
@@ -243,7 +244,15 @@ def test_a_binary_file_is_named(refusal: Callable[..., str], tmp_path: Path) -> 
     assert f"got {path}: " in refusal("--config", str(path))
 
 
-@pytest.mark.parametrize(("text", "held"), [("- data", "['data']"), ("", "None"), ("x", "'x'")])
+def test_a_broken_file_is_not_repeated(refusal: Callable[..., str], tmp_path: Path) -> None:
+    path = config_file(tmp_path, "data: photos\nroot: secret: 0\n")
+    assert refusal("--config", path) == (
+        f"config must be a readable YAML file; got {path}: "
+        "mapping values are not allowed here, line 2, column 13"
+    )
+
+
+@pytest.mark.parametrize(("text", "held"), [("- data", "a list"), ("", "nothing"), ("x", "a str")])
 def test_a_file_must_hold_a_mapping(
     refusal: Callable[..., str], tmp_path: Path, text: str, held: str
 ) -> None:
@@ -428,4 +437,19 @@ def test_a_cluster_that_does_not_answer_is_one_line(
         1,
         "",
         "error: no Ray cluster answers: no Ray at 127.0.0.1:1\n",
+    )
+
+
+def test_a_full_disk_is_one_line(monkeypatch: pytest.MonkeyPatch, capfd: Any) -> None:
+    monkeypatch.setattr(cli, "_connect", lambda: None)
+    monkeypatch.setattr("sys.argv", ["job", "--data=photos"])
+
+    def job(_: object) -> dict[str, Any]:
+        raise OSError(errno.ENOSPC, "No space left on device", "/data/out")
+
+    with pytest.raises(SystemExit) as ended:
+        cli.main(TrainSettings, job)
+    assert ended.value.code == 1
+    assert capfd.readouterr().err == (
+        "error: a disk is full: [Errno 28] No space left on device: '/data/out'\n"
     )

@@ -279,3 +279,8 @@ def test_a_submission_prints_nothing_of_the_upload(tmp_path: Path) -> None:
     loud, quiet, _ = packed.stderr.split("packed\n")
     assert ".gitignore" in loud and "Directory '.venv'" in loud
     assert quiet == ""
+
+
+def test_a_terminal_is_not_commanded_by_names_of_files(capfd: pytest.CaptureFixture[str]) -> None:
+    progress.say("a/\x1b[2J\r\x9b.jpg\tä\nnext")
+    assert capfd.readouterr().out == "a/\\x1b[2J\\r\\x9b.jpg\tä\nnext\n"

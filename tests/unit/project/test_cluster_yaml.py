@@ -3,6 +3,7 @@
 import copy
 import ipaddress
 import os
+import re
 import subprocess
 import tomllib
 from collections.abc import Iterator
@@ -197,3 +198,30 @@ def test_history_and_environments_are_not_copied(cluster: dict[str, Any]) -> Non
     assert flags[flags.index(".venv") - 1] == "--exclude"
     assert "dir-merge,- .gitignore" in flags
     assert not [local for local in cluster["file_mounts"].values() if Path(local) == Path()]
+
+
+def test_every_node_has_the_services_token(cluster: dict[str, Any], tmp_path: Path) -> None:
+    (makes_token,) = (c for c in cluster["setup_commands"] if "openssl rand" in c)
+    (writes_env,) = (c for c in cluster["setup_commands"] if "cat > ~/mask_ray.env" in c)
+    (tmp_path / "mask_ray").mkdir()
+    environment = {"HOME": str(tmp_path), "PATH": os.environ["PATH"]}
+
+    def on_node(command: str) -> str:
+        here = command.replace("/mnt/shared", str(tmp_path))
+        done = subprocess.run(["bash", "-c", here], env=environment, capture_output=True, text=True)
+        return done.stdout
+
+    for _ in range(2):
+        on_node(f"({makes_token})")
+    on_node(writes_env)
+    token_file = tmp_path / "mask_ray" / "service_token"
+    printed = on_node('. ~/mask_ray.env; echo "$MASK_RAY_TOKENS"; echo "$MASK_RAY_TOKEN"')
+
+    assert re.fullmatch(r"cluster:([0-9a-f]{64})\n\1\n", printed)
+    assert token_file.read_text() == printed.splitlines()[0] + "\n"
+    assert token_file.stat().st_mode & 0o777 == 0o600
+
+
+def test_without_the_services_token_a_deploy_fails(node: dict[str, str]) -> None:
+    # Set but empty, which is an error.
+    assert node["MASK_RAY_TOKENS"] == ""

@@ -103,3 +103,94 @@ def test_the_environment_overrides_the_commit(
 ) -> None:
     monkeypatch.setenv("MASK_RAY_GIT_COMMIT", "release-7")
     assert provenance.git_commit() == "release-7"
+
+
+KEYS = [
+    "-----BEGIN OPENSSH PRIVATE KEY-----",
+    "AKIA" + "ABCDEFGH12345678",
+    "AWS_SECRET_ACCESS_KEY=" + "wJalrXUtnFEMI/K7MDENG/bPxRfiCYEXAMPLEKEY",
+    'token = "' + "0123456789abcdef0123456789abcdef" + '"',
+    "ghp_" + "a1" * 18,
+    "hf_" + "aB3" * 10,
+    "url: postgres://me:hunter2@db.example.org/photos",
+    "eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOiIxMjM0NTY3ODkwIn0.abc",
+]
+
+
+@pytest.mark.parametrize("key", KEYS)
+def test_a_patch_holds_no_file_with_a_key(checkout: Path, key: str) -> None:
+    for name in ("a.py", "b.py", "c.py"):
+        (checkout / name).write_text("first\n")
+    git(checkout, "add", ".")
+    git(checkout, "commit", "-q", "-m", "Second")
+    for name in ("a.py", "c.py"):
+        (checkout / name).write_text(f"changed in {name}\n")
+    (checkout / "b.py").write_text(f"first\n{key}\n")
+
+    patch = provenance.shareable_diff()
+
+    assert key not in patch and key in provenance.git_diff()
+    assert "+changed in a.py" in patch and "+changed in c.py" in patch
+    assert patch.startswith("# left out: 'b.py' holds what looks like a key\n")
+
+
+def test_a_key_that_is_removed_is_not_in_it_either(checkout: Path) -> None:
+    (checkout / "a.py").write_text(f"{KEYS[0]}\n")
+    git(checkout, "add", ".")
+    git(checkout, "commit", "-q", "-m", "Second")
+    (checkout / "a.py").write_text("")
+
+    assert KEYS[0] not in provenance.shareable_diff()
+
+
+def test_a_patch_holds_nothing_that_git_ignores(checkout: Path) -> None:
+    (checkout / ".gitignore").write_text("local.yaml\n")
+    for name in ("local.yaml", "ä b.py", "deploy.pem"):
+        (checkout / name).write_text("first\n")
+    git(checkout, "add", "-f", ".")
+    git(checkout, "commit", "-q", "-m", "Second")
+    for name in ("local.yaml", "ä b.py", "deploy.pem"):
+        (checkout / name).write_text("changed\n")
+    (checkout / "untracked.txt").write_text("changed\n")
+
+    patch = provenance.shareable_diff()
+
+    assert patch.count("+changed") == 1
+    assert "'local.yaml' is ignored by git" in patch
+    assert "'deploy.pem' has the name of a file of keys" in patch
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "token_file = settings.token_file_of_version_2(path)",
+        "def check_token_of_request_1(request: Request) -> None:",
+        "password: str | None = None",
+        "see https://example.org:8080/a@b",
+        'uri = "https://user:${SECRET}@host"',
+        "tokens = " + "tokens_of_environment_2_and_more()",
+    ],
+)
+def test_code_about_secrets_is_no_secret(checkout: Path, line: str) -> None:
+    (checkout / "mask_ray" / "__init__.py").write_text(f"{line}\n")
+
+    assert f"+{line}" in provenance.shareable_diff()
+
+
+def test_a_patch_of_all_kinds_of_changes_applies(checkout: Path, tmp_path: Path) -> None:
+    (checkout / "old.py").write_text("a\n" * 20)
+    (checkout / "gone.bin").write_bytes(bytes(range(256)))
+    git(checkout, "add", ".")
+    git(checkout, "commit", "-q", "-m", "Second")
+    clone = tmp_path / "clone"
+    git(tmp_path, "clone", "-q", str(checkout), str(clone))
+    git(checkout, "mv", "old.py", "new.py")
+    git(checkout, "rm", "-q", "gone.bin")
+    (checkout / "mask_ray" / "__init__.py").write_text("x = 1")
+    (checkout / "mask_ray" / "__init__.py").chmod(0o755)
+
+    (tmp_path / "working_tree.patch").write_text("# left out: 'a'\n" + provenance.shareable_diff())
+    git(clone, "apply", str(tmp_path / "working_tree.patch"))
+
+    assert (clone / "new.py").exists() and not (clone / "gone.bin").exists()
+    assert (clone / "mask_ray" / "__init__.py").read_text() == "x = 1"

@@ -337,3 +337,21 @@ def test_several_nodes_share_a_server(uri: str, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
     tracking.check_shared(num_nodes=2)
     assert tracking_uri() == uri
+
+
+def test_the_state_of_runs_is_for_its_owner_alone(home: Path) -> None:
+    tracking.store.connect()
+
+    assert home.stat().st_mode & 0o777 == (home / "mlartifacts").stat().st_mode & 0o777 == 0o700
+    assert (home / "mlflow.db").stat().st_mode & 0o777 == 0o600
+
+
+def test_an_error_of_the_store_has_no_password(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "postgresql://me:s3cret@127.0.0.1:1/runs")
+
+    with pytest.raises(TrackingError) as caught, tracking.store.translate_errors():
+        raise OSError("no answer of postgresql://me:s3cret@127.0.0.1:1/runs for s3cret")
+    assert str(caught.value) == (
+        "the tracking store postgresql://***@127.0.0.1:1/runs fails: "
+        "no answer of postgresql://***@127.0.0.1:1/runs for ***"
+    )

@@ -122,7 +122,7 @@ class TestFiles:
         self, find: Callable[..., Path], computed: list[Key]
     ) -> None:
         folder = find()
-        assert folder.stat().st_mode & 0o777 == 0o755
+        assert folder.stat().st_mode & 0o777 == 0o700
         assert Key(**json.loads((folder / "key.json").read_text())) == key_of()
 
     def test_are_found_by_the_next_run(

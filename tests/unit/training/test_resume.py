@@ -64,3 +64,26 @@ def test_what_a_run_makes_may_not(changes: dict[str, Any], message: str) -> None
 def test_settings_of_the_data_and_the_model_are_not_marked() -> None:
     decide = {"data", "test_data", "val_fraction", "seed", "image_size", "alpha", "batch_size"}
     assert decide <= TrainSettings.model_fields.keys() - changeable_fields(TrainSettings)
+
+
+SECRET_URI = "s3://key:s3cret@bucket/photos"
+
+
+@pytest.mark.parametrize("stored", [SECRET_URI, "s3://***@bucket/photos"])
+def test_a_run_resumes_with_its_source_given_again(
+    stored: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(StoredRun, "load_json", lambda self, name: STORED | {"data": stored})
+
+    check_resumable(resumed(data=SECRET_URI))
+    with pytest.raises(ResumeError, match=r"data must stay as .*, s3://\*\*\*@bucket/photos; got"):
+        check_resumable(resumed(data="s3://key:s3cret@bucket/others"))
+
+
+def test_what_is_stored_of_a_run_has_no_secret(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(StoredRun, "load_json", lambda self, name: STORED | {"data": SECRET_URI})
+
+    with pytest.raises(ResumeError) as caught:
+        check_resumable(resumed(data="others"))
+    assert "s3cret" not in str(caught.value)
+    assert "s3cret" not in str(resumed(data=SECRET_URI).model_dump(mode="json"))

@@ -48,7 +48,7 @@ router = APIRouter(
     prefix="/v2",
     tags=["Open Inference Protocol"],
     dependencies=[Depends(require_token)],
-    responses=_errors(401, 500),
+    responses=_errors(401, 429, 500),
 )
 
 

@@ -1,18 +1,25 @@
 """Archives, from here and over HTTP, become folders; harmful ones become an error."""
 
 import hashlib
+import itertools
 import tarfile
 import tracemalloc
 import zipfile
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import IO
+from typing import IO, NamedTuple
 
 import pytest
 
+from mask_ray.config import DownloadLimits, MaskRayError
 from mask_ray.data import sources
 from mask_ray.data.sources import DataError, archives, downloads
 from tests.support import photo_archives, range_server
+
+
+class Usage(NamedTuple):
+    free: int
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -63,6 +70,44 @@ class TestExtraction:
             archives.extract(written(tmp_path, content), target)
         assert not list(tmp_path.rglob("out.jpg"))
         assert not list(target.parent.iterdir())
+
+    @pytest.mark.parametrize("pack", [photo_archives.zip_bytes, photo_archives.tar_bytes])
+    @pytest.mark.parametrize(
+        "name",
+        ["a/\x1b[2J.jpg", "a/1\n2.jpg", "a/1\r.jpg", "a\x9b/1.jpg", "a/1\u2028.jpg", ".\x07"],
+    )
+    def test_names_with_escapes_or_line_breaks_are_refused(
+        self, tmp_path: Path, pack: Callable[..., bytes], name: str
+    ) -> None:
+        archive = written(tmp_path, pack({"a/0.jpg": b"x", name: b"x"}))
+        with pytest.raises(DataError, match="must hold names without control char") as raised:
+            archives.extract(archive, tmp_path / "deep" / "target")
+        assert str(raised.value).isprintable()
+        assert not list((tmp_path / "deep").iterdir())
+
+    def test_names_of_every_language_are_taken(self, tmp_path: Path) -> None:
+        named = {"ä ö/写真.jpg": b"x", "b/\N{WOMAN}\N{ZERO WIDTH JOINER}\N{ROCKET}.jpg": b"y"}
+        archives.extract(written(tmp_path, photo_archives.zip_bytes(named)), tmp_path / "target")
+        assert contents(tmp_path / "target") == named
+
+    def test_a_reserve_of_the_disk_stays_free(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setenv("MASK_RAY_DOWNLOAD_RESERVE_BYTES", str(2**62))
+        with pytest.raises(DataError, match=r"more than the 0 bytes .* beside the reserve"):
+            archives.extract(written(tmp_path, photo_archives.zip_bytes()), tmp_path / "target")
+
+    def test_a_full_disk_is_one_line(
+        self, tmp_path: Path, small_disk: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setenv("MASK_RAY_DOWNLOAD_RESERVE_BYTES", "0")
+        archive = written(tmp_path, photo_archives.zip_bytes({"a/1.bmp": bytes(2**20)}))
+        with pytest.raises(DataError, match=r"needs more than the \d+ bytes that are free"):
+            archives.extract(archive, small_disk / "target")
+        monkeypatch.setattr("shutil.disk_usage", lambda _: Usage(2**40))
+        with pytest.raises(DataError, match=r"cannot be unpacked: .*No space left on device"):
+            archives.extract(archive, small_disk / "target")
+        assert list(small_disk.iterdir()) == []
 
     @pytest.mark.parametrize(
         "content",
@@ -289,3 +334,72 @@ class TestDownload:
         monkeypatch.setattr(downloads, "_FIRST_WAIT_S", 0)
         with pytest.raises(DataError, match=r"http://127\.0\.0\.1:1/a\.zip cannot be fetched: "):
             sources.fetch("http://127.0.0.1:1/a.zip")
+
+    def test_one_that_says_it_is_too_long_is_not_received(
+        self, home: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setenv("MASK_RAY_DOWNLOAD_MAX_BYTES", "100")
+        with range_server.serve(photo_archives.zip_bytes()) as served:
+            with pytest.raises(DataError, match=r"must have at most 100 bytes \(MASK_RAY_DOWNLOAD"):
+                sources.fetch(served.url)
+            assert served.statuses == [200]
+        assert not list(home.rglob("*.part"))
+
+    def test_one_that_does_not_say_how_long_it_is_ends_at_the_limit(self, tmp_path: Path) -> None:
+        part = tmp_path / "part"
+        budget = downloads._Budget("http://host/a.zip", part, DownloadLimits(max_bytes=100))
+        progress = downloads._Fetching("a.zip", None)
+        with part.open("wb") as file, pytest.raises(DataError, match="it has 101 or more"):
+            budget.receive(itertools.repeat(b"x"), file, progress)
+        assert not part.exists()
+
+    def test_a_slow_one_ends_at_the_deadline_and_keeps_what_it_has(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        now = 1000.0
+        monkeypatch.setattr("time.monotonic", lambda: now)
+
+        def drops() -> Iterator[bytes]:
+            nonlocal now
+            while True:
+                yield b"x"
+                now += 20
+
+        part = tmp_path / "part"
+        budget = downloads._Budget("http://host/a.zip", part, DownloadLimits(timeout_s=50))
+        progress = downloads._Fetching("a.zip", None)
+        with part.open("wb") as file, pytest.raises(DataError, match="must arrive within 50 s"):
+            budget.receive(drops(), file, progress)
+        assert part.read_bytes() == b"xxx"
+
+    def test_attempts_share_the_deadline(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(downloads, "_FIRST_WAIT_S", 0)
+        monkeypatch.setenv("MASK_RAY_DOWNLOAD_TIMEOUT_S", "1e-9")
+        with range_server.serve(photo_archives.zip_bytes(), cuts=[1] * 99) as served:
+            with pytest.raises(DataError, match=r"must arrive within 1e-09 s"):
+                sources.fetch(served.url)
+            assert served.statuses == []
+
+    def test_a_reserve_stays_free_beside_a_download(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("MASK_RAY_DOWNLOAD_RESERVE_BYTES", str(2**62))
+        with range_server.serve(photo_archives.zip_bytes()) as served:  # noqa: SIM117
+            with pytest.raises(DataError, match=r"must stay free \(MASK_RAY_DOWNLOAD_RESERVE"):
+                sources.fetch(served.url)
+
+    def test_a_disk_that_fills_meanwhile_is_one_line(
+        self, small_disk: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setenv("MASK_RAY_HOME", str(small_disk / "home"))
+        monkeypatch.setattr("shutil.disk_usage", lambda _: Usage(2**40))
+        with range_server.serve(bytes(2**20)) as served:  # noqa: SIM117
+            with pytest.raises(DataError, match="cannot be written under MASK_RAY_HOME: No space"):
+                sources.fetch(served.url)
+        assert not list(small_disk.rglob("*.part"))
+
+    @pytest.mark.parametrize("value", ["0", "many", "1.5"])
+    def test_limits_of_the_environment_are_checked(
+        self, monkeypatch: pytest.MonkeyPatch, value: str
+    ) -> None:
+        monkeypatch.setenv("MASK_RAY_DOWNLOAD_MAX_BYTES", value)
+        with pytest.raises(MaskRayError, match="MASK_RAY_DOWNLOAD_MAX_BYTES must be"):
+            DownloadLimits.from_environment()

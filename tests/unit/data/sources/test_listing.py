@@ -141,6 +141,12 @@ class TestManifests:
         with pytest.raises(DataError, match=message):
             sources.list_labelled(str(tmp_path / "photos.csv"))
 
+    def test_a_broken_row_is_not_repeated(self, tmp_path: Path) -> None:
+        (tmp_path / "photos.csv").write_text("path,label\nx,a\nroot:secret:0:0\n")
+        with pytest.raises(DataError, match="Expected 2 columns, got 1") as raised:
+            sources.list_labelled(str(tmp_path / "photos.csv"))
+        assert "secret" not in str(raised.value)
+
     def test_an_image_folder_has_its_labels_in_metadata_csv(self, tmp_path: Path) -> None:
         (tmp_path / "metadata.csv").write_text("file_name,label\nx/1.jpg,a\n2.jpg,b\n")
         assert labels(str(tmp_path)) == {"x/1.jpg": "a", "2.jpg": "b"}

@@ -163,7 +163,7 @@ def test_a_wrong_parameter_says_what_is_allowed(
 
 def test_a_client_that_stalls_is_told_and_let_go(tmp_path: Path) -> None:
     backend = LocalBackend(write_classifier(tmp_path / "m.onnx"), request_timeout_s=0.2)
-    head = b"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Length: 1000\r\n\r\n"
+    head = b"POST /predict HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1000\r\n\r\n"
 
     with running(http_app(backend)) as url:
         port = httpx.URL(url).port or 80

@@ -33,7 +33,7 @@ PAGE = Starlette(routes=web.routes())
 def request(method: str, path: str, app: ASGIApp = PAGE, **headers: str) -> httpx.Response:
     async def send() -> httpx.Response:
         transport = httpx.ASGITransport(app)
-        async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+        async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as client:
             return await client.request(method, path, headers=headers)
 
     return asyncio.run(send())

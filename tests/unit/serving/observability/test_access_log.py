@@ -51,7 +51,9 @@ def lines_of(ask: Ask) -> list[dict[str, Any]]:
 
         async def send() -> None:
             transport = httpx.ASGITransport(watched, raise_app_exceptions=False)
-            async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+            async with httpx.AsyncClient(
+                transport=transport, base_url="http://localhost"
+            ) as client:
                 await ask(client)
 
         asyncio.run(send())
@@ -139,7 +141,7 @@ def endpoint_of(path: str, method: str = "GET") -> str:
 
     async def send() -> None:
         transport = httpx.ASGITransport(watched, raise_app_exceptions=False)
-        async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+        async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as client:
             await client.request(method, path)
 
     asyncio.run(send())

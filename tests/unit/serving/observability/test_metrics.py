@@ -74,6 +74,19 @@ def test_names_are_as_prometheus_has_them(
         assert re.fullmatch(r"mask_ray_[a-z]+(_[a-z]+)*", name)
 
 
+def test_failed_logins_are_counted(replica: metrics.Metrics, made: dict[str, Recorder]) -> None:
+    for reason in ("missing", "invalid", "invalid"):
+        replica.observe(exchange(status=401, notes={"login": reason}))
+    replica.observe(exchange(notes={"caller": "phone-app"}))
+    replica.report()
+
+    counted = made["mask_ray_failed_logins_total"].records
+    assert sorted(counted, key=lambda record: record[0]) == [
+        (1, {"reason": "missing"}),
+        (2, {"reason": "invalid"}),
+    ]
+
+
 def test_a_request_is_counted_and_timed(
     replica: metrics.Metrics, made: dict[str, Recorder]
 ) -> None:

@@ -1,0 +1,139 @@
+"""Write files and folders that are whole or not there, even after a power cut.
+
+What is written gets its name only once its content is on the disk, and the name is on the disk
+before the writer goes on. State is private: only its owner may read it.
+"""
+
+import ctypes
+import errno
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from mask_ray.config import home
+
+PRIVATE_FILE = 0o600
+PRIVATE_FOLDER = 0o700
+
+UNFINISHED = ".unfinished"
+
+_FULL = (errno.ENOSPC, errno.EDQUOT)
+
+
+@contextmanager
+def appearing_file(path: Path, *, mode: int | None = None) -> Iterator[Path]:
+    """Yield the path to write to. After it the file has its name, completely or not at all.
+
+    The unfinished file is beside it, with `.unfinished` added to its name. Only one process may
+    write a file at a time.
+
+    Args:
+        path: The file; replaced if it exists. Its folder must exist.
+        mode: Its permissions; None for the usual ones of a new file.
+
+    Raises:
+        OSError: the file cannot be written; nothing unfinished stays.
+    """
+    unfinished = path.with_name(f"{path.name}{UNFINISHED}")
+    try:
+        unfinished.unlink(missing_ok=True)
+        if mode is not None:
+            os.close(os.open(unfinished, os.O_CREAT | os.O_EXCL | os.O_WRONLY, mode))
+        yield unfinished
+        _sync(unfinished)
+        unfinished.replace(path)
+    except BaseException:
+        with suppress(OSError):
+            unfinished.unlink(missing_ok=True)
+        raise
+    _sync_folder(path.parent)
+
+
+def write_text(path: Path, text: str, *, mode: int | None = None) -> None:
+    """Write a file, see `appearing_file`."""
+    with appearing_file(path, mode=mode) as unfinished:
+        unfinished.write_text(text, "utf-8")
+
+
+def publish_folder(unfinished: Path, folder: Path) -> None:
+    """Give a complete folder its name, once all that is in it is on the disk.
+
+    Args:
+        unfinished: The folder, in the same file system.
+        folder: Its name from now on; nothing, or an empty folder, may be there.
+
+    Raises:
+        OSError: it cannot be renamed, or the disk fails.
+    """
+    _sync_tree(unfinished)
+    unfinished.replace(folder)
+    _sync_folder(folder.parent)
+
+
+def make_private(folder: Path) -> Path:
+    """Create a folder and its missing parents, for their owner alone. Returns the folder.
+
+    The state of an earlier version in `~/.mask_ray` was open to others: it is closed.
+
+    Raises:
+        OSError: a folder cannot be created.
+    """
+    for parent in [*reversed(folder.parents), folder]:
+        if not parent.is_dir():
+            parent.mkdir(PRIVATE_FOLDER, exist_ok=True)
+    default = Path("~/.mask_ray").expanduser()
+    if home() == default and default.is_dir() and default.stat().st_mode & 0o077:
+        with suppress(OSError):  # it belongs to somebody else
+            default.chmod(PRIVATE_FOLDER)
+    return folder
+
+
+def is_full(error: BaseException) -> bool:
+    """Whether an error says that a disk is full, or a quota spent."""
+    return isinstance(error, OSError) and error.errno in _FULL
+
+
+def _sync_tree(folder: Path) -> None:
+    """Put a folder and all below it on the disk.
+
+    One call for the whole file system, where there is one: a call for each of many small files
+    takes milliseconds each.
+    """
+    if _sync_file_system(folder):
+        return
+    for root, _, names in os.walk(folder):
+        for name in names:
+            _sync(Path(root, name))
+        _sync_folder(Path(root))
+
+
+def _sync_file_system(folder: Path) -> bool:
+    """Call Linux's `syncfs`; return whether it is there and succeeded."""
+    if sys.platform != "linux":
+        return False
+    opened = os.open(folder, os.O_RDONLY)
+    try:
+        return ctypes.CDLL(None).syncfs(opened) == 0
+    except AttributeError:  # a C library without it
+        return False
+    finally:
+        os.close(opened)
+
+
+def _sync(path: Path) -> None:
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+
+
+def _sync_folder(folder: Path) -> None:
+    """Put the names in a folder on the disk. Some network file systems cannot; they need not."""
+    opened = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(opened)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):
+            raise
+    finally:
+        os.close(opened)
