@@ -7,6 +7,7 @@ from urllib.parse import unquote, urlparse
 
 import mlflow
 from mlflow import MlflowClient
+from mlflow.entities.model_registry import RegisteredModel as RegisteredModelEntity
 from mlflow.exceptions import MlflowException
 from mlflow.store.artifact.utils.models import get_model_name_and_version
 
@@ -39,20 +40,25 @@ class RegisteredModel:
             self._client = MlflowClient()
 
     def tags(self) -> dict[str, str]:
-        """Return the tags of the model as a whole."""
+        """Return the tags of the model as a whole; none if there is no such model."""
         with translate_errors():
-            return dict(self._client.get_registered_model(self.name).tags)
+            found = _find(self._client, self.name)
+        return {} if found is None else dict(found.tags)
 
     def set_tag(self, key: str, value: str) -> None:
         """Set a tag of the model as a whole."""
         with translate_errors():
             self._client.set_registered_model_tag(self.name, key, value)
 
-    def has_version(self, version: str) -> bool:
-        """Return whether there is such a version."""
+    def versions(self) -> set[str]:
+        """Return the numbers of all versions that have not been deleted."""
         with translate_errors():
             found = self._client.search_model_versions(f"name = '{self.name}'")
-        return version in {str(known.version) for known in found}
+        return {str(known.version) for known in found}
+
+    def has_version(self, version: str) -> bool:
+        """Return whether there is such a version."""
+        return version in self.versions()
 
     def run_id_of(self, version: str) -> str:
         """Return the id of the run that made a version."""
@@ -113,13 +119,17 @@ def aliases(name: str) -> dict[str, str]:
     """
     with translate_errors():
         connect()
-        try:
-            found = MlflowClient().get_registered_model(name).aliases
-        except MlflowException as error:
-            if error.error_code != "RESOURCE_DOES_NOT_EXIST":
-                raise
-            return {}
-    return {alias: str(version) for alias, version in found.items()}
+        found = _find(MlflowClient(), name)
+    return {} if found is None else {alias: str(v) for alias, v in found.aliases.items()}
+
+
+def _find(client: MlflowClient, name: str) -> RegisteredModelEntity | None:
+    try:
+        return client.get_registered_model(name)
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+            raise
+        return None
 
 
 def _model_file(path: Path) -> ResolvedModel:

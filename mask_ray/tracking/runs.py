@@ -132,6 +132,11 @@ class Run:
         with translate_errors():
             self._client.log_artifact(self.run_id, path)
 
+    def download(self, file_name: str, folder: Path) -> Path:
+        """Copy an artifact into a folder; return its path there."""
+        with translate_errors():
+            return Path(self._client.download_artifacts(self.run_id, file_name, str(folder)))
+
     def log_figure(self, figure: matplotlib.figure.Figure, file_name: str) -> None:
         """Store a figure as an artifact; the file name's ending gives the format."""
         with translate_errors():

@@ -15,6 +15,7 @@ from ray.data import Dataset
 from mask_ray import data, tracking
 from mask_ray.config import SplitName, TrainSettings, home, tracking_uri
 from mask_ray.data import sources
+from mask_ray.data.file_list import FILE_LIST
 from mask_ray.inspection.run import as_json, html, inspect
 from mask_ray.models import onnx_export, pretrained
 from mask_ray.progress import say
@@ -24,7 +25,6 @@ from mask_ray.training.resources import Plan, plan_workers
 from mask_ray.training.resume import SETTINGS_FILE, check_resumable, locked
 from mask_ray.training.worker_config import WorkerConfig
 
-_FILE_LIST = "files.parquet"
 _DATA_REPORT = "data_report.json"
 
 
@@ -130,7 +130,7 @@ def open_job(
 def _load(tracked: tracking.Run, settings: TrainSettings, plan: Plan) -> data.ImageData:
     """Read the images and log the list of their files."""
     with TemporaryDirectory() as folder:
-        files = Path(folder, _FILE_LIST)
+        files = Path(folder, FILE_LIST)
         images = data.load(settings, settings.image_size, task_cpus=plan.task_cpus, file_list=files)
         tracked.log_file(files)
     return images
