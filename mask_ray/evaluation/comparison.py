@@ -182,14 +182,14 @@ def decide(
         return False, f"its log_loss must be finite; got {challenger.log_loss}"
     if champion is None:
         return True, "there was no champion"
-    for name, pair in (grounds or {}).items():
+    beats = _gain(rule, challenger, champion) > rule.promotion_margin + _ROUNDING
+    needed = f", by more than {rule.promotion_margin:g}" if rule.promotion_margin else ""
+    reason = f"{_compared(rule, challenger, champion)} {'is' if beats else 'is not'} better{needed}"
+    for name, pair in (grounds or {}).items() if beats else ():
         if _gain(rule, pair.challenger, pair.champion) < -rule.promotion_tolerance - _ROUNDING:
             figures = _compared(rule, pair.challenger, pair.champion)
             return False, f"{figures} is worse on {name}, by more than {rule.promotion_tolerance:g}"
-    beats = _gain(rule, challenger, champion) > rule.promotion_margin + _ROUNDING
-    needed = f", by more than {rule.promotion_margin:g}" if rule.promotion_margin else ""
-    verdict = "is" if beats else "is not"
-    return beats, f"{_compared(rule, challenger, champion)} {verdict} better{needed}"
+    return beats, reason
 
 
 def _reason_of_recall(rule: PromotionRule, challenger: Figures) -> str | None:
