@@ -21,8 +21,8 @@ def horovod() -> Iterator[None]:
 
 def compiled(class_weights: tuple[float, ...] | None = None) -> keras.Model:
     keras.utils.set_random_seed(0)
-    layers = [keras.layers.Input((4,)), keras.layers.Dense(2, "softmax")]
-    model = keras.Sequential(layers)
+    rows = keras.layers.Input((4,))
+    model = keras.Model(rows, keras.layers.Dense(2, "softmax")(rows))
     optimizer = keras.optimizers.SGD(0.1)
     model.compile(optimizer, loss_of(class_weights), metrics=["accuracy"], jit_compile=False)
     return model
