@@ -1,7 +1,9 @@
 """Registered models in MLflow: versions, tags, aliases, and their files on this machine."""
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from urllib.parse import unquote, urlparse
 
@@ -11,10 +13,21 @@ from mlflow.entities.model_registry import RegisteredModel as RegisteredModelEnt
 from mlflow.exceptions import MlflowException
 from mlflow.store.artifact.utils.models import get_model_name_and_version
 
-from mask_ray.config import MaskRayError, tracking_uri
-from mask_ray.tracking.store import connect, translate_errors
+from mask_ray.config import MaskRayError, home, tracking_uri
+from mask_ray.tracking.model_cache import ONNX_FILE, ModelCache, check_digest
+from mask_ray.tracking.store import UnreachableError, connect, is_server, translate_errors
 
-_ONNX_FILE = "model.onnx"
+# Tag of a version: SHA-256 of its ONNX file, in hex.
+DIGEST_TAG = "onnx_sha256"
+
+# Errors of MLflow that say nothing about the model.
+_NO_ANSWER = (
+    "INTERNAL_ERROR",
+    "TEMPORARILY_UNAVAILABLE",
+    "REQUEST_LIMIT_EXCEEDED",
+    "UNAUTHENTICATED",
+    "PERMISSION_DENIED",
+)
 
 
 class ModelNotFoundError(MaskRayError):
@@ -85,30 +98,78 @@ class RegisteredModel:
                 self._client.set_registered_model_alias(self.name, alias, version)
 
 
-def resolve_model(uri: str) -> ResolvedModel:
+def resolve_model(uri: str, *, prefer_kept: bool = False) -> ResolvedModel:
     """Find a model's ONNX file; download it from the registry if needed.
+
+    Models of a server are kept in `models` of `home()`. The file of a version is checked against
+    the SHA-256 that was stored when it was registered.
 
     Args:
         uri: An MLflow model URI (`models:/name@alias`, `models:/name/3`, `runs:/.../model`) or
             the path of an `.onnx` file.
+        prefer_kept: Whether to use a version that is kept here without asking the server.
 
     Raises:
         ModelNotFoundError: there is none; the message names a command that makes one.
+        UnreachableError: the registry does not answer, and the version is not kept here.
+        ModelDamagedError: the file is not the one that was registered.
     """
     if ":/" not in uri or uri.startswith("file:"):
         return _model_file(Path(unquote(urlparse(uri).path)) if ":/" in uri else Path(uri))
     connect()
+    cache = ModelCache(home() / "models", tracking_uri())
+    exact = re.fullmatch(r"models:/([^/@]+)/([0-9]+)", uri)
+    if exact and prefer_kept and (kept := cache.find(exact[1], exact[2], None)):
+        return ResolvedModel(kept / ONNX_FILE, exact[1], exact[2])
     try:
-        name, version = _name_and_version(uri)
-        # By version, since the alias may move meanwhile.
-        exact_uri = uri if version is None else f"models:/{name}/{version}"
-        folder = Path(mlflow.artifacts.download_artifacts(artifact_uri=exact_uri))
-    except MlflowException as error:
-        raise ModelNotFoundError(
-            f"no model {uri} in {tracking_uri()} ({error.message}). Make one with "
-            "`ray job submit --working-dir . -- python -m jobs.train --data DIR`, or `make demo`"
+        return _from_registry(uri, cache)
+    except (MlflowException, OSError) as error:
+        if not _is_unreachable(error):
+            raise ModelNotFoundError(
+                f"no model {uri} in {tracking_uri()} ({_first_line(error)}). Make one with "
+                "`ray job submit --working-dir . -- python -m jobs.train --data DIR`, or "
+                "`make demo`"
+            ) from error
+        if exact and (kept := cache.find(exact[1], exact[2], None)):
+            return ResolvedModel(kept / ONNX_FILE, exact[1], exact[2])
+        raise UnreachableError(
+            f"the tracking store {tracking_uri()} does not answer, and {uri} is not kept on this "
+            f"machine: {_first_line(error)}"
         ) from error
-    return ResolvedModel(folder / _ONNX_FILE, name, version)
+
+
+def _from_registry(uri: str, cache: ModelCache) -> ResolvedModel:
+    name, version = _name_and_version(uri)
+    if version is None:
+        # No digest is stored with a run's model. Without a server the file stays where it is.
+        return ResolvedModel(_downloaded(uri) / ONNX_FILE, name, None)
+    # By version, since the alias may move meanwhile.
+    exact_uri = f"models:/{name}/{version}"
+    sha256 = MlflowClient().get_model_version(name, version).tags.get(DIGEST_TAG)
+    if not is_server():
+        path = _downloaded(exact_uri) / ONNX_FILE
+        check_digest(path, sha256, exact_uri)
+        return ResolvedModel(path, name, version)
+    # Without a digest to compare with, the version is downloaded: what was kept may be another's.
+    kept = None if sha256 is None else cache.find(name, version, sha256)
+    if kept is None:
+        kept = cache.keep(name, version, sha256, partial(_downloaded, exact_uri))
+    return ResolvedModel(kept / ONNX_FILE, name, version)
+
+
+def _downloaded(uri: str, folder: Path | None = None) -> Path:
+    target = None if folder is None else str(folder)
+    return Path(mlflow.artifacts.download_artifacts(artifact_uri=uri, dst_path=target))
+
+
+def _is_unreachable(error: MlflowException | OSError) -> bool:
+    if isinstance(error, OSError):
+        return not isinstance(error, FileNotFoundError)
+    return error.error_code in _NO_ANSWER
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 def aliases(name: str) -> dict[str, str]:

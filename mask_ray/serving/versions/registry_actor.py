@@ -24,6 +24,8 @@ from mask_ray.serving.versions.alias_watch import AliasWatch, Wanted
 _NAMESPACE = "mask_ray"
 # Importing MLflow, fetching a model and a few predictions take seconds.
 _VET_TIMEOUT_S = 120.0
+# A model of some megabytes, from a registry that answers.
+_RESOLVE_TIMEOUT_S = 90.0
 _ASK_TIMEOUT_S = _VET_TIMEOUT_S + 30
 # The actor is detached: no process ends it, so it ends itself when no replica asks.
 _MIN_IDLE_S = 60.0
@@ -110,6 +112,7 @@ class _Watch:
         # Imported late: replicas import this module, and do not need MLflow.
         from mask_ray import tracking
 
+        tracking.answer_soon()
         return tracking.aliases(self._followed.name)
 
     def _vet(self, version: str) -> None:
@@ -147,6 +150,7 @@ def vet(uri: str, class_names: tuple[str, ...] | None) -> None:
 def _vet(uri: str, class_names: tuple[str, ...] | None) -> tuple[str, str]:
     from mask_ray import tracking
 
+    tracking.answer_soon()
     try:
         load_checked(tracking.resolve_model(uri).path, class_names=class_names)
     except ModelRefusedError as error:
@@ -160,13 +164,22 @@ def _vet(uri: str, class_names: tuple[str, ...] | None) -> tuple[str, str]:
 def resolve_here(uri: str) -> tuple[Path, str, str | None]:
     """Find path (on this node), name and version of a model, in a process of its own.
 
+    A version that is kept on this machine is found without the registry, so replicas start and
+    scale while it is away.
+
     Raises:
         tracking.ModelNotFoundError: there is no such model.
+        tracking.UnreachableError: the registry does not answer, and the model is not kept here.
+        MaskRayError: finding it took too long.
     """
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     resolved = _resolve.options(scheduling_strategy=here).remote(uri)
-    # Not ray.get, which logs a warning in an async actor such as a replica.
-    path, name, version = resolved.future().result()
+    try:
+        # Not ray.get, which logs a warning in an async actor such as a replica.
+        path, name, version = resolved.future().result(_RESOLVE_TIMEOUT_S)
+    except TimeoutError:
+        ray.cancel(resolved, force=True)
+        raise MaskRayError(f"finding {uri} took over {_RESOLVE_TIMEOUT_S:g} s") from None
     return Path(path), name, version
 
 
@@ -174,6 +187,7 @@ def resolve_here(uri: str) -> tuple[Path, str, str | None]:
 def _resolve(uri: str) -> tuple[str, str, str | None]:
     from mask_ray import tracking
 
-    resolved = tracking.resolve_model(uri)
+    tracking.answer_soon()
+    resolved = tracking.resolve_model(uri, prefer_kept=True)
     # Plain values: unpickling a ResolvedModel would import MLflow in the replica.
     return str(resolved.path), resolved.name, resolved.version
