@@ -4,7 +4,6 @@ A version never changes, so a replica can load a kept one without asking the ser
 """
 
 import hashlib
-import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -87,7 +86,7 @@ class ModelCache:
 
 def _move(folder: Path, kept: Path) -> None:
     try:
-        os.replace(folder, kept)
+        folder.replace(kept)
     except OSError:
         # Another process has kept the same files first.
         if not kept.is_dir():

@@ -124,7 +124,7 @@ def resolve_model(uri: str, *, prefer_kept: bool = False) -> ResolvedModel:
     try:
         return _from_registry(uri, cache)
     except (MlflowException, OSError) as error:
-        if not _is_unreachable(error):
+        if not _is_unreachable(uri, error):
             raise ModelNotFoundError(
                 f"no model {uri} in {tracking_uri()} ({_first_line(error)}). Make one with "
                 "`ray job submit --working-dir . -- python -m jobs.train --data DIR`, or "
@@ -141,8 +141,10 @@ def resolve_model(uri: str, *, prefer_kept: bool = False) -> ResolvedModel:
 def _from_registry(uri: str, cache: ModelCache) -> ResolvedModel:
     name, version = _name_and_version(uri)
     if version is None:
-        # No digest is stored with a run's model. Without a server the file stays where it is.
-        return ResolvedModel(_downloaded(uri) / ONNX_FILE, name, None)
+        # No digest is stored with a run's model, so nothing is found again without the server.
+        fetch = partial(_downloaded, uri)
+        folder = cache.keep(uri, "unnumbered", None, fetch) if is_server() else fetch()
+        return ResolvedModel(folder / ONNX_FILE, name, None)
     # By version, since the alias may move meanwhile.
     exact_uri = f"models:/{name}/{version}"
     sha256 = MlflowClient().get_model_version(name, version).tags.get(DIGEST_TAG)
@@ -162,10 +164,10 @@ def _downloaded(uri: str, folder: Path | None = None) -> Path:
     return Path(mlflow.artifacts.download_artifacts(artifact_uri=uri, dst_path=target))
 
 
-def _is_unreachable(error: MlflowException | OSError) -> bool:
+def _is_unreachable(uri: str, error: MlflowException | OSError) -> bool:
     if isinstance(error, OSError):
         return not isinstance(error, FileNotFoundError)
-    return error.error_code in _NO_ANSWER
+    return uri.startswith(("models:/", "runs:/")) and error.error_code in _NO_ANSWER
 
 
 def _first_line(error: Exception) -> str:
