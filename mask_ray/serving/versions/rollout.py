@@ -7,6 +7,8 @@ from dataclasses import dataclass
 
 # The first replica must have loaded and served a version within this many trials, or it is lost.
 _MOST_TRIALS = 3
+# One replica may be lost for other reasons, such as fewer requests.
+_MOST_LOST = 2
 # For this many trials after a switch, a failing health check is blamed on the new version.
 _BLAMED_TRIALS = 6
 
@@ -17,6 +19,7 @@ class _Trial:
     replica: str | None = None
     given_at: float = 0
     served_since: float | None = None
+    num_lost: int = 0
 
 
 @dataclass(frozen=True)
@@ -95,13 +98,20 @@ class Rollout:
             return None
         if trial.replica == replica and serving == trial.version:
             if not is_healthy:
-                return self._fail(trial.version, champion, "the first replica with it")
+                reason = "the first replica with it failed its health check"
+                return self._refuse(trial.version, champion, reason)
             trial.served_since = now if trial.served_since is None else trial.served_since
             if now - trial.served_since >= self._trial_s:
                 self._trial, self._switch = None, _Switch(champion, now)
                 return Outcome(trial.version)
         elif now - trial.given_at > _MOST_TRIALS * self._trial_s:
-            return self._fail(trial.version, champion, "the first replica did not keep it and")
+            trial.replica, trial.served_since = None, None
+            trial.num_lost += 1
+            if trial.num_lost == _MOST_LOST:
+                reason = (
+                    f"{_MOST_LOST} replicas were lost, or did not load it, before others had it"
+                )
+                return self._refuse(trial.version, champion, reason)
         return None
 
     def _hear_after_switch(
@@ -112,10 +122,9 @@ class Rollout:
             return None
         if now - switch.at > _BLAMED_TRIALS * self._trial_s:
             return None
-        return self._fail(champion, switch.before, "a replica with it")
+        return self._refuse(champion, switch.before, "a replica with it failed its health check")
 
-    def _fail(self, version: str, champion: str, who: str) -> Outcome:
-        reason = f"{who} failed its health check"
+    def _refuse(self, version: str, champion: str, reason: str) -> Outcome:
         self.failed[version] = reason
         self._trial = self._switch = None
         return Outcome(champion, (version, reason))

@@ -69,13 +69,25 @@ def test_a_version_that_fails_in_the_first_replica_reaches_no_other(service: Ser
     assert refusal == Refusal("champion", "2", "the first replica with it failed its health check")
 
 
-def test_a_version_whose_first_replica_ends_reaches_no_other(service: Service) -> None:
+def test_another_replica_tries_if_the_first_one_ends(service: Service) -> None:
     service.all_ask(after_s=1)
     del service.serving["a"]
-    service.serving["d"] = "1"
-    assert service.all_ask(after_s=TRIAL_S) == dict.fromkeys("bcd", "1")
-    assert service.all_ask(after_s=3 * TRIAL_S) == dict.fromkeys("bcd", "1")
-    assert service.ask("b")[0].version == "2"
+    assert service.all_ask(after_s=TRIAL_S) == {"b": "1", "c": "1"}
+    assert service.all_ask(after_s=3 * TRIAL_S) == {"b": "1", "c": "2"}
+    for _ in range(2):
+        service.all_ask(after_s=TRIAL_S)
+    assert service.all_ask(after_s=1) == {"b": "2", "c": "2"}
+
+
+def test_a_version_that_two_replicas_end_with_reaches_no_other(service: Service) -> None:
+    service.all_ask(after_s=1)
+    del service.serving["a"]
+    service.all_ask(after_s=4 * TRIAL_S)
+    del service.serving["c"]
+    assert service.all_ask(after_s=4 * TRIAL_S) == {"b": "1"}
+    assert service.ask("b")[0].reason == (
+        "2 replicas were lost, or did not load it, before others had it"
+    )
 
 
 def test_the_last_good_version_comes_back_when_health_fails_after_a_switch(
