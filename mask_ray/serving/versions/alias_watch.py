@@ -130,8 +130,6 @@ class AliasWatch:
         self._refusals.pop(alias, None)
         if alias == self._alias and self._rollout.is_trying(version):
             return
-        if alias == self._alias:
-            self._rollout.cancel()
         if alias in self._retries and self._retries[alias].version != version:
             del self._retries[alias]
         if version is None:
@@ -142,6 +140,8 @@ class AliasWatch:
         known = self._fallback if alias == self._alias else None
         if version == self._served.get(alias, known):
             self._served[alias] = version
+            if alias == self._alias:
+                self._rollout.cancel()
             return
         self._try(alias, version)
 

@@ -52,6 +52,8 @@ class Rollout:
         self._trial_s = trial_s
         self._trial: _Trial | None = None
         self._switch: _Switch | None = None
+        # When each replica reported last.
+        self._heard: dict[str, float] = {}
         # Reasons of versions that failed their health checks, which are never tried again.
         self.failed: dict[str, str] = {}
 
@@ -88,6 +90,8 @@ class Rollout:
             champion: Version that the replicas should serve, except the one of the trial.
             now: Seconds of a clock.
         """
+        if replica is not None:
+            self._heard[replica] = now
         if self._trial is None:
             return self._hear_after_switch(serving, is_healthy, champion, now)
         trial = self._trial
@@ -96,23 +100,26 @@ class Rollout:
             if replica is not None and serving is not None and is_healthy:
                 trial.replica, trial.given_at = replica, now
             return None
-        if trial.replica == replica and serving == trial.version:
+        if replica is not None and trial.replica == replica and serving == trial.version:
             if not is_healthy:
                 reason = "the first replica with it failed its health check"
                 return self._refuse(trial.version, champion, reason)
             trial.served_since = now if trial.served_since is None else trial.served_since
-            if now - trial.served_since >= self._trial_s:
+            # A replica that is alone has nothing to wait for.
+            if now - trial.served_since >= self._trial_s or self._is_alone(replica, now):
                 self._trial, self._switch = None, _Switch(champion, now)
                 return Outcome(trial.version)
         elif now - trial.given_at > _MOST_TRIALS * self._trial_s:
             trial.replica, trial.served_since = None, None
             trial.num_lost += 1
             if trial.num_lost == _MOST_LOST:
-                reason = (
-                    f"{_MOST_LOST} replicas were lost, or did not load it, before others had it"
-                )
+                reason = f"{_MOST_LOST} replicas were lost or did not load it before others had it"
                 return self._refuse(trial.version, champion, reason)
         return None
+
+    def _is_alone(self, replica: str, now: float) -> bool:
+        recent = now - _MOST_TRIALS * self._trial_s
+        return all(other == replica or at < recent for other, at in self._heard.items())
 
     def _hear_after_switch(
         self, serving: str | None, is_healthy: bool, champion: str, now: float

@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 
 import pytest
 
+from mask_ray.models.smoke_test import ModelRefusedError
 from mask_ray.serving.versions.alias_watch import AliasWatch
 from mask_ray.serving.versions.events import Refusal
 
@@ -86,7 +87,7 @@ def test_a_version_that_two_replicas_end_with_reaches_no_other(service: Service)
     del service.serving["c"]
     assert service.all_ask(after_s=4 * TRIAL_S) == {"b": "1"}
     assert service.ask("b")[0].reason == (
-        "2 replicas were lost, or did not load it, before others had it"
+        "2 replicas were lost or did not load it before others had it"
     )
 
 
@@ -139,3 +140,29 @@ def test_a_sick_replica_is_not_the_first(service: Service) -> None:
 def test_a_replica_that_starts_meanwhile_serves_what_the_others_do(service: Service) -> None:
     service.all_ask(after_s=1)
     assert service.watch.wanted(None, "new", True).champion == "1"
+
+
+def test_a_version_on_trial_stays_when_the_alias_moves_to_one_that_is_rejected(
+    service: Service,
+) -> None:
+    service.all_ask(after_s=1)
+
+    def reject(version: str) -> None:
+        raise ModelRefusedError("no good")
+
+    service.watch._vet = reject
+    service.champion = "3"
+    assert service.all_ask(after_s=1) == {"a": "2", "b": "1", "c": "1"}
+    assert service.ask("b")[0].version == "3"
+    for _ in range(2):
+        service.all_ask(after_s=TRIAL_S)
+    assert set(service.serving.values()) == {"2"}
+
+
+def test_a_replica_that_is_alone_needs_no_trial() -> None:
+    service = Service(serving={"a": "1"}, champion="2")
+    for _ in range(3):
+        service.all_ask(after_s=1)
+    assert service.watch.wanted(None, "new", True).champion == "2"
+    service.sick.add("a")
+    assert service.all_ask(after_s=1) == {"a": "1"}
