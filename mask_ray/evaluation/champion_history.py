@@ -14,7 +14,7 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from mask_ray import ray_internals, tracking
 
@@ -129,7 +129,7 @@ def _without_repeats(champions: Iterable[str]) -> list[str]:
     return kept
 
 
-def who() -> dict[str, str | None]:
+def who() -> dict[str, Any]:
     """Return account, machine, program and Ray job of this process."""
     try:
         user = getpass.getuser()

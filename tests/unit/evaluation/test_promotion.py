@@ -19,6 +19,7 @@ from mask_ray.evaluation import grounds, promotion
 from mask_ray.evaluation.champion_history import ChampionHistory, Entry
 from mask_ray.evaluation.comparison import Figures, decide
 from mask_ray.evaluation.grounds import HeldOutImages, RunImages
+from mask_ray.evaluation.judging import Decision
 from mask_ray.evaluation.promotion import PromotionError
 from mask_ray.models.predictor import Predictor
 from mask_ray.tracking import start_run
@@ -103,6 +104,10 @@ class Images:
         yield {"image": self.image, "label": self.label, "digest": self.digest}
 
 
+def rows(image_size: int, labels: list[int], numbers: list[int] | None = None) -> Any:
+    return Images(image_size, labels, numbers)
+
+
 def noise(image_size: int, num_images: int) -> Any:
     rng = np.random.default_rng(1)
     return rng.choice(np.array([0, 255], np.uint8), (num_images, image_size, image_size, 3))
@@ -169,7 +174,7 @@ class Runs:
         numbers = [int(path.partition(".")[0]) for path in files["path"].to_pylist()]
         labels = [class_names.index(name) for name in files["label"].to_pylist()]
         self.read += numbers
-        return lambda size: Images(size, labels, numbers)
+        return lambda size: rows(size, labels, numbers)
 
 
 @pytest.fixture
@@ -190,7 +195,7 @@ def labelled_as(runs: Runs) -> Callable[..., HeldOutImages]:
         own[:num_wrong] = 1 - own[:num_wrong]
         labels = own.tolist()
         runs.given = run_images(labels)
-        return HeldOutImages(lambda size: Images(size, labels), list(CLASS_NAMES), "d1")
+        return HeldOutImages(lambda size: rows(size, labels), list(CLASS_NAMES), "d1")
 
     return labelled
 
@@ -340,7 +345,7 @@ class Disputed:
     def images(self, numbers: list[int]) -> HeldOutImages:
         labels = [self.labels[number] for number in numbers]
         return HeldOutImages(
-            lambda size: Images(size, labels, numbers), list(CLASS_NAMES), f"d{numbers[0]}"
+            lambda size: rows(size, labels, numbers), list(CLASS_NAMES), f"d{numbers[0]}"
         )
 
     def run(self, numbers: list[int], seen: Any = ()) -> RunImages:
@@ -563,7 +568,7 @@ def test_a_reference_set_with_credentials_is_not_stored(
 
 
 def test_images_without_a_class_decide_nothing(files: dict[str, Path], runs: Runs) -> None:
-    images = HeldOutImages(lambda size: Images(size, [0] * 10), list(CLASS_NAMES), "d1")
+    images = HeldOutImages(lambda size: rows(size, [0] * 10), list(CLASS_NAMES), "d1")
     decision = promotion.promote_if_better(NAME, "1", images, RULE)
     assert not decision.promoted
     assert "have none of without_mask" in decision.reason
@@ -583,14 +588,14 @@ def test_a_model_that_answers_nan_is_not_promoted(
 
 def settled_with(
     files: dict[str, Path], runs: Runs, monkeypatch: pytest.MonkeyPatch, mine: str, theirs: str
-) -> tuple[promotion.Decision, promotion.Decision]:
+) -> tuple[Decision, Decision]:
     """Two runs end together: the other is judged and promoted between this one's last look at the
     alias and its own move.
     """
     images = disputed(files, narrow=(12, 8), broad=(20, 20))
     both = [*images.narrow, *images.broad]
     runs.by_version = {v: images.run(both) for v in "135"}
-    other: list[promotion.Decision] = []
+    other: list[Decision] = []
     move = promotion._make_champion
 
     def after_the_other(model: Any, version: str, event: Any = "promoted") -> Any:
