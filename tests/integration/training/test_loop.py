@@ -115,8 +115,9 @@ def test_training_ends_at_the_first_loss_that_is_not_finite(home: Path, num_work
     def train_on_a_bad_batch(config: WorkerConfig) -> None:
         from mask_ray.training import loop
 
+        patched: Any = loop
         if ray.train.get_context().get_world_rank() == 0:
-            compiled_steps = loop.compiled_steps
+            compiled_steps = patched.compiled_steps
 
             def with_bad_weights(model: Any) -> Any:
                 train_step, test_step = compiled_steps(model)
@@ -131,7 +132,7 @@ def test_training_ends_at_the_first_loss_that_is_not_finite(home: Path, num_work
 
                 return step, test_step
 
-            loop.compiled_steps = with_bad_weights
+            patched.compiled_steps = with_bad_weights
         loop.train(config)
 
     settings = small(num_workers=num_workers, finetune_epochs=2)
