@@ -251,6 +251,12 @@ class ServeSettings(PayloadLimits, RemoteImageSettings):
         description="How often replicas check which version the alias of model_uri names, in "
         "seconds; 0: never.",
     )
+    max_model_mb: int = Field(
+        1024,
+        ge=1,
+        description="Most memory in MiB that a version may take with one full batch. One that "
+        "takes more, or whose batch takes over 0.4 of health_check_timeout_s, is not switched to.",
+    )
     allow_other_classes: bool = Field(
         False, description="Switch also to versions with other class names."
     )

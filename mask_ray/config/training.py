@@ -118,6 +118,12 @@ class RunSettings(DataSettings, ReportSettings, TrackingSettings, PromotionRule)
         le=2,
         description="Strength of augmentation; 0: none.",
     )
+    class_weights: Literal["none", "balanced"] = Field(
+        "none",
+        description="balanced: weight the loss of an image by N / (K n), for n of N training "
+        "images in its class, of K classes, so that rare classes count as much as common ones. "
+        "Applies to the training and the validation loss.",
+    )
     patience: int = Field(
         10,
         ge=1,

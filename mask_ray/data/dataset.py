@@ -72,6 +72,10 @@ class ImageData:
         """Return rows `image`, `label` and `path` of these splits."""
         return self._readable(names, ("image", "label", "path"))
 
+    def identified(self, *names: SplitName) -> Dataset:
+        """Return rows `image`, `label` and `digest` of these splits."""
+        return self._readable(names, ("image", "label", "digest"))
+
     def _readable(self, names: Sequence[SplitName], columns: Sequence[str]) -> Dataset:
         selected = map_rows(
             self.decoded(names), _select, self.task_cpus, splits=names, columns=columns
@@ -119,7 +123,7 @@ def load(
     """
     source = _open_all(settings, task_cpus)
     every = _decoded(source, image_size, settings, task_cpus)
-    kept = _fits_object_store(source.num_files, image_size)
+    kept = fits_object_store(source.num_files, image_size)
     if kept:
         every = every.materialize()
     with FileList(file_list, source.class_names) as listed:
@@ -245,7 +249,8 @@ def map_rows(
     )
 
 
-def _fits_object_store(num_files: int, image_size: int) -> bool:
+def fits_object_store(num_files: int, image_size: int) -> bool:
+    """Return whether decoded images may be kept, see `KEPT_SHARE_OF_OBJECT_STORE`."""
     store_bytes = ray.cluster_resources().get("object_store_memory", 0)
     return num_files * image_size**2 * 3 <= KEPT_SHARE_OF_OBJECT_STORE * store_bytes
 

@@ -11,6 +11,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+# Name of the list among the artifacts of a run.
+FILE_LIST = "files.parquet"
+
 _READ = pa.schema([(name, pa.string()) for name in ("path", "digest", "label", "error")])
 _LISTED = _READ.append(pa.field("split", pa.string()))
 

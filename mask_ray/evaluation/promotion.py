@@ -1,20 +1,16 @@
 """Choose the champion among a model's versions: by rule, by force, or by rolling back.
 
-Champion and challenger are both evaluated now, from their files in the registry, on the same
-images. Tags of the version record the decision, its rule and its figures.
+Champion and challenger are compared by `judging`. Tags of the version record the decision, its
+rule and its figures; tags of the model record every change (`champion_history`).
 """
 
 import json
-import os
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from typing import Any
 
-import numpy as np
-from ray.data import Dataset
-
-from mask_ray import data, evaluation, tracking
+from mask_ray import tracking
 from mask_ray.config import (
     CHALLENGER,
     CHAMPION,
@@ -24,11 +20,13 @@ from mask_ray.config import (
     PromotionRule,
 )
 from mask_ray.config.promote import PromoteSettings
+from mask_ray.evaluation.champion_history import ChampionHistory, Entry, Event, who
+from mask_ray.evaluation.comparison import Figures
+from mask_ray.evaluation.grounds import HeldOutImages, load_held_out
+from mask_ray.evaluation.judging import Decision, Judge, remember_reference
 from mask_ray.models.predictor import Predictor
 from mask_ray.progress import say
 
-# Tag of a registered model: the versions that were champion, in order, the current one last.
-_CHAMPIONS_TAG = "champions"
 # Prefix of a version's tags.
 _PREFIX = "promotion."
 
@@ -37,98 +35,45 @@ class PromotionError(MaskRayError):
     """The champion cannot be changed as requested; the message says why."""
 
 
-@dataclass(frozen=True)
-class HeldOutImages:
-    """The images that versions are compared on.
-
-    Args:
-        at_size: Given an image size S, returns rows `image` (uint8, (S, S, 3)) and `label`.
-        class_names: Class names in the order of labels.
-        digest: Digest of the whole data set.
-    """
-
-    at_size: Callable[[int], Dataset]
-    class_names: list[str]
-    digest: str
-
-
-@dataclass(frozen=True)
-class Figures:
-    """Metrics of a version on the test split; `recall` of the classes that have images in it."""
-
-    version: str
-    num_images: int
-    accuracy: float
-    balanced_accuracy: float
-    log_loss: float
-    recall: dict[str, float]
-
-
-@dataclass(frozen=True)
-class Decision:
-    """Whether a version became the champion.
-
-    Args:
-        version: Number of the version.
-        promoted: Whether it is the champion now.
-        reason: Why, or why not.
-        challenger: Figures of the version; None if nothing was compared.
-        champion: Figures of the previous champion; None if there was none to compare with.
-    """
-
-    version: str
-    promoted: bool
-    reason: str
-    challenger: Figures | None = None
-    champion: Figures | None = None
-
-
-def load_held_out(
-    settings: DataSettings, image_size: int, images: data.ImageData | None = None
-) -> HeldOutImages:
-    """Load the test split of a data set; other image sizes are read again when needed.
-
-    Args:
-        settings: Source of the images.
-        image_size: First size that is needed, in pixels.
-        images: The data set at that size, if it was read already.
-
-    Raises:
-        data.DataError: the data cannot be used.
-    """
-    loaded = {image_size: images or data.load(settings, image_size, needed=())}
-
-    def at_size(size: int) -> Dataset:
-        if size not in loaded:
-            loaded[size] = data.load(settings, size, needed=())
-        return loaded[size].split("test")
-
-    first = loaded[image_size]
-    return HeldOutImages(at_size, first.class_names, first.summary.digest)
-
-
 def promote_if_better(
     name: str, version: str, images: HeldOutImages, rule: PromotionRule
 ) -> Decision:
     """Make a version the champion if the rule says so, and tag it with the decision.
+
+    Args:
+        name: Name of the registered model.
+        version: Number of the version.
+        images: Images to compare on, besides the champion's own.
+        rule: What the version must show.
 
     Raises:
         tracking.ModelNotFoundError: there is no such version.
         MaskRayError: the version is not a classifier, or the registry does not answer.
     """
     model = tracking.RegisteredModel(name)
+    history = ChampionHistory(model)
+    if rule.reference_data is not None:
+        remember_reference(model, rule.reference_data)
+    judge = Judge(model, images)
     while True:
         champion = tracking.aliases(name).get(CHAMPION)
+        known = {entry.key for entry in history.entries()}
         if champion == version:
             decision = _stored_decision(model, version)
             break
-        decision = _compare(name, version, champion, images, rule)
+        # If the champion's version was deleted, the last one that still exists defends its place.
+        others = [each for each in history.champions(champion) if each != version]
+        decision = judge.compare(version, others[-1] if others else None, rule)
         # Another training run may have changed the champion meanwhile.
         if tracking.aliases(name).get(CHAMPION) == champion:
             model.tag_version(version, _tags(decision, images.digest, rule))
             break
     if decision.promoted:
-        _make_champion(model, version)
+        own = _make_champion(model, version)
+        settled = _settle(judge, own, known, decision, rule)
+        if settled is not decision:
+            model.tag_version(version, _tags(settled, images.digest, rule))
+            decision = settled
     _say(name, decision)
     return decision
 
@@ -175,7 +120,7 @@ def force_promotion(name: str, version: str) -> Decision:
     _check_exists(model, version)
     decision = Decision(version, promoted=True, reason="by force, without a comparison")
     model.tag_version(version, _tags(decision))
-    _make_champion(model, version)
+    _make_champion(model, version, event="forced")
     _say(name, decision)
     return decision
 
@@ -183,28 +128,31 @@ def force_promotion(name: str, version: str) -> Decision:
 def roll_back(name: str) -> Decision:
     """Make the previous champion the champion again; called again, go further back.
 
+    If the champion's version was deleted, the last champion that still exists takes its place.
+
     Raises:
         PromotionError: there is no champion, or no previous one.
     """
-    if (current := tracking.aliases(name).get(CHAMPION)) is None:
-        raise PromotionError(f"models:/{name} has no champion")
     model = tracking.RegisteredModel(name)
-    champions = [
-        version
-        for version in _champions(model, current)
-        if version == current or model.has_version(version)
-    ]
-    if len(champions) < 2:
+    history = ChampionHistory(model)
+    current = tracking.aliases(name).get(CHAMPION)
+    champions = history.champions(current)
+    if not champions:
+        raise PromotionError(f"models:/{name} has no champion")
+    if current is None:
+        reason = "rollback, since the champion's version is gone"
+    elif len(champions) < 2:
         raise PromotionError(
             f"version {current} of {name} is the first champion; there is no previous one"
         )
-    previous = champions[-2]
+    else:
+        champions, reason = champions[:-1], f"rollback of version {current}"
     # The history first: if this process dies here, the champion is unchanged.
-    model.set_tag(_CHAMPIONS_TAG, json.dumps(champions[:-1]))
-    model.set_alias(CHAMPION, previous)
-    model.set_alias(PREVIOUS, champions[-3] if len(champions) > 2 else None)
-    decision = Decision(previous, promoted=True, reason=f"rollback of version {current}")
-    model.tag_version(current, {f"{_PREFIX}rolled_back": _now()})
+    history.append("rolled back", champions[-1], current)
+    _point_aliases(model, champions)
+    decision = Decision(champions[-1], promoted=True, reason=reason)
+    if current is not None:
+        model.tag_version(current, {f"{_PREFIX}rolled_back": _now()})
     _say(name, decision)
     return decision
 
@@ -219,74 +167,21 @@ def _check_exists(model: tracking.RegisteredModel, version: str) -> None:
         raise PromotionError(f"version must be one of {model.name}'s; got {version}")
 
 
-def _compare(
-    name: str, version: str, champion: str | None, images: HeldOutImages, rule: PromotionRule
-) -> Decision:
-    own = _figures(name, version, images)
-    if champion is None:
-        return Decision(version, *decide(rule, own, None), own)
-    try:
-        other = _figures(name, champion, images)
-    except MaskRayError as error:
-        reason = f"the champion, version {champion}, cannot be compared: {error}"
-        return Decision(version, promoted=False, reason=reason, challenger=own)
-    return Decision(version, *decide(rule, own, other), own, other)
-
-
-def _figures(name: str, version: str, images: HeldOutImages) -> Figures:
-    resolved = tracking.resolve_model(f"models:/{name}/{version}")
-    predictor = Predictor(resolved.path, num_threads=os.cpu_count() or 1)
-    if list(predictor.class_names) != images.class_names:
-        raise PromotionError(
-            f"its classes are {', '.join(predictor.class_names)}, those of the images "
-            f"{', '.join(images.class_names)}"
-        )
-    predictions = evaluation.predict(images.at_size(predictor.image_size), predictor)
-    metrics = evaluation.compute_metrics(predictions)
-    present = {predictions.class_names[label] for label in predictions.labels}
-    recall = {name: value for name, value in metrics["recall"].items() if name in present}
-    return Figures(
-        version=version,
-        num_images=metrics["num_images"],
-        accuracy=metrics["accuracy"],
-        balanced_accuracy=float(np.mean(list(recall.values()))),
-        log_loss=metrics["log_loss"],
-        recall=recall,
-    )
-
-
-def decide(rule: PromotionRule, challenger: Figures, champion: Figures | None) -> tuple[bool, str]:
-    """Return whether the challenger should become the champion, and why."""
-    worst = min(challenger.recall, key=lambda name: challenger.recall[name])
-    if challenger.recall[worst] < rule.min_recall:
-        return False, (
-            f"its recall of {worst} is {challenger.recall[worst]:.4f}, "
-            f"below min_recall ({rule.min_recall:g})"
-        )
-    if champion is None:
-        return True, "there was no champion"
-    metric = rule.promotion_metric
-    own, other = getattr(challenger, metric), getattr(champion, metric)
-    gain = other - own if metric == "log_loss" else own - other
-    # Equal figures may differ by a rounding error, which must not count as better.
-    beats = gain > rule.promotion_margin + 1e-9
-    figures = f"{metric} {own:.4f} against {other:.4f} of version {champion.version}"
-    needed = f", by more than {rule.promotion_margin:g}" if rule.promotion_margin else ""
-    return beats, f"{figures} {'is' if beats else 'is not'} better{needed}"
-
-
 def _tags(
     decision: Decision, data_digest: str | None = None, rule: PromotionRule | None = None
 ) -> dict[str, str]:
     rules = None if rule is None else rule.model_dump(include=set(PromotionRule.model_fields))
+    figures = asdict(decision)
     values = {
         "decision": "promoted" if decision.promoted else "not promoted",
         "reason": decision.reason,
         "rule": json.dumps(rules),
-        "challenger": json.dumps(decision.challenger and asdict(decision.challenger)),
-        "champion": json.dumps(decision.champion and asdict(decision.champion)),
+        "challenger": json.dumps(figures["challenger"]),
+        "champion": json.dumps(figures["champion"]),
+        "grounds": json.dumps(figures["grounds"]),
         "data_digest": data_digest or "",
         "time": _now(),
+        "by": json.dumps(who()),
     }
     return {f"{_PREFIX}{key}": value for key, value in values.items()}
 
@@ -307,24 +202,95 @@ def _stored_decision(model: tracking.RegisteredModel, version: str) -> Decision:
     return Decision(version, True, reason, figures("challenger"), figures("champion"))
 
 
-def _make_champion(model: tracking.RegisteredModel, version: str) -> None:
-    """Move the aliases. Calling it again completes a call that was interrupted."""
-    aliases = tracking.aliases(model.name)
-    champions = _champions(model, aliases.get(CHAMPION))
-    if champions[-1:] != [version]:
-        # The alias first: if this process dies here, `_champions` still finds the whole history.
-        model.set_alias(CHAMPION, version)
-        champions.append(version)
-    model.set_tag(_CHAMPIONS_TAG, json.dumps(champions))
-    if len(champions) > 1:
-        model.set_alias(PREVIOUS, champions[-2])
-    if aliases.get(CHALLENGER) == version:
+def _make_champion(
+    model: tracking.RegisteredModel, version: str, event: Event = "promoted"
+) -> Entry:
+    """Move the aliases, and return the last change of the champion, which names the version.
+
+    Calling it again completes a call that was interrupted.
+    """
+    history = ChampionHistory(model)
+    before = tracking.aliases(model.name)
+    current = before.get(CHAMPION)
+    # The alias first: if this process dies here, the history is still whole, and this version
+    # counts as moved by hand.
+    model.set_alias(CHAMPION, version)
+    entries = history.entries()
+    if not entries or entries[-1].version != version:
+        entries.append(history.append(event, version, None if current == version else current))
+    _point_aliases(model, history.champions(version))
+    if before.get(CHALLENGER) == version:
         model.set_alias(CHALLENGER, None)
+    return entries[-1]
 
 
-def _champions(model: tracking.RegisteredModel, current: str | None) -> list[str]:
-    """Return all champions in order, the current one last, even if its alias was moved by hand."""
-    champions: list[str] = json.loads(model.tags().get(_CHAMPIONS_TAG, "[]"))
-    if current is not None and champions[-1:] != [current]:
-        champions.append(current)
-    return champions
+def _point_aliases(model: tracking.RegisteredModel, champions: list[str]) -> None:
+    """Set the aliases of the last champion and the one before."""
+    model.set_alias(CHAMPION, champions[-1])
+    model.set_alias(PREVIOUS, champions[-2] if len(champions) > 1 else None)
+
+
+def _settle(
+    judge: Judge, own: Entry, known: set[str], decision: Decision, rule: PromotionRule
+) -> Decision:
+    """Judge again if another version was made champion meanwhile; the better one keeps the alias.
+
+    Both processes may do this. The later entry of the history is the challenger in both, so both
+    come to the same end.
+
+    Args:
+        judge: Compares versions.
+        own: The entry that made the version champion.
+        known: Keys of the entries that the comparison took into account.
+        decision: The decision so far, which promoted the version.
+        rule: What the later one must show.
+    """
+    history = ChampionHistory(judge.model)
+    while decision.promoted:
+        entries = history.entries()
+        rivals = [
+            entry
+            for entry in entries
+            if entry.key not in known and entry.version != own.version and entry.event != "settled"
+        ]
+        existing = judge.model.versions() if rivals else set()
+        rivals = [rival for rival in rivals if rival.version in existing]
+        if not rivals:
+            break
+        known = known | {entry.key for entry in entries}
+        decision = _settle_with(judge, own, rivals[-1], decision, rule)
+    return decision
+
+
+def _settle_with(
+    judge: Judge, own: Entry, rival: Entry, decision: Decision, rule: PromotionRule
+) -> Decision:
+    first, second = sorted((own, rival), key=lambda entry: entry.key)
+    if second.event == "promoted":
+        judged = _judge_again(judge, second.version, first.version, rule)
+    else:
+        judged = Decision(second.version, True, f"version {second.version} was {second.event}")
+    winner = second.version if judged.promoted else first.version
+    _let_win(judge.model, winner, own.version)
+    meanwhile = f"version {rival.version} was made champion meanwhile: {judged.reason}"
+    if winner == own.version:
+        return replace(decision, reason=f"{decision.reason}; {meanwhile}")
+    return Decision(own.version, False, meanwhile, decision.challenger, decision.champion)
+
+
+def _judge_again(judge: Judge, version: str, champion: str, rule: PromotionRule) -> Decision:
+    """Compare two versions on the test splits of both; what cannot be compared is not promoted."""
+    try:
+        return judge.compare(version, champion, rule, is_mutual=True)
+    except MaskRayError as error:
+        return Decision(version, False, f"version {version} cannot be compared: {error}")
+
+
+def _let_win(model: tracking.RegisteredModel, winner: str, own: str) -> None:
+    history = ChampionHistory(model)
+    champions = history.champions(None)
+    if champions[-1:] != [winner]:
+        history.append("settled", winner, champions[-1] if champions else None)
+    _point_aliases(model, history.champions(winner))
+    if winner != own and CHALLENGER not in tracking.aliases(model.name):
+        model.set_alias(CHALLENGER, own)

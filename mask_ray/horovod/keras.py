@@ -94,6 +94,13 @@ def global_metrics(model: keras.Model) -> dict[str, float]:
     return {name: float(value) for name, value in model.get_metrics_result().items()}
 
 
+def any_worker(flag: tf.Tensor) -> tf.Tensor:
+    """Return whether the flag, a bool, is true on any worker. May be part of a compiled step."""
+    if hvd.size() == 1:
+        return flag
+    return hvd.allreduce(tf.cast(flag, tf.float32), op=hvd.Sum, name="any_worker") > 0
+
+
 def check_ranks_agree(model: keras.Model) -> None:
     """Check that all workers have exactly the same weights.
 

@@ -38,6 +38,13 @@ PIXEL_CENTRE = 127.5
 WEIGHTS_URL = "https://storage.googleapis.com/tensorflow/keras-applications/mobilenet_v2/"
 _WEIGHTS_FILE = "mobilenet_v2_weights_tf_dim_ordering_tf_kernels_{alpha}_224_no_top.h5"
 
+# SHA-256 of those files, by name, as far as they are known here.
+WEIGHTS_SHA256 = {
+    "mobilenet_v2_weights_tf_dim_ordering_tf_kernels_1.0_224_no_top.h5": (
+        "e2517ab4fb275c74f209158ac3eec5a8c95907c4e9cc29776a0e7276eb5e34b1"
+    ),
+}
+
 # Expansion, channels, repeats and first stride of each row of the paper's table.
 _TABLE = (
     (1, 16, 1, 1),

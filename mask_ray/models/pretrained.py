@@ -1,5 +1,6 @@
 """Weights that the backbone starts from: ImageNet's, downloaded by Keras, or a file."""
 
+import hashlib
 import os
 from pathlib import Path
 
@@ -58,8 +59,32 @@ def find(backbone_weights: str, alpha: float) -> Path:
 
 def _find_imagenet(name: str) -> Path:
     folder = Path(os.environ.get("KERAS_HOME", "~/.keras")).expanduser() / "models"
-    if (folder / name).is_file():
-        return folder / name
+    path = folder / name
+    if not path.is_file():
+        path = _downloaded(name, folder)
+    _check_digest(path)
+    return path
+
+
+def _check_digest(path: Path) -> None:
+    """Reject a file that is not the one whose digest is pinned; widths without one are accepted.
+
+    Raises:
+        WeightsError: the file has another digest.
+    """
+    pinned = mobilenet.WEIGHTS_SHA256.get(path.name)
+    if pinned is None:
+        return
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    if digest != pinned:
+        raise WeightsError(
+            f"backbone_weights imagenet: {path} must have the SHA-256 {pinned}; got {digest}. "
+            "Delete the file to download it again, or pass the path of other weights"
+        )
+
+
+def _downloaded(name: str, folder: Path) -> Path:
     import keras  # seconds, needed only for the download
 
     try:

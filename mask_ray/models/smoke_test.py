@@ -1,8 +1,15 @@
-"""Check that a model file can serve: it loads, and it answers a few images with probabilities."""
+"""Check that a model file can serve: it loads, and it answers a few images with probabilities.
 
+A model that is to be switched to must also keep within the time and memory that a service has.
+"""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import psutil
 
 from mask_ray.config import MaskRayError
 from mask_ray.models.predictor import Images, ModelFileError, Predictor, Probabilities
@@ -11,12 +18,34 @@ from mask_ray.models.predictor import Images, ModelFileError, Predictor, Probabi
 _SUM_TOLERANCE = 1e-3
 
 
+# A try that another process delayed says nothing about the model.
+_NUM_TRIES = 3
+
+
+@dataclass(frozen=True)
+class ModelLimits:
+    """What a model may cost in a replica.
+
+    Args:
+        batch_size: Images of a full batch.
+        batch_s: Longest that one thread may take for a full batch, in seconds.
+        memory_mb: Most memory of the loaded model and a full batch, in MiB.
+    """
+
+    batch_size: int
+    batch_s: float
+    memory_mb: float
+
+
 class ModelRefusedError(MaskRayError):
     """The model must not be served; the message gives the reason, without paths."""
 
 
 def load_checked(
-    path: Path, num_threads: int = 1, class_names: tuple[str, ...] | None = None
+    path: Path,
+    num_threads: int = 1,
+    class_names: tuple[str, ...] | None = None,
+    limits: ModelLimits | None = None,
 ) -> Predictor:
     """Load a model, and check its answers to a few fixed images.
 
@@ -24,11 +53,14 @@ def load_checked(
         path: ONNX file.
         num_threads: Threads of the predictor, which is shared.
         class_names: Class names that the model must have, in this order; None allows any.
+        limits: What the model may cost. To be checked in a process that does nothing else, since
+            the memory is that of the process.
 
     Raises:
-        ModelRefusedError: the file cannot be loaded, has other classes, or its answers are not
-            probabilities.
+        ModelRefusedError: the file cannot be loaded, has other classes, costs too much, or its
+            answers are not probabilities.
     """
+    before_mb = _memory_mb()
     try:
         predictor = Predictor(path, num_threads, is_shared=True)
     except ModelFileError as error:
@@ -38,8 +70,59 @@ def load_checked(
             f"class_names must be {', '.join(class_names)}, which are served now, unless "
             f"allow_other_classes is set; got {', '.join(predictor.class_names)}"
         )
+    if limits is not None:
+        check_seconds(predictor, limits)
+        check_memory(_memory_mb() - before_mb, limits)
     check_answers(predictor)
     return predictor
+
+
+def check_seconds(
+    predictor: Predictor, limits: ModelLimits, clock: Callable[[], float] = time.perf_counter
+) -> None:
+    """Check the time of one image, and then of a full batch; the fastest of three tries counts.
+
+    Raises:
+        ModelRefusedError: it takes too long.
+    """
+    for num_images in (1, limits.batch_size):
+        tries = (_seconds(predictor, num_images, clock) for _ in range(_NUM_TRIES))
+        fastest_s = float("inf")
+        for seconds in tries:
+            fastest_s = min(fastest_s, seconds)
+            if fastest_s <= limits.batch_s:
+                break
+        else:
+            raise ModelRefusedError(
+                f"a batch of {limits.batch_size} images may take {limits.batch_s:g} s, so that "
+                f"health checks and requests are answered in time; {num_images} took "
+                f"{fastest_s:.2g} s"
+            )
+
+
+def _seconds(predictor: Predictor, num_images: int, clock: Callable[[], float]) -> float:
+    shape = (num_images, predictor.image_size, predictor.image_size, 3)
+    images = np.zeros(shape, np.uint8)
+    started_s = clock()
+    predictor.predict(images, on_one_thread=True)
+    return clock() - started_s
+
+
+def check_memory(memory_mb: float, limits: ModelLimits) -> None:
+    """Check the memory of a loaded model, in MiB.
+
+    Raises:
+        ModelRefusedError: it takes too much.
+    """
+    if memory_mb > limits.memory_mb:
+        raise ModelRefusedError(
+            f"the model and a batch of {limits.batch_size} images may take max_model_mb "
+            f"({limits.memory_mb:g}) MiB of memory; got {memory_mb:.0f}"
+        )
+
+
+def _memory_mb() -> float:
+    return float(psutil.Process().memory_info().rss) / 2**20
 
 
 def smoke_images(image_size: int) -> Images:

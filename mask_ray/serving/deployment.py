@@ -9,7 +9,7 @@ from ray.serve.exceptions import RayServeException
 
 from mask_ray.config import MaskRayError, ServeSettings, explain
 from mask_ray.models.predictor import Predictor
-from mask_ray.models.smoke_test import ModelRefusedError, check_answers
+from mask_ray.models.smoke_test import ModelLimits, ModelRefusedError, check_answers
 from mask_ray.ray_internals import serve_http_host
 from mask_ray.serving.http.auth import Guard, Token, TokenError, tokens_of_environment
 from mask_ray.serving.http.errors import RETRY_AFTER_S
@@ -95,6 +95,18 @@ def _followed_alias(
         class_names=None if settings.allow_other_classes else class_names,
         has_challenger=settings.challenger_share > 0,
         period_s=settings.model_poll_s,
+        limits=_model_limits(settings),
+        # Long enough for one health check after the switch.
+        trial_s=settings.health_check_period_s + settings.health_check_timeout_s,
+    )
+
+
+def _model_limits(settings: ServeSettings) -> ModelLimits:
+    """Return what a version may cost: a health check waits for a batch, and is then in one."""
+    return ModelLimits(
+        batch_size=settings.max_batch_size,
+        batch_s=min(0.4 * settings.health_check_timeout_s, 0.5 * settings.request_timeout_s),
+        memory_mb=settings.max_model_mb,
     )
 
 

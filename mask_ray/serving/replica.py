@@ -86,7 +86,8 @@ class Classifier:
         # Again here: the deploy may not have known the address.
         self._guard.check_exposure(serve_http_host())
         self.metrics = _metrics_of_replica()
-        self._models = _load_models(settings, followed, self.metrics)
+        self.is_ready = True
+        self._models = _load_models(settings, followed, self.metrics, lambda: self.is_ready)
         self.metrics.serves(self.model.name, self.model.version)
         self._comparer = Comparer(self.metrics)
         # One thread for each CPU, which also bounds the memory of large images.
@@ -98,7 +99,6 @@ class Classifier:
         # Grows with each image decoded and each batch classified, for the health check.
         self._progress = 0
         self._other_work = ThreadPoolExecutor(settings.num_threads, "other")
-        self.is_ready = True
         # Objects that exist now stay. Without this, each full collection visits all objects of Ray
         # while requests wait.
         gc.collect()
@@ -306,14 +306,21 @@ def _row(outcome: Outcome, model: LoadedModel) -> Probabilities:
     return outcome
 
 
-def _load_models(settings: ServeSettings, followed: Followed | None, events: ModelEvents) -> Models:
+def _load_models(
+    settings: ServeSettings,
+    followed: Followed | None,
+    events: ModelEvents,
+    is_healthy: Callable[[], bool],
+) -> Models:
     """Load the model of the settings, or follow the alias in a thread."""
     if followed is None:
         return FixedModels(Serving(_load(settings.model_uri, settings, None)))
+    replica = serve.get_replica_context()
+    watch = RegistryWatch(replica.app_name, followed, replica.replica_id.unique_id, is_healthy)
     follower = VersionFollower(
         followed.alias,
         fallback=followed.pinned,
-        ask=RegistryWatch(serve.get_replica_context().app_name, followed).wanted,
+        ask=watch.wanted,
         load=lambda version: _load(
             f"models:/{followed.name}/{version}", settings, followed.class_names
         ),

@@ -4,6 +4,7 @@ State is an SQLite file and a folder of artifacts under `MASK_RAY_HOME`, unless
 `MLFLOW_TRACKING_URI` names a server.
 """
 
+from mask_ray.tracking.model_cache import ModelDamagedError
 from mask_ray.tracking.registry import (
     ModelNotFoundError,
     RegisteredModel,
@@ -12,15 +13,18 @@ from mask_ray.tracking.registry import (
     resolve_model,
 )
 from mask_ray.tracking.runs import Run, find_runs, name_tag, start_run, system_metrics
-from mask_ray.tracking.store import TrackingError, check_shared
+from mask_ray.tracking.store import TrackingError, UnreachableError, answer_soon, check_shared
 
 __all__ = [
+    "ModelDamagedError",
     "ModelNotFoundError",
     "RegisteredModel",
     "ResolvedModel",
     "Run",
     "TrackingError",
+    "UnreachableError",
     "aliases",
+    "answer_soon",
     "check_shared",
     "find_runs",
     "name_tag",

@@ -1,19 +1,33 @@
 """Registered models in MLflow: versions, tags, aliases, and their files on this machine."""
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from urllib.parse import unquote, urlparse
 
 import mlflow
 from mlflow import MlflowClient
+from mlflow.entities.model_registry import RegisteredModel as RegisteredModelEntity
 from mlflow.exceptions import MlflowException
 from mlflow.store.artifact.utils.models import get_model_name_and_version
 
-from mask_ray.config import MaskRayError, tracking_uri
-from mask_ray.tracking.store import connect, translate_errors
+from mask_ray.config import MaskRayError, home, tracking_uri
+from mask_ray.tracking.model_cache import ONNX_FILE, ModelCache, check_digest
+from mask_ray.tracking.store import UnreachableError, connect, is_server, translate_errors
 
-_ONNX_FILE = "model.onnx"
+# Tag of a version: SHA-256 of its ONNX file, in hex.
+DIGEST_TAG = "onnx_sha256"
+
+# Errors of MLflow that say nothing about the model.
+_NO_ANSWER = (
+    "INTERNAL_ERROR",
+    "TEMPORARILY_UNAVAILABLE",
+    "REQUEST_LIMIT_EXCEEDED",
+    "UNAUTHENTICATED",
+    "PERMISSION_DENIED",
+)
 
 
 class ModelNotFoundError(MaskRayError):
@@ -39,20 +53,25 @@ class RegisteredModel:
             self._client = MlflowClient()
 
     def tags(self) -> dict[str, str]:
-        """Return the tags of the model as a whole."""
+        """Return the tags of the model as a whole; none if there is no such model."""
         with translate_errors():
-            return dict(self._client.get_registered_model(self.name).tags)
+            found = _find(self._client, self.name)
+        return {} if found is None else dict(found.tags)
 
     def set_tag(self, key: str, value: str) -> None:
         """Set a tag of the model as a whole."""
         with translate_errors():
             self._client.set_registered_model_tag(self.name, key, value)
 
-    def has_version(self, version: str) -> bool:
-        """Return whether there is such a version."""
+    def versions(self) -> set[str]:
+        """Return the numbers of all versions that have not been deleted."""
         with translate_errors():
             found = self._client.search_model_versions(f"name = '{self.name}'")
-        return version in {str(known.version) for known in found}
+        return {str(known.version) for known in found}
+
+    def has_version(self, version: str) -> bool:
+        """Return whether there is such a version."""
+        return version in self.versions()
 
     def run_id_of(self, version: str) -> str:
         """Return the id of the run that made a version."""
@@ -79,31 +98,80 @@ class RegisteredModel:
                 self._client.set_registered_model_alias(self.name, alias, version)
 
 
-def resolve_model(uri: str) -> ResolvedModel:
+def resolve_model(uri: str, *, prefer_kept: bool = False) -> ResolvedModel:
     """Find a model's ONNX file; download it from the registry if needed.
+
+    Models of a server are kept in `models` of `home()`. The file of a version is checked against
+    the SHA-256 that was stored when it was registered.
 
     Args:
         uri: An MLflow model URI (`models:/name@alias`, `models:/name/3`, `runs:/.../model`) or
             the path of an `.onnx` file.
+        prefer_kept: Whether to use a version that is kept here without asking the server.
 
     Raises:
         ModelNotFoundError: there is none; the message names a command that makes one.
+        UnreachableError: the registry does not answer, and the version is not kept here.
+        ModelDamagedError: the file is not the one that was registered.
     """
     if ":/" not in uri or uri.startswith("file:"):
         return _model_file(Path(unquote(urlparse(uri).path)) if ":/" in uri else Path(uri))
     connect()
+    cache = ModelCache(home() / "models", tracking_uri())
+    exact = re.fullmatch(r"models:/([^/@]+)/([0-9]+)", uri)
+    if exact and prefer_kept and (kept := cache.find(exact[1], exact[2], None)):
+        return ResolvedModel(kept / ONNX_FILE, exact[1], exact[2])
     try:
-        name, version = _name_and_version(uri)
-        # By version, since the alias may move meanwhile.
-        exact_uri = uri if version is None else f"models:/{name}/{version}"
-        folder = Path(mlflow.artifacts.download_artifacts(artifact_uri=exact_uri))
-    except MlflowException as error:
-        store = tracking_uri()
-        raise ModelNotFoundError(
-            f"no model {uri} in {store} ({store.scrub(error.message)}). Make one with "
-            "`ray job submit --working-dir . -- python -m jobs.train --data DIR`, or `make demo`"
+        return _from_registry(uri, cache)
+    except (MlflowException, OSError) as error:
+        if not _is_unreachable(uri, error):
+            raise ModelNotFoundError(
+                f"no model {uri} in {tracking_uri()} ({_first_line(error)}). Make one with "
+                "`ray job submit --working-dir . -- python -m jobs.train --data DIR`, or "
+                "`make demo`"
+            ) from error
+        if exact and (kept := cache.find(exact[1], exact[2], None)):
+            return ResolvedModel(kept / ONNX_FILE, exact[1], exact[2])
+        raise UnreachableError(
+            f"the tracking store {tracking_uri()} does not answer, and {uri} is not kept on this "
+            f"machine: {_first_line(error)}"
         ) from error
-    return ResolvedModel(folder / _ONNX_FILE, name, version)
+
+
+def _from_registry(uri: str, cache: ModelCache) -> ResolvedModel:
+    name, version = _name_and_version(uri)
+    if version is None:
+        # No digest is stored with a run's model, so nothing is found again without the server.
+        fetch = partial(_downloaded, uri)
+        folder = cache.keep(uri, "unnumbered", None, fetch) if is_server() else fetch()
+        return ResolvedModel(folder / ONNX_FILE, name, None)
+    # By version, since the alias may move meanwhile.
+    exact_uri = f"models:/{name}/{version}"
+    sha256 = MlflowClient().get_model_version(name, version).tags.get(DIGEST_TAG)
+    if not is_server():
+        path = _downloaded(exact_uri) / ONNX_FILE
+        check_digest(path, sha256, exact_uri)
+        return ResolvedModel(path, name, version)
+    # Without a digest to compare with, the version is downloaded: what was kept may be another's.
+    kept = None if sha256 is None else cache.find(name, version, sha256)
+    if kept is None:
+        kept = cache.keep(name, version, sha256, partial(_downloaded, exact_uri))
+    return ResolvedModel(kept / ONNX_FILE, name, version)
+
+
+def _downloaded(uri: str, folder: Path | None = None) -> Path:
+    target = None if folder is None else str(folder)
+    return Path(mlflow.artifacts.download_artifacts(artifact_uri=uri, dst_path=target))
+
+
+def _is_unreachable(uri: str, error: MlflowException | OSError) -> bool:
+    if isinstance(error, OSError):
+        return not isinstance(error, FileNotFoundError)
+    return uri.startswith(("models:/", "runs:/")) and error.error_code in _NO_ANSWER
+
+
+def _first_line(error: Exception) -> str:
+    return tracking_uri().scrub((str(error).splitlines() or [type(error).__name__])[0])
 
 
 def aliases(name: str) -> dict[str, str]:
@@ -114,13 +182,17 @@ def aliases(name: str) -> dict[str, str]:
     """
     with translate_errors():
         connect()
-        try:
-            found = MlflowClient().get_registered_model(name).aliases
-        except MlflowException as error:
-            if error.error_code != "RESOURCE_DOES_NOT_EXIST":
-                raise
-            return {}
-    return {alias: str(version) for alias, version in found.items()}
+        found = _find(MlflowClient(), name)
+    return {} if found is None else {alias: str(v) for alias, v in found.aliases.items()}
+
+
+def _find(client: MlflowClient, name: str) -> RegisteredModelEntity | None:
+    try:
+        return client.get_registered_model(name)
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+            raise
+        return None
 
 
 def _model_file(path: Path) -> ResolvedModel:

@@ -1,5 +1,6 @@
 """Open, close and find MLflow runs; read and write their metrics, tags and artifacts."""
 
+import hashlib
 import importlib.metadata
 import json
 import logging
@@ -24,6 +25,7 @@ from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID, MLFLOW_RUN_NAME
 from numpy.typing import NDArray
 
 from mask_ray.config import CHALLENGER
+from mask_ray.tracking.registry import DIGEST_TAG
 from mask_ray.tracking.store import (
     TrackingError,
     connect,
@@ -132,6 +134,11 @@ class Run:
         with translate_errors():
             self._client.log_artifact(self.run_id, path)
 
+    def download(self, file_name: str, folder: Path) -> Path:
+        """Copy an artifact into a folder; return its path there."""
+        with translate_errors():
+            return Path(self._client.download_artifacts(self.run_id, file_name, str(folder)))
+
     def log_figure(self, figure: matplotlib.figure.Figure, file_name: str) -> None:
         """Store a figure as an artifact; the file name's ending gives the format."""
         with translate_errors():
@@ -165,9 +172,10 @@ class Run:
         Returns:
             Number of the new version.
         """
+        model = onnx.load(onnx_path)
         with translate_errors():
             info = mlflow.onnx.log_model(
-                onnx.load(onnx_path),
+                model,
                 name="model",
                 run_id=self.run_id,
                 registered_model_name=name,
@@ -181,6 +189,9 @@ class Run:
                 pip_requirements=[f"{p}=={importlib.metadata.version(p)}" for p in _MODEL_NEEDS],
             )
             version = str(info.registered_model_version)
+            # MLflow writes the parsed model, whose bytes may differ from those of `onnx_path`.
+            digest = hashlib.sha256(model.SerializeToString()).hexdigest()
+            self._client.set_model_version_tag(name, version, DIGEST_TAG, digest)
             self._client.set_registered_model_alias(name, CHALLENGER, version)
         return version
 

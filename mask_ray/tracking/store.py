@@ -16,7 +16,12 @@ class TrackingError(MaskRayError):
     """The tracking store cannot be used as configured."""
 
 
-def _is_server() -> bool:
+class UnreachableError(TrackingError):
+    """The tracking store does not answer; what it holds is unknown."""
+
+
+def is_server() -> bool:
+    """Return whether the store is a server, rather than a file on this machine."""
     return tracking_uri().partition(":")[0] in ("http", "https", "databricks")
 
 
@@ -26,7 +31,7 @@ def check_shared(num_nodes: int) -> None:
     Raises:
         TrackingError: the cluster has several nodes and the store is a local file.
     """
-    if num_nodes > 1 and not _is_server():
+    if num_nodes > 1 and not is_server():
         raise TrackingError(
             f"a cluster of {num_nodes} nodes needs a tracking server that all of them reach: "
             f"set MLFLOW_TRACKING_URI to http(s)://...; got {tracking_uri()}"
@@ -37,6 +42,8 @@ def connect() -> None:
     """Point MLflow at the store; create the folder of the local one if it is missing."""
     # MLflow's default of 7 retries takes minutes to report a server that is down.
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "4")
+    # Its default of 120 s for each try adds up to ten minutes.
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "30")
     for name in ("mlflow.store.db.utils", "mlflow.utils.uv_utils", "alembic"):
         logging.getLogger(name).setLevel(logging.WARNING)
     # It warns that `pip` is missing, as it is in environments made by uv.
@@ -53,6 +60,15 @@ def _prepare_home() -> None:
     (home() / "mlflow.db").touch(PRIVATE_FILE)
 
 
+def answer_soon() -> None:
+    """Let this process wait for the store seconds, not minutes: two tries of 5 s each.
+
+    For processes of a service, which can answer with the models that they have.
+    """
+    os.environ["MLFLOW_HTTP_REQUEST_MAX_RETRIES"] = "1"
+    os.environ["MLFLOW_HTTP_REQUEST_TIMEOUT"] = "5"
+
+
 def find_or_create_experiment(name: str) -> str:
     """Return the id of the experiment of this name."""
     experiment = mlflow.get_experiment_by_name(name)
@@ -60,7 +76,7 @@ def find_or_create_experiment(name: str) -> str:
         return str(experiment.experiment_id)
     # Without a server, MLflow's default is a folder in the working directory, which is deleted
     # after a submitted job.
-    location = None if _is_server() else (home() / "mlartifacts").as_uri()
+    location = None if is_server() else (home() / "mlartifacts").as_uri()
     return str(mlflow.create_experiment(name, artifact_location=location))
 
 

@@ -15,17 +15,19 @@ from ray.data import Dataset
 from mask_ray import data, tracking
 from mask_ray.config import SplitName, TrainSettings, home, tracking_uri
 from mask_ray.data import sources
+from mask_ray.data.file_list import FILE_LIST
+from mask_ray.evaluation import grounds
 from mask_ray.files import make_private
 from mask_ray.inspection.run import as_json, html, inspect
 from mask_ray.models import onnx_export, pretrained
 from mask_ray.progress import say
 from mask_ray.tracking import node_metrics, provenance
 from mask_ray.training import features
+from mask_ray.training.class_weights import balanced, imbalance
 from mask_ray.training.resources import Plan, plan_workers
 from mask_ray.training.resume import SETTINGS_FILE, check_resumable, locked
 from mask_ray.training.worker_config import WorkerConfig
 
-_FILE_LIST = "files.parquet"
 _DATA_REPORT = "data_report.json"
 
 
@@ -104,6 +106,9 @@ def open_job(
     sources.check(settings.data)
     if settings.test_data is not None:
         sources.check(settings.test_data)
+    if settings.reference_data is not None:
+        grounds.rememberable(settings.reference_data)
+        sources.check(settings.reference_data)
     pretrained = _open_pretrained(settings)
     check_resumable(settings)
     with (
@@ -122,6 +127,9 @@ def open_job(
             # Decode all splits now, while the processes that decode are still warm.
             splits = {name: images.split(name) for name in data.SPLITS}
         _log_data(tracked, images)
+        is_weighted = settings.class_weights == "balanced"
+        if unequal := imbalance(images.summary.counts["train"], is_weighted):
+            say(unequal)
         _say_what_differs(tracked, settings)
         if settings.data_report and images.kept and not tracked.has_file(_DATA_REPORT):
             _log_inspection(tracked, settings)
@@ -131,7 +139,7 @@ def open_job(
 def _load(tracked: tracking.Run, settings: TrainSettings, plan: Plan) -> data.ImageData:
     """Read the images and log the list of their files."""
     with TemporaryDirectory() as folder:
-        files = Path(folder, _FILE_LIST)
+        files = Path(folder, FILE_LIST)
         images = data.load(settings, settings.image_size, task_cpus=plan.task_cpus, file_list=files)
         tracked.log_file(files)
     return images
@@ -214,15 +222,19 @@ def worker_config(settings: TrainSettings, job: Job, storage: Path) -> WorkerCon
         job: The run, with its images.
         storage: Folder on shared storage for checkpoints.
     """
+    class_names, counts = job.images.class_names, job.images.summary.counts["train"]
+    is_balanced = settings.class_weights == "balanced"
+    weights = balanced(counts, class_names) if is_balanced else None
     return WorkerConfig(
         settings=settings,
-        class_names=job.images.class_names,
-        num_train=job.images.summary.counts["train"].total(),
+        class_names=class_names,
+        num_train=counts.total(),
         run_id=job.tracked.run_id,
         tracking_uri=tracking_uri().full,
         storage=storage,
         weights=job.pretrained and job.pretrained.weights,
         tensorboard=make_private(home() / "tensorboard") if settings.tensorboard else None,
+        class_weights=weights,
     )
 
 

@@ -5,6 +5,7 @@ unchanged under `mask_ray.horovod` on Ray Train V2 and under `ray.train.horovod`
 """
 
 import logging
+import math
 import os
 import tempfile
 import time
@@ -34,6 +35,7 @@ from mask_ray.progress import Progress, say
 from mask_ray.training import checkpoints
 from mask_ray.training.batches import Batches, FeatureBatches, ImageBatches
 from mask_ray.training.devices import use_devices
+from mask_ray.training.loss import loss_of
 from mask_ray.training.schedule import Phase, Position, phases_of, schedule_of
 from mask_ray.training.steps import compiled_steps
 from mask_ray.training.tensorboard import EventFiles
@@ -50,6 +52,10 @@ class ShardError(MaskRayError):
     """A worker has fewer rows than the others, which would wait for it without end."""
 
 
+class DivergedError(MaskRayError):
+    """The loss is NaN or infinite, so the run cannot end in a useful model."""
+
+
 def train(config: WorkerConfig, around_epoch: AroundEpoch = nullcontext) -> None:
     """Train, report to MLflow and Ray Train, and resume from the last checkpoint if there is one.
 
@@ -62,6 +68,7 @@ def train(config: WorkerConfig, around_epoch: AroundEpoch = nullcontext) -> None
 
     Raises:
         ShardError: this worker has fewer training images than the others.
+        DivergedError: the loss is not finite. Raised by all workers, at the same step.
         checkpoints.CheckpointError: a checkpoint cannot be written or read.
     """
     settings = config.settings
@@ -147,7 +154,7 @@ class _RunningPhase:
         self.trained = _trained_in(self.phase, settings, model)
         self.trained.compile(
             optimizer=_optimizer(self.phase, settings, self._num_steps),
-            loss="sparse_categorical_crossentropy",
+            loss=loss_of(config.class_weights),
             metrics=["accuracy"],
             jit_compile=False,
         )
@@ -169,7 +176,8 @@ class _RunningPhase:
                     f"the images of worker {hvd.rank()} ended after {step} of "
                     f"{self._num_steps} steps of epoch {epoch + 1}"
                 )
-            self._train_step(*batch)
+            if not self._train_step(*batch):
+                raise _diverged(f"step {step + 1} of {self._num_steps} of epoch {epoch + 1}")
             progress.add(len(batch[1]))
         metrics = global_metrics(self.trained)
         average_batch_statistics(self.trained)
@@ -190,6 +198,13 @@ class _RunningPhase:
     def return_to_best(self) -> None:
         """Set the weights of the best epoch."""
         self.trained.set_weights(self.best)
+
+
+def _diverged(where: str) -> DivergedError:
+    return DivergedError(
+        f"the loss is not finite (NaN or infinity) at {where}, so training stops and no model is "
+        "registered. Try a lower learning_rate or finetune_learning_rate, or more warmup_epochs"
+    )
 
 
 def _open_batches(phase: Phase, config: WorkerConfig) -> Batches:
@@ -288,6 +303,8 @@ class _Session:
             metrics = current.train_epoch(title, position.epoch)
         train_s = time.perf_counter() - started
         metrics |= current.validate()
+        if not math.isfinite(metrics["val_loss"]):
+            raise _diverged(f"the validation after epoch {position.epoch + 1}")
         metrics |= {
             "epoch_seconds": time.perf_counter() - started,
             "images_per_second": current.num_images * hvd.size() / train_s,

@@ -9,11 +9,16 @@ import numpy as np
 import tensorflow as tf
 from numpy.typing import NDArray
 
-# Takes a batch and its labels; changes the model's weights or metrics.
-Step = Callable[[NDArray[Any], NDArray[np.int64]], None]
+from mask_ray.horovod.keras import any_worker
+
+# Takes a batch and its labels; changes the model's weights and metrics. Returns whether the loss
+# was finite on all workers.
+TrainStep = Callable[[NDArray[Any], NDArray[np.int64]], tf.Tensor]
+# Takes a batch and its labels; changes the model's metrics.
+TestStep = Callable[[NDArray[Any], NDArray[np.int64]], None]
 
 
-def compiled_steps(model: keras.Model) -> tuple[Step, Step]:
+def compiled_steps(model: keras.Model) -> tuple[TrainStep, TestStep]:
     """Return the training and the test step of a compiled model."""
     shape, dtype = model.input_shape[1:], model.input.dtype
     # Metrics create their variables on first use. Without this call that would happen inside a
@@ -21,8 +26,10 @@ def compiled_steps(model: keras.Model) -> tuple[Step, Step]:
     model.test_step((np.zeros((1, *shape), dtype), np.zeros(1, np.int64)))
     signature = [tf.TensorSpec((None, *shape), dtype), tf.TensorSpec((None,), tf.int64)]
 
-    def train_step(batch: tf.Tensor, label: tf.Tensor) -> None:
-        model.train_step((batch, label))
+    def train_step(batch: tf.Tensor, label: tf.Tensor) -> tf.Tensor:
+        # The mean over the steps since the last reset: not finite from the first such loss on.
+        loss = model.train_step((batch, label))["loss"]
+        return tf.logical_not(any_worker(tf.logical_not(tf.math.is_finite(loss))))
 
     def test_step(batch: tf.Tensor, label: tf.Tensor) -> None:
         model.test_step((batch, label))

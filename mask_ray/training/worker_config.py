@@ -23,6 +23,7 @@ class WorkerConfig:
         epoch: Actor from `batches.start_epoch_actor`; None if no images stream to the workers.
         tensorboard: Folder of event files; None to write none.
         export: Whether the last checkpoint also holds the model as Keras and ONNX files.
+        class_weights: Weight of each class in the loss; None for no weights.
         num_threads: Threads of each worker; None for an equal share of its node's cores.
     """
 
@@ -38,4 +39,5 @@ class WorkerConfig:
     epoch: Any = None
     tensorboard: Path | None = None
     export: bool = True
+    class_weights: tuple[float, ...] | None = None
     num_threads: int | None = None

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from mask_ray.config import CHALLENGER, MaskRayError
 from mask_ray.models.smoke_test import ModelRefusedError
 from mask_ray.serving.versions.events import Refusal
+from mask_ray.serving.versions.rollout import Rollout
 
 # Longest wait before a version that could not be fetched is tried again. The waits double.
 _MAX_RETRY_S = 3600.0
@@ -55,6 +56,7 @@ class AliasWatch:
         vet: Raises ModelRefusedError for a version that must not be served, and another
             MaskRayError if it could not be tried.
         max_age_s: How long to use a result of `read_aliases`, in seconds.
+        trial_s: How long one replica serves a new champion before the others do; 0: no trial.
         clock: Returns seconds.
     """
 
@@ -67,6 +69,7 @@ class AliasWatch:
         read_aliases: Callable[[], Mapping[str, str]],
         vet: Callable[[str], None],
         max_age_s: float,
+        trial_s: float = 0,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._alias = alias
@@ -80,13 +83,18 @@ class AliasWatch:
         self._served: dict[str, str] = {}
         self._refusals: dict[str, Refusal] = {}
         self._retries: dict[str, _Retry] = {}
+        self._rollout = Rollout(trial_s)
 
-    def wanted(self, serving: str | None) -> Wanted:
+    def wanted(
+        self, serving: str | None, replica: str | None = None, is_healthy: bool = True
+    ) -> Wanted:
         """Return the versions that a replica should serve.
 
         Args:
             serving: Version of the replica's champion; None: it has just started. A watch that
                 replaces a lost one starts from this version.
+            replica: Id of the replica; None: it takes no part in trials.
+            is_healthy: Whether the replica's last health check succeeded.
         """
         if serving is not None:
             self._served.setdefault(self._alias, serving)
@@ -94,8 +102,14 @@ class AliasWatch:
         if self._read_at is None or now - self._read_at >= self._max_age_s:
             self._read_at = now
             self._read()
+        champion = self._served.get(self._alias, self._fallback)
+        outcome = self._rollout.hear(replica, serving, is_healthy, champion, now)
+        if outcome is not None:
+            champion = self._served[self._alias] = outcome.champion
+        if outcome is not None and outcome.refused is not None:
+            self._refuse(self._alias, *outcome.refused)
         return Wanted(
-            champion=self._served.get(self._alias, self._fallback),
+            champion=self._rollout.version_for(replica) or champion,
             challenger=self._served.get(CHALLENGER) if CHALLENGER in self._followed else None,
             refusals=tuple(self._refusals.values()),
         )
@@ -114,6 +128,8 @@ class AliasWatch:
         if refusal is not None and refusal.version == version:
             return
         self._refusals.pop(alias, None)
+        if alias == self._alias and self._rollout.is_trying(version):
+            return
         if alias in self._retries and self._retries[alias].version != version:
             del self._retries[alias]
         if version is None:
@@ -124,23 +140,32 @@ class AliasWatch:
         known = self._fallback if alias == self._alias else None
         if version == self._served.get(alias, known):
             self._served[alias] = version
+            if alias == self._alias:
+                self._rollout.cancel()
             return
         self._try(alias, version)
 
     def _try(self, alias: str, version: str) -> None:
+        if (reason := self._rollout.failed.get(version)) is not None:
+            self._refuse(alias, version, reason)
+            return
         retry = self._retries.get(alias, _Retry(version, after=0, wait_s=self._max_age_s))
         if self._clock() < retry.after:
             return
         try:
             self._vet(version)
         except ModelRefusedError as error:
-            self._refusals[alias] = Refusal(alias, version, str(error))
-            logger.error("version %s, now %s, is rejected: %s", version, alias, error)
+            self._refuse(alias, version, str(error))
         except MaskRayError as error:
             logger.warning("version %s cannot be fetched yet: %s", version, error)
             wait_s = min(2 * retry.wait_s, _MAX_RETRY_S)
             self._retries[alias] = _Retry(version, self._clock() + wait_s, wait_s)
             return
         else:
-            self._served[alias] = version
+            if alias != self._alias or not self._rollout.start(version):
+                self._served[alias] = version
         self._retries.pop(alias, None)
+
+    def _refuse(self, alias: str, version: str, reason: str) -> None:
+        self._refusals[alias] = Refusal(alias, version, reason)
+        logger.error("version %s, now %s, is rejected: %s", version, alias, reason)

@@ -8,7 +8,7 @@ that crashes its process harms nothing else.
 import hashlib
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import astuple, dataclass
 from pathlib import Path
 from typing import Any
@@ -18,12 +18,14 @@ from ray.exceptions import GetTimeoutError, RayActorError, WorkerCrashedError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from mask_ray.config import MaskRayError
-from mask_ray.models.smoke_test import ModelRefusedError, load_checked
+from mask_ray.models.smoke_test import ModelLimits, ModelRefusedError, load_checked
 from mask_ray.serving.versions.alias_watch import AliasWatch, Wanted
 
 _NAMESPACE = "mask_ray"
 # Importing MLflow, fetching a model and a few predictions take seconds.
 _VET_TIMEOUT_S = 120.0
+# A model of some megabytes, from a registry that answers.
+_RESOLVE_TIMEOUT_S = 90.0
 _ASK_TIMEOUT_S = _VET_TIMEOUT_S + 30
 # The actor is detached: no process ends it, so it ends itself when no replica asks.
 _MIN_IDLE_S = 60.0
@@ -40,6 +42,8 @@ class Followed:
         class_names: Class names that every version must have; None: any.
         has_challenger: Whether to follow the alias `challenger` too.
         period_s: How often to check the aliases, in seconds.
+        limits: What a version may cost.
+        trial_s: How long the first replica serves a version before the others do, in seconds.
     """
 
     name: str
@@ -48,15 +52,27 @@ class Followed:
     class_names: tuple[str, ...] | None
     has_challenger: bool
     period_s: float
+    limits: ModelLimits
+    trial_s: float
 
 
 class RegistryWatch:
     """Handle of an application's actor in a replica.
 
     The first replica that asks starts the actor; it is started again if it is lost.
+
+    Args:
+        app_name: Name of the application.
+        followed: Alias that it follows.
+        replica: Id of the replica.
+        is_healthy: Returns whether the replica's last health check succeeded.
     """
 
-    def __init__(self, app_name: str, followed: Followed) -> None:
+    def __init__(
+        self, app_name: str, followed: Followed, replica: str, is_healthy: Callable[[], bool]
+    ) -> None:
+        self._replica = replica
+        self._is_healthy = is_healthy
         digest = hashlib.blake2b(repr(astuple(followed)).encode(), digest_size=6).hexdigest()
         self._name = f"mask_ray:{app_name}:{digest}"
         self._followed = followed
@@ -79,7 +95,8 @@ class RegistryWatch:
             ).remote(self._followed)
         try:
             # Not ray.get, which logs a warning in an async actor such as a replica.
-            wanted: Wanted = self._actor.wanted.remote(serving).future().result(_ASK_TIMEOUT_S)
+            asked = self._actor.wanted.remote(serving, self._replica, self._is_healthy())
+            wanted: Wanted = asked.future().result(_ASK_TIMEOUT_S)
         except (RayActorError, TimeoutError) as error:
             self._actor = None
             raise MaskRayError("the actor that reads the registry does not answer") from error
@@ -98,11 +115,12 @@ class _Watch:
             vet=self._vet,
             # Replicas ask once a period, at different times.
             max_age_s=followed.period_s / 2,
+            trial_s=followed.trial_s,
         )
         threading.Thread(target=self._end_when_idle, name="idle", daemon=True).start()
 
-    def wanted(self, serving: str | None) -> Wanted:
-        wanted = self._versions.wanted(serving)
+    def wanted(self, serving: str | None, replica: str, is_healthy: bool) -> Wanted:
+        wanted = self._versions.wanted(serving, replica, is_healthy)
         self._asked_at = time.monotonic()
         return wanted
 
@@ -110,10 +128,12 @@ class _Watch:
         # Imported late: replicas import this module, and do not need MLflow.
         from mask_ray import tracking
 
+        tracking.answer_soon()
         return tracking.aliases(self._followed.name)
 
     def _vet(self, version: str) -> None:
-        vet(f"models:/{self._followed.name}/{version}", self._followed.class_names)
+        followed = self._followed
+        vet(f"models:/{followed.name}/{version}", followed.class_names, followed.limits)
 
     def _end_when_idle(self) -> None:
         longest_s = max(_MIN_IDLE_S, 10 * self._followed.period_s) + _ASK_TIMEOUT_S
@@ -122,14 +142,14 @@ class _Watch:
         ray.kill(ray.get_runtime_context().current_actor)
 
 
-def vet(uri: str, class_names: tuple[str, ...] | None) -> None:
+def vet(uri: str, class_names: tuple[str, ...] | None, limits: ModelLimits | None = None) -> None:
     """Load a model and classify a few images, in a process of its own.
 
     Raises:
         ModelRefusedError: it must not be served, or its process dies or hangs.
         MaskRayError: the registry does not answer, or there is no such model.
     """
-    task = _vet.remote(uri, class_names)
+    task = _vet.remote(uri, class_names, limits)
     try:
         outcome, message = ray.get(task, timeout=_VET_TIMEOUT_S)
     except WorkerCrashedError:
@@ -144,11 +164,15 @@ def vet(uri: str, class_names: tuple[str, ...] | None) -> None:
 
 
 @ray.remote(num_cpus=0, max_calls=1, max_retries=0)
-def _vet(uri: str, class_names: tuple[str, ...] | None) -> tuple[str, str]:
+def _vet(
+    uri: str, class_names: tuple[str, ...] | None, limits: ModelLimits | None
+) -> tuple[str, str]:
     from mask_ray import tracking
 
+    tracking.answer_soon()
     try:
-        load_checked(tracking.resolve_model(uri).path, class_names=class_names)
+        path = tracking.resolve_model(uri).path
+        load_checked(path, class_names=class_names, limits=limits)
     except ModelRefusedError as error:
         return "refused", str(error)
     except Exception as error:
@@ -160,13 +184,22 @@ def _vet(uri: str, class_names: tuple[str, ...] | None) -> tuple[str, str]:
 def resolve_here(uri: str) -> tuple[Path, str, str | None]:
     """Find path (on this node), name and version of a model, in a process of its own.
 
+    A version that is kept on this machine is found without the registry, so replicas start and
+    scale while it is away.
+
     Raises:
         tracking.ModelNotFoundError: there is no such model.
+        tracking.UnreachableError: the registry does not answer, and the model is not kept here.
+        MaskRayError: finding it took too long.
     """
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     resolved = _resolve.options(scheduling_strategy=here).remote(uri)
-    # Not ray.get, which logs a warning in an async actor such as a replica.
-    path, name, version = resolved.future().result()
+    try:
+        # Not ray.get, which logs a warning in an async actor such as a replica.
+        path, name, version = resolved.future().result(_RESOLVE_TIMEOUT_S)
+    except TimeoutError:
+        ray.cancel(resolved, force=True)
+        raise MaskRayError(f"finding {uri} took over {_RESOLVE_TIMEOUT_S:g} s") from None
     return Path(path), name, version
 
 
@@ -174,6 +207,7 @@ def resolve_here(uri: str) -> tuple[Path, str, str | None]:
 def _resolve(uri: str) -> tuple[str, str, str | None]:
     from mask_ray import tracking
 
-    resolved = tracking.resolve_model(uri)
+    tracking.answer_soon()
+    resolved = tracking.resolve_model(uri, prefer_kept=True)
     # Plain values: unpickling a ResolvedModel would import MLflow in the replica.
     return str(resolved.path), resolved.name, resolved.version

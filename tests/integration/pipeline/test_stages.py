@@ -18,6 +18,7 @@ from mask_ray.config import DEFAULT_MODEL_NAME as NAME
 from mask_ray.config import tracking_uri
 from mask_ray.demo import free_port
 from mask_ray.evaluation import promotion
+from mask_ray.evaluation.champion_history import ChampionHistory
 from tests.support.project import ROOT
 from tests.support.ray_jobs import run_here
 
@@ -85,7 +86,8 @@ def test_each_stage_is_done_once_and_what_it_made_is_served(
     assert versions[0].tags["promotion.decision"] == "promoted"
     assert json.loads(versions[0].tags["promotion.challenger"])["version"] == "1"
     assert tracking.aliases(NAME) == {"champion": "1"}
-    assert json.loads(tracking.RegisteredModel(NAME).tags()["champions"]) == ["1"]
+    history = ChampionHistory(tracking.RegisteredModel(NAME)).entries()
+    assert [(entry.event, entry.version) for entry in history] == [("promoted", "1")]
 
     assert (finished["promoted"], finished["served_version"]) == (True, "1")
     assert httpx.get(f"{url}/healthz").json()["model"] == {"name": NAME, "version": "1"}

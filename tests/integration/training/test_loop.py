@@ -2,6 +2,7 @@
 
 from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -103,6 +104,53 @@ def test_every_epoch_has_a_checkpoint_if_none_need_wait(home: Path, tmp_path: Pa
     fit(settings, home, callbacks=[CountReports()])
     lines = reports.read_text().splitlines()
     assert lines == ["1 True", "2 True", "3 True", "3 True"]
+
+
+@pytest.mark.usefixtures("ray_local", "store")
+@pytest.mark.parametrize("num_workers", [1, 2])
+def test_training_ends_at_the_first_loss_that_is_not_finite(home: Path, num_workers: int) -> None:
+    """All workers end at once, without a restart, though one alone had the bad batch."""
+
+    # Defined here, it travels by value: workers cannot import this module.
+    def train_on_a_bad_batch(config: WorkerConfig) -> None:
+        from mask_ray.training import loop
+
+        patched: Any = loop
+        if ray.train.get_context().get_world_rank() == 0:
+            compiled_steps = patched.compiled_steps
+
+            def with_bad_weights(model: Any) -> Any:
+                train_step, test_step = compiled_steps(model)
+                calls: list[None] = []
+
+                def step(*batch: Any) -> Any:
+                    calls.append(None)
+                    if len(calls) == 2:
+                        bad = [weight * float("nan") for weight in model.get_weights()]
+                        model.set_weights(bad)
+                    return train_step(*batch)
+
+                return step, test_step
+
+            patched.compiled_steps = with_bad_weights
+        loop.train(config)
+
+    settings = small(num_workers=num_workers, finetune_epochs=2)
+    with pytest.raises(loop.DivergedError, match=r"not finite .* at step 2 of \d of epoch 1"):
+        fit(settings, home, loop=train_on_a_bad_batch)
+
+
+def test_workers_get_the_weights_of_all_training_images(home: Path) -> None:
+    counts: dict[Any, Counter[str]] = {"train": Counter(a=30, b=10)}
+    nothing: Any = None
+    images = data.ImageData(
+        lambda splits: nothing, ["a", "b"], data.Summary(counts, "", {}), kept=True
+    )
+    run: Any = SimpleNamespace(run_id="r")
+    job = Job(run, nothing, images, {}, None)
+    given = TrainSettings(data="photos", class_weights="balanced", num_workers=2)
+    assert worker_config(given, job, home).class_weights == pytest.approx((2 / 3, 2))
+    assert worker_config(TrainSettings(data="photos"), job, home).class_weights is None
 
 
 def small(**given: Any) -> TrainSettings:

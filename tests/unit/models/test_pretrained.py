@@ -1,5 +1,6 @@
 """Where the backbone's weights are looked for, and what is said when they are not there."""
 
+import hashlib
 import re
 import sys
 from pathlib import Path
@@ -8,7 +9,7 @@ from typing import Any, NoReturn
 
 import pytest
 
-from mask_ray.models import pretrained
+from mask_ray.models import mobilenet, pretrained
 from mask_ray.models.pretrained import WeightsError
 
 IMAGENET = "mobilenet_v2_weights_tf_dim_ordering_tf_kernels_{alpha}_224_no_top.h5"
@@ -58,12 +59,33 @@ def test_a_missing_file_is_told_what_is_allowed(given: str) -> None:
 
 @pytest.mark.parametrize(("alpha", "written"), [(1.0, "1.0"), (1, "1.0"), (0.35, "0.35")])
 def test_imagenet_weights_that_keras_has_are_not_downloaded(
-    keras_home: Path, download: list[Any], alpha: float, written: str
+    keras_home: Path,
+    download: list[Any],
+    monkeypatch: pytest.MonkeyPatch,
+    alpha: float,
+    written: str,
 ) -> None:
     path = keras_home / "models" / IMAGENET.format(alpha=written)
-    path.touch()
+    path.write_bytes(b"weights")
+    digest = hashlib.sha256(b"weights").hexdigest()
+    monkeypatch.setitem(mobilenet.WEIGHTS_SHA256, path.name, digest)
     assert pretrained.find("imagenet", alpha) == path
     assert download == []
+
+
+def test_imagenet_weights_of_another_digest_are_rejected(
+    keras_home: Path, download: list[Any]
+) -> None:
+    path = keras_home / "models" / IMAGENET.format(alpha="1.0")
+    path.write_bytes(b"not ImageNet's")
+    with pytest.raises(WeightsError, match=re.escape(f"{path} must have the SHA-256 e2517ab4fb")):
+        pretrained.find("imagenet", alpha=1.0)
+
+
+def test_the_pinned_digest_is_that_of_the_file(shared: Path) -> None:
+    (path,) = (shared / "weights").glob("*.h5")
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    assert mobilenet.WEIGHTS_SHA256[path.name] == digest
 
 
 def test_imagenet_weights_are_fetched_from_where_keras_does(

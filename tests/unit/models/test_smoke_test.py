@@ -1,12 +1,21 @@
 """Models that must not be served, and what is said of them."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from mask_ray.models.predictor import Predictor
-from mask_ray.models.smoke_test import ModelRefusedError, check_answers, load_checked, smoke_images
+from mask_ray.models.smoke_test import (
+    ModelLimits,
+    ModelRefusedError,
+    check_answers,
+    check_memory,
+    check_seconds,
+    load_checked,
+    smoke_images,
+)
 from tests.support.onnx_files import CLASS_NAMES, IMAGE_SIZE, write_classifier
 
 
@@ -78,3 +87,42 @@ def test_smoke_images_are_the_same_every_time_and_differ_from_each_other() -> No
     assert images.shape == (4, IMAGE_SIZE, IMAGE_SIZE, 3)
     assert np.array_equal(images, smoke_images(IMAGE_SIZE))
     assert len({image.tobytes() for image in images}) == 4
+
+
+def clock_of(*seconds: float) -> Callable[[], float]:
+    """A clock by which the tries take these times, one after the other."""
+    times = iter([time for taken in seconds for time in (0.0, taken)])
+    return lambda: next(times)
+
+
+@pytest.mark.parametrize(
+    "seconds",
+    [(0.1, 1.9), (9.0, 0.1, 1.9), (0.1, 9.0, 9.0, 2.0)],
+    ids=["fast", "one image delayed", "the batch delayed twice"],
+)
+def test_a_model_in_time_is_admitted(tmp_path: Path, seconds: tuple[float, ...]) -> None:
+    predictor = Predictor(write_classifier(tmp_path / "tiny.onnx"))
+    check_seconds(predictor, ModelLimits(8, 2, 100), clock_of(*seconds))
+
+
+@pytest.mark.parametrize(
+    ("seconds", "reason"),
+    [((6.0, 6.1, 6.2), "1 took 6 s"), ((0.5, 4.1, 4.0, 4.2), "8 took 4 s")],
+)
+def test_a_slow_model_is_refused(tmp_path: Path, seconds: tuple[float, ...], reason: str) -> None:
+    predictor = Predictor(write_classifier(tmp_path / "tiny.onnx"))
+    with pytest.raises(ModelRefusedError, match=f"batch of 8 images may take 2 s.*; {reason}"):
+        check_seconds(predictor, ModelLimits(8, 2, 100), clock_of(*seconds))
+
+
+def test_a_large_model_is_refused() -> None:
+    check_memory(100, ModelLimits(8, 2, 100))
+    with pytest.raises(ModelRefusedError, match=r"max_model_mb \(100\) MiB of memory; got 101"):
+        check_memory(101, ModelLimits(8, 2, 100))
+
+
+def test_limits_are_checked_when_a_model_is_loaded(tmp_path: Path) -> None:
+    path = write_classifier(tmp_path / "tiny.onnx")
+    load_checked(path, limits=ModelLimits(2, 3600, 10**6))
+    with pytest.raises(ModelRefusedError, match="may take 0 s"):
+        load_checked(path, limits=ModelLimits(2, 0, 10**6))

@@ -1,5 +1,6 @@
 """Models in a real MLflow registry: what is kept with them, and how they are found."""
 
+import hashlib
 import shutil
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -8,6 +9,7 @@ import mlflow
 import numpy as np
 import pytest
 from mlflow import MlflowClient
+from mlflow.exceptions import MlflowException
 
 from mask_ray import tracking
 from mask_ray.config import tracking_uri
@@ -152,3 +154,85 @@ def test_a_missing_file_is_told_what_is_allowed(uri: str, working_directory: Pat
         "model_uri must be an MLflow model URI (models:/name@alias) or an .onnx file; "
         f"there is no file {working_directory / uri}"
     )
+
+
+def test_a_version_has_the_digest_of_its_file(in_registry: Registry) -> None:
+    path = resolve_model(f"models:/{NAME}/2").path
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    assert tracking.RegisteredModel(NAME).version_tags("2")["onnx_sha256"] == digest
+
+
+@pytest.fixture
+def own_registry(
+    registry: Registry, home: Path, store: None, monkeypatch: pytest.MonkeyPatch
+) -> Path:
+    """The same versions, in a store that the test may change, and that counts as a server."""
+    shutil.copy(registry.home / "mlflow.db", home)
+    monkeypatch.setattr("mask_ray.tracking.registry.is_server", lambda: True)
+    return home
+
+
+def test_a_file_that_is_not_the_registered_one_is_rejected(own_registry: Path) -> None:
+    MlflowClient().set_model_version_tag(NAME, "2", "onnx_sha256", "0" * 64)
+    with pytest.raises(tracking.ModelDamagedError, match=f"the file of models:/{NAME}/2 must"):
+        resolve_model(f"models:/{NAME}/2")
+    assert not list((own_registry / "models").rglob("*.onnx"))
+
+
+def test_a_file_that_has_changed_where_it_is_stored_is_rejected(
+    own_registry: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mask_ray.tracking.registry.is_server", lambda: False)
+    MlflowClient().set_model_version_tag(NAME, "2", "onnx_sha256", "0" * 64)
+    with pytest.raises(tracking.ModelDamagedError):
+        resolve_model(f"models:/{NAME}/2")
+
+
+class Away:
+    """A registry that does not answer, and counts who asks."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.asked = 0
+        monkeypatch.setattr(MlflowClient, "get_model_version", self._fail)
+        monkeypatch.setattr(MlflowClient, "get_model_version_by_alias", self._fail)
+
+    def _fail(self, *given: Any) -> Any:
+        self.asked += 1
+        raise MlflowException("API request failed with exception Connection refused")
+
+
+def test_a_kept_version_is_found_while_the_registry_is_away(
+    own_registry: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept = resolve_model(f"models:/{NAME}@champion")
+    assert (own_registry / "models") in kept.path.parents
+    away = Away(monkeypatch)
+
+    assert resolve_model(f"models:/{NAME}/2", prefer_kept=True) == kept
+    assert away.asked == 0
+    assert resolve_model(f"models:/{NAME}/2") == kept
+    assert away.asked == 1
+
+
+def test_an_unreachable_registry_is_told_apart_from_an_absent_model(
+    own_registry: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(ModelNotFoundError, match=f"no model models:/{NAME}/99"):
+        resolve_model(f"models:/{NAME}/99")
+    Away(monkeypatch)
+    for uri in (f"models:/{NAME}/1", f"models:/{NAME}@champion"):
+        with pytest.raises(tracking.UnreachableError) as told:
+            resolve_model(uri)
+        assert f"does not answer, and {uri} is not kept on this machine" in str(told.value)
+        assert "no model" not in str(told.value)
+
+
+def test_a_download_leaves_nothing_but_the_kept_model(
+    own_registry: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    temporary = tmp_path / "temporary"
+    temporary.mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(temporary))
+    kept = resolve_model(f"models:/{NAME}/2").path
+    assert list(temporary.iterdir()) == []
+    assert [path.name for path in kept.parent.parent.iterdir()] == [kept.parent.name]

@@ -1,0 +1,137 @@
+"""Rolls a new champion out: to one replica first, then to all, and back if health checks fail.
+
+No Ray and no registry here.
+"""
+
+from dataclasses import dataclass
+
+# The first replica must have loaded and served a version within this many trials, or it is lost.
+_MOST_TRIALS = 3
+# One replica may be lost for other reasons, such as fewer requests.
+_MOST_LOST = 2
+# For this many trials after a switch, a failing health check is blamed on the new version.
+_BLAMED_TRIALS = 6
+
+
+@dataclass
+class _Trial:
+    version: str
+    replica: str | None = None
+    given_at: float = 0
+    served_since: float | None = None
+    num_lost: int = 0
+
+
+@dataclass(frozen=True)
+class _Switch:
+    before: str
+    at: float
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """The end of a trial or a switch.
+
+    Args:
+        champion: Version that all replicas should serve from now on.
+        refused: Version that is not served any more, and why; None if it is the champion.
+    """
+
+    champion: str
+    refused: tuple[str, str] | None = None
+
+
+class Rollout:
+    """State of the champion's last change.
+
+    Args:
+        trial_s: How long one replica serves a version before the others do; 0: no trial.
+    """
+
+    def __init__(self, trial_s: float) -> None:
+        self._trial_s = trial_s
+        self._trial: _Trial | None = None
+        self._switch: _Switch | None = None
+        # When each replica reported last.
+        self._heard: dict[str, float] = {}
+        # Reasons of versions that failed their health checks, which are never tried again.
+        self.failed: dict[str, str] = {}
+
+    def start(self, version: str) -> bool:
+        """Start the trial of a version; return False if there are no trials."""
+        if not self._trial_s:
+            return False
+        self._trial, self._switch = _Trial(version), None
+        return True
+
+    def is_trying(self, version: str | None) -> bool:
+        """Return whether this version is on trial."""
+        return self._trial is not None and self._trial.version == version
+
+    def cancel(self) -> None:
+        """End a trial without an outcome, because the alias has moved on."""
+        self._trial = None
+
+    def version_for(self, replica: str | None) -> str | None:
+        """Return the version that this replica tries, or None if it tries none."""
+        trial = self._trial
+        is_first = trial is not None and replica is not None and trial.replica == replica
+        return trial.version if trial is not None and is_first else None
+
+    def hear(
+        self, replica: str | None, serving: str | None, is_healthy: bool, champion: str, now: float
+    ) -> Outcome | None:
+        """Take in what a replica reports; return the outcome if that ends a trial or a switch.
+
+        Args:
+            replica: Id of the replica.
+            serving: Version that it serves; None: it has just started.
+            is_healthy: Whether its last health check succeeded.
+            champion: Version that the replicas should serve, except the one of the trial.
+            now: Seconds of a clock.
+        """
+        if replica is not None:
+            self._heard[replica] = now
+        if self._trial is None:
+            return self._hear_after_switch(serving, is_healthy, champion, now)
+        trial = self._trial
+        if trial.replica is None:
+            # The first healthy one that runs already, so that one that cannot start is not blamed.
+            if replica is not None and serving is not None and is_healthy:
+                trial.replica, trial.given_at = replica, now
+            return None
+        if replica is not None and trial.replica == replica and serving == trial.version:
+            if not is_healthy:
+                reason = "the first replica with it failed its health check"
+                return self._refuse(trial.version, champion, reason)
+            trial.served_since = now if trial.served_since is None else trial.served_since
+            # A replica that is alone has nothing to wait for.
+            if now - trial.served_since >= self._trial_s or self._is_alone(replica, now):
+                self._trial, self._switch = None, _Switch(champion, now)
+                return Outcome(trial.version)
+        elif now - trial.given_at > _MOST_TRIALS * self._trial_s:
+            trial.replica, trial.served_since = None, None
+            trial.num_lost += 1
+            if trial.num_lost == _MOST_LOST:
+                reason = f"{_MOST_LOST} replicas were lost or did not load it before others had it"
+                return self._refuse(trial.version, champion, reason)
+        return None
+
+    def _is_alone(self, replica: str, now: float) -> bool:
+        recent = now - _MOST_TRIALS * self._trial_s
+        return all(other == replica or at < recent for other, at in self._heard.items())
+
+    def _hear_after_switch(
+        self, serving: str | None, is_healthy: bool, champion: str, now: float
+    ) -> Outcome | None:
+        switch = self._switch
+        if switch is None or is_healthy or serving != champion:
+            return None
+        if now - switch.at > _BLAMED_TRIALS * self._trial_s:
+            return None
+        return self._refuse(champion, switch.before, "a replica with it failed its health check")
+
+    def _refuse(self, version: str, champion: str, reason: str) -> Outcome:
+        self.failed[version] = reason
+        self._trial = self._switch = None
+        return Outcome(champion, (version, reason))
