@@ -7,12 +7,13 @@ threads may decode at once.
 
 import io
 import re
-import struct
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import ExifTags, Image
+from PIL import Image
 from PIL.BmpImagePlugin import BmpImageFile
 from PIL.GifImagePlugin import GifImageFile
 from PIL.ImageFile import ImageFile
@@ -21,6 +22,14 @@ from PIL.PngImagePlugin import PngImageFile
 from PIL.WebPImagePlugin import WebPImageFile
 
 from mask_ray.config import IMAGE_FORMATS, ImageLimits
+from mask_ray.images.errors import (
+    ImageError,
+    ImageFormatError,
+    ImageTooCostlyError,
+    ImageTooLargeError,
+)
+from mask_ray.images.survey import SURVEYS, Survey, corrupt
+from mask_ray.images.survey_jpeg import survey_jpeg
 
 RGBArray = NDArray[np.uint8]
 
@@ -63,13 +72,6 @@ _FORMAT = re.compile(
     b"|".join(b"(%b)" % signature for signature in _SIGNATURES.values()), re.DOTALL
 )
 
-# Encoders write about ten scans. Each costs a pass over the whole picture: a forged file within
-# the byte limit can hold a hundred thousand, which take most of an hour.
-_MAX_JPEG_SCANS = 100
-# The marker and the high byte of its length, which coded pixels never contain. Searching by
-# pattern is twice as fast as bytes.count.
-_JPEG_SCAN = re.compile(rb"\xff\xda\x00")
-
 # The longest side of a JPEG. Pillow needs 12 bytes or more for each row, so an image of one column
 # within the pixel limit could take a gigabyte.
 _MAX_SIDE_PX = 65_535
@@ -85,18 +87,6 @@ _UPRIGHT = {
 }
 
 _DEFAULT_LIMITS = ImageLimits.model_validate({})
-
-
-class ImageError(ValueError):
-    """The bytes cannot be decoded: empty, not an image, truncated, corrupt, or over a limit."""
-
-
-class ImageTooLargeError(ImageError):
-    """Over `ImageLimits`, in bytes or in pixels, or over 65,535 pixels a side."""
-
-
-class ImageFormatError(ImageError):
-    """An image in a format that is not accepted."""
 
 
 @dataclass(frozen=True)
@@ -115,7 +105,30 @@ def read_header(encoded: bytes, limits: ImageLimits = _DEFAULT_LIMITS) -> Header
         Exception: any error of Pillow's. Call `decode` first: what it accepts has a header.
     """
     format_name = _accepted_format(encoded)
-    return Header(format_name, *_open(encoded, format_name, limits).size)
+    image, _ = _open(encoded, format_name, limits, None)
+    return Header(format_name, *image.size)
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What decoding is predicted to take: seconds of one core, and bytes beyond the file's."""
+
+    seconds: float
+    num_bytes: int
+
+
+def predict_cost(
+    encoded: bytes, limits: ImageLimits = _DEFAULT_LIMITS, *, at_least_px: int | None = None
+) -> Cost:
+    """Predict the cost of `decode` with the same arguments, in one pass over the bytes.
+
+    Raises:
+        ImageError: `decode` would raise it for the same reason, before it decodes a pixel.
+    """
+    format_name = _check_bytes(encoded, limits)
+    with _as_image_error(format_name):
+        surveyed = _survey(encoded, format_name, limits, at_least_px)
+    return Cost(surveyed.seconds, surveyed.num_bytes)
 
 
 def decode(
@@ -130,8 +143,8 @@ def decode(
     applied, alpha is flattened onto white, and 16 bits a channel are scaled down to 8.
 
     Raises:
-        ImageTooLargeError: over `limits`. Dimensions are read from the header and checked
-            before any pixel is decoded.
+        ImageTooLargeError: over `limits`, in bytes, in pixels, or in what decoding would cost
+            (ImageTooCostlyError). All are checked before any pixel is decoded.
         ImageFormatError: an image of another format, such as TIFF or HEIC, or a run-length
             encoded BMP.
         ImageError: not an image, empty, truncated or corrupt.
@@ -168,25 +181,36 @@ def _resized(image: Image.Image, image_size: int) -> RGBArray:
 
 
 def _decode(encoded: bytes, limits: ImageLimits, at_least_px: int | None) -> Image.Image:
+    format_name = _check_bytes(encoded, limits)
+    with _as_image_error(format_name):
+        image, surveyed = _open(encoded, format_name, limits, at_least_px)
+        if at_least_px is not None:
+            image.draft(None, (at_least_px, at_least_px))
+        return _upright(surveyed, _to_rgb(image))
+
+
+def _check_bytes(encoded: bytes, limits: ImageLimits) -> str:
+    """Check the number of bytes and the first of them, and return the format's name."""
     if not encoded:
         raise ImageError(f"image is empty: got 0 bytes; {_ACCEPTED}")
     if len(encoded) > limits.max_image_bytes:
         raise ImageTooLargeError(
             f"image has {len(encoded)} bytes; at most {limits.max_image_bytes} are allowed"
         )
-    format_name = _accepted_format(encoded)
+    return _accepted_format(encoded)
+
+
+@contextmanager
+def _as_image_error(format_name: str) -> Iterator[None]:
     try:
-        image = _open(encoded, format_name, limits)
-        if at_least_px is not None:
-            image.draft(None, (at_least_px, at_least_px))
-        return _upright(image, _to_rgb(image))
+        yield
     except ImageError:
         raise
     except Exception as error:
         # Pillow's parsers raise many types: OSError, SyntaxError, struct.error, IndexError,
         # zlib.error, MemoryError, ...
         reason = str(error) or type(error).__name__
-        raise ImageError(f"{format_name} image is truncated or corrupt: {reason}") from error
+        raise corrupt(format_name, reason) from error
 
 
 def _accepted_format(encoded: bytes) -> str:
@@ -201,21 +225,42 @@ def _accepted_format(encoded: bytes) -> str:
     return format_name
 
 
-def _open(encoded: bytes, format_name: str, limits: ImageLimits) -> ImageFile:
-    """Read the header. Pixels are decoded later, at the first use of the image."""
-    # Pillow allocates all pixels of these two when it opens them.
-    if format_name == "WebP":
-        _check_pixels(_webp_size(encoded), limits)
-    elif format_name == "GIF":
-        _check_pixels(_gif_size(encoded), limits)
-    elif format_name == "JPEG":
-        _check_scans(encoded)
-    image = _PLUGINS[format_name](io.BytesIO(encoded))
+def _open(
+    encoded: bytes, format_name: str, limits: ImageLimits, at_least_px: int | None
+) -> tuple[ImageFile, Survey]:
+    """Check what decoding will cost, and read the header. Pixels are decoded at the first use."""
+    surveyed = _survey(encoded, format_name, limits, at_least_px)
+    image = _PLUGINS[format_name](io.BytesIO(surveyed.contents))
     _check_pixels(image.size, limits)
     # Pillow decodes these in Python: a file of 30 KB can block the interpreter for ten seconds.
     if any(tile.codec_name == "bmp_rle" for tile in image.tile):
         raise ImageFormatError("image is a run-length encoded BMP; only plain BMPs are accepted")
-    return image
+    return image, surveyed
+
+
+def _survey(
+    encoded: bytes, format_name: str, limits: ImageLimits, at_least_px: int | None
+) -> Survey:
+    if format_name == "JPEG":
+        surveyed = survey_jpeg(encoded, at_least_px)
+    else:
+        surveyed = SURVEYS[format_name](encoded, at_least_px is not None)
+    _check_pixels((surveyed.width, surveyed.height), limits)
+    _check_cost(surveyed, format_name, limits)
+    return surveyed
+
+
+def _check_cost(surveyed: Survey, format_name: str, limits: ImageLimits) -> None:
+    if surveyed.seconds > limits.max_decode_s:
+        raise ImageTooCostlyError(
+            f"{format_name} image would take about {surveyed.seconds:.1f} s to decode "
+            f"({surveyed.reason}); at most {limits.max_decode_s:g} s are allowed"
+        )
+    if surveyed.num_bytes > limits.max_decode_bytes:
+        raise ImageTooCostlyError(
+            f"{format_name} image would take about {surveyed.num_bytes} bytes of memory to decode "
+            f"({surveyed.reason}); at most {limits.max_decode_bytes} are allowed"
+        )
 
 
 def _check_pixels(size: tuple[int, int], limits: ImageLimits) -> None:
@@ -229,46 +274,6 @@ def _check_pixels(size: tuple[int, int], limits: ImageLimits) -> None:
         raise ImageTooLargeError(
             f"image has {width} x {height} pixels; at most {_MAX_SIDE_PX} a side are allowed"
         )
-
-
-def _check_scans(encoded: bytes) -> None:
-    num_scans = len(_JPEG_SCAN.findall(encoded))
-    if num_scans > _MAX_JPEG_SCANS:
-        raise ImageError(f"JPEG image has {num_scans} scans; at most {_MAX_JPEG_SCANS} are allowed")
-
-
-def _webp_size(encoded: bytes) -> tuple[int, int]:
-    """Read width and height of the canvas: https://developers.google.com/speed/webp/docs/riff_container"""
-    kind = encoded[12:16]
-    if kind == b"VP8X":
-        low, middle, high = struct.unpack_from("<3H", encoded, 24)
-        return 1 + (low | (middle & 0xFF) << 16), 1 + (middle >> 8 | high << 8)
-    if kind == b"VP8L":
-        (bits,) = struct.unpack_from("<I", encoded, 21)
-        return 1 + (bits & 0x3FFF), 1 + (bits >> 14 & 0x3FFF)
-    width, height = struct.unpack_from("<2H", encoded, 26)
-    return width & 0x3FFF, height & 0x3FFF
-
-
-def _gif_size(encoded: bytes) -> tuple[int, int]:
-    """Compute width and height that contain the screen and the first frame."""
-    width, height, flags = struct.unpack_from("<2HB", encoded, 6)
-    at = 13 + _gif_palette_bytes(flags)
-    while encoded[at] != ord(","):
-        at = _gif_extension_end(encoded, at) if encoded[at] == ord("!") else at + 1
-    left, top, frame_width, frame_height = struct.unpack_from("<4H", encoded, at + 1)
-    return max(width, left + frame_width), max(height, top + frame_height)
-
-
-def _gif_palette_bytes(flags: int) -> int:
-    return 3 << (flags & 7) + 1 if flags & 0x80 else 0
-
-
-def _gif_extension_end(encoded: bytes, at: int) -> int:
-    at += 2
-    while encoded[at]:
-        at += 1 + encoded[at]
-    return at + 1
 
 
 def _to_rgb(image: ImageFile) -> Image.Image:
@@ -298,7 +303,7 @@ def _gray16_to_rgb(image: Image.Image) -> Image.Image:
     key = image.info.get("transparency")
     if key is None:
         return high_byte.convert("RGB")
-    alpha = Image.fromarray(np.where(gray == key, 0, 255).astype(np.uint8))
+    alpha = Image.fromarray(np.where(gray == key, np.uint8(0), np.uint8(255)))
     return _flatten(Image.merge("LA", (high_byte, alpha)).convert("RGBA"))
 
 
@@ -308,10 +313,6 @@ def _flatten(image: Image.Image) -> Image.Image:
     return flat
 
 
-def _upright(source: ImageFile, image: Image.Image) -> Image.Image:
-    try:
-        transpose = _UPRIGHT.get(source.getexif().get(ExifTags.Base.Orientation, 1))
-    except Exception:
-        # The pixels are fine even if the metadata is unreadable.
-        return image
+def _upright(surveyed: Survey, image: Image.Image) -> Image.Image:
+    transpose = _UPRIGHT.get(surveyed.metadata.orientation)
     return image if transpose is None else image.transpose(transpose)
