@@ -7,9 +7,8 @@ threads may decode at once.
 
 import io
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import NamedTuple, NoReturn
 
 import numpy as np
 from numpy.typing import NDArray
@@ -104,31 +103,67 @@ def read_header(encoded: bytes, limits: ImageLimits = _DEFAULT_LIMITS) -> Header
     Raises:
         Exception: any error of Pillow's. Call `decode` first: what it accepts has a header.
     """
-    format_name = _accepted_format(encoded)
-    image, _ = _open(encoded, format_name, limits, None)
-    return Header(format_name, *image.size)
+    examined = examine(encoded, limits)
+    return Header(examined.format_name, *_open(examined).size)
 
 
-@dataclass(frozen=True)
-class Cost:
-    """What decoding is predicted to take: seconds of one core, and bytes beyond the file's."""
+class Examined(NamedTuple):
+    """A file that was looked through and is within the limits, ready to be decoded.
 
+    Args:
+        format_name: As messages show it.
+        contents: The file without its metadata.
+        orientation: Value of the tag of Exif; 1 is upright.
+        seconds: Predicted time of decoding on one core.
+        num_bytes: Predicted peak of the memory that decoding takes.
+        at_least_px: As in `decode`.
+        limits: The limits that it keeps to.
+    """
+
+    format_name: str
+    contents: bytes
+    orientation: int
     seconds: float
     num_bytes: int
+    at_least_px: int | None
+    limits: ImageLimits
 
 
-def predict_cost(
+def examine(
     encoded: bytes, limits: ImageLimits = _DEFAULT_LIMITS, *, at_least_px: int | None = None
-) -> Cost:
-    """Predict the cost of `decode` with the same arguments, in one pass over the bytes.
+) -> Examined:
+    """Look through a file in one pass over its bytes, and predict what decoding it will cost.
 
     Raises:
-        ImageError: `decode` would raise it for the same reason, before it decodes a pixel.
+        ImageError: as `decode`, for all that is known before a pixel is decoded.
     """
-    format_name = _check_bytes(encoded, limits)
-    with _as_image_error(format_name):
-        surveyed = _survey(encoded, format_name, limits, at_least_px)
-    return Cost(surveyed.seconds, surveyed.num_bytes)
+    if not encoded:
+        raise ImageError(f"image is empty: got 0 bytes; {_ACCEPTED}")
+    if len(encoded) > limits.max_image_bytes:
+        raise ImageTooLargeError(
+            f"image has {len(encoded)} bytes; at most {limits.max_image_bytes} are allowed"
+        )
+    format_name = _accepted_format(encoded)
+    try:
+        surveyed = _survey(encoded, format_name, at_least_px)
+    except Exception as error:
+        _reject_corrupt(format_name, error)
+    _check_pixels((surveyed.width, surveyed.height), limits)
+    _check_cost(surveyed, format_name, limits)
+    return Examined(
+        format_name,
+        surveyed.contents,
+        surveyed.orientation,
+        surveyed.seconds,
+        surveyed.num_bytes,
+        at_least_px,
+        limits,
+    )
+
+
+def decode_examined(examined: Examined, image_size: int) -> RGBArray:
+    """Decode and resize as `decode_resized`, for a file that was examined for that size."""
+    return _resized(_decode(examined), image_size)
 
 
 def decode(
@@ -149,7 +184,7 @@ def decode(
             encoded BMP.
         ImageError: not an image, empty, truncated or corrupt.
     """
-    return np.asarray(_decode(encoded, limits, at_least_px))
+    return np.asarray(_decode(examine(encoded, limits, at_least_px=at_least_px)))
 
 
 def decode_resized(
@@ -165,7 +200,7 @@ def decode_resized(
     Raises:
         ImageError: as `decode`.
     """
-    return _resized(_decode(encoded, limits, at_least_px=image_size), image_size)
+    return decode_examined(examine(encoded, limits, at_least_px=image_size), image_size)
 
 
 def resize(pixels: RGBArray, image_size: int) -> RGBArray:
@@ -180,37 +215,25 @@ def _resized(image: Image.Image, image_size: int) -> RGBArray:
     return np.asarray(image.resize((image_size, image_size), Image.Resampling.BILINEAR))
 
 
-def _decode(encoded: bytes, limits: ImageLimits, at_least_px: int | None) -> Image.Image:
-    format_name = _check_bytes(encoded, limits)
-    with _as_image_error(format_name):
-        image, surveyed = _open(encoded, format_name, limits, at_least_px)
-        if at_least_px is not None:
-            image.draft(None, (at_least_px, at_least_px))
-        return _upright(surveyed, _to_rgb(image))
-
-
-def _check_bytes(encoded: bytes, limits: ImageLimits) -> str:
-    """Check the number of bytes and the first of them, and return the format's name."""
-    if not encoded:
-        raise ImageError(f"image is empty: got 0 bytes; {_ACCEPTED}")
-    if len(encoded) > limits.max_image_bytes:
-        raise ImageTooLargeError(
-            f"image has {len(encoded)} bytes; at most {limits.max_image_bytes} are allowed"
-        )
-    return _accepted_format(encoded)
-
-
-@contextmanager
-def _as_image_error(format_name: str) -> Iterator[None]:
+def _decode(examined: Examined) -> Image.Image:
     try:
-        yield
-    except ImageError:
-        raise
+        image = _open(examined)
+        if examined.at_least_px is not None:
+            image.draft(None, (examined.at_least_px, examined.at_least_px))
+        return _upright(_to_rgb(image), examined.orientation)
     except Exception as error:
-        # Pillow's parsers raise many types: OSError, SyntaxError, struct.error, IndexError,
-        # zlib.error, MemoryError, ...
-        reason = str(error) or type(error).__name__
-        raise corrupt(format_name, reason) from error
+        _reject_corrupt(examined.format_name, error)
+
+
+def _reject_corrupt(format_name: str, error: Exception) -> NoReturn:
+    """Raise an ImageError for whatever a parser raised.
+
+    Pillow's raise many types: OSError, SyntaxError, struct.error, IndexError, zlib.error,
+    MemoryError, ...
+    """
+    if isinstance(error, ImageError):
+        raise error
+    raise corrupt(format_name, str(error) or type(error).__name__) from error
 
 
 def _accepted_format(encoded: bytes) -> str:
@@ -225,29 +248,20 @@ def _accepted_format(encoded: bytes) -> str:
     return format_name
 
 
-def _open(
-    encoded: bytes, format_name: str, limits: ImageLimits, at_least_px: int | None
-) -> tuple[ImageFile, Survey]:
-    """Check what decoding will cost, and read the header. Pixels are decoded at the first use."""
-    surveyed = _survey(encoded, format_name, limits, at_least_px)
-    image = _PLUGINS[format_name](io.BytesIO(surveyed.contents))
-    _check_pixels(image.size, limits)
+def _open(examined: Examined) -> ImageFile:
+    """Read the header. Pixels are decoded later, at the first use of the image."""
+    image = _PLUGINS[examined.format_name](io.BytesIO(examined.contents))
+    _check_pixels(image.size, examined.limits)
     # Pillow decodes these in Python: a file of 30 KB can block the interpreter for ten seconds.
     if any(tile.codec_name == "bmp_rle" for tile in image.tile):
         raise ImageFormatError("image is a run-length encoded BMP; only plain BMPs are accepted")
-    return image, surveyed
+    return image
 
 
-def _survey(
-    encoded: bytes, format_name: str, limits: ImageLimits, at_least_px: int | None
-) -> Survey:
+def _survey(encoded: bytes, format_name: str, at_least_px: int | None) -> Survey:
     if format_name == "JPEG":
-        surveyed = survey_jpeg(encoded, at_least_px)
-    else:
-        surveyed = SURVEYS[format_name](encoded, at_least_px is not None)
-    _check_pixels((surveyed.width, surveyed.height), limits)
-    _check_cost(surveyed, format_name, limits)
-    return surveyed
+        return survey_jpeg(encoded, at_least_px)
+    return SURVEYS[format_name](encoded, at_least_px is not None)
 
 
 def _check_cost(surveyed: Survey, format_name: str, limits: ImageLimits) -> None:
@@ -313,6 +327,6 @@ def _flatten(image: Image.Image) -> Image.Image:
     return flat
 
 
-def _upright(surveyed: Survey, image: Image.Image) -> Image.Image:
-    transpose = _UPRIGHT.get(surveyed.metadata.orientation)
+def _upright(image: Image.Image, orientation: int) -> Image.Image:
+    transpose = _UPRIGHT.get(orientation)
     return image if transpose is None else image.transpose(transpose)

@@ -6,7 +6,6 @@ all point to the same bytes take 300 MB. Here one tag is searched for in one tab
 
 import re
 import struct
-from dataclasses import dataclass
 
 _TAG = 0x0112
 _EXIF_PREFIX = b"Exif\0\0"
@@ -16,25 +15,17 @@ _MAX_XMP_BYTES = 64 * 1024
 _XMP = re.compile(rb'tiff:Orientation(?:="|>)([0-9])')
 
 
-@dataclass(frozen=True)
-class Metadata:
-    """The parts of a file that may say its orientation, as stored; empty where there are none."""
+def read_orientation(exif: bytes, xmp: bytes) -> int:
+    """Return the value of Exif's tag, or else of XMP's; 1, upright, if neither says.
 
-    exif: bytes = b""
-    xmp: bytes = b""
-
-    @property
-    def is_turned(self) -> bool:
-        """Whether the picture must be turned or mirrored."""
-        return 2 <= self.orientation <= 8
-
-    @property
-    def orientation(self) -> int:
-        """The value of Exif's tag, or else of XMP's; 1, upright, if neither says."""
-        found = _of_exif(self.exif)
-        if found is None and (match := _XMP.search(self.xmp[:_MAX_XMP_BYTES])):
-            found = int(match[1])
-        return 1 if found is None else found
+    Args:
+        exif: Exif as it is stored in a file; empty if there is none.
+        xmp: XMP likewise.
+    """
+    found = _of_exif(exif) if exif else None
+    if found is None and xmp and (match := _XMP.search(xmp[:_MAX_XMP_BYTES])):
+        found = int(match[1])
+    return 1 if found is None else found
 
 
 def _of_exif(exif: bytes) -> int | None:

@@ -12,14 +12,14 @@ import re
 import struct
 import zlib
 from collections.abc import Callable
-from dataclasses import dataclass
+from typing import NamedTuple, NoReturn
 
 from mask_ray.images.errors import ImageError, ImageTooCostlyError
-from mask_ray.images.orientation import Metadata
+from mask_ray.images.orientation import read_orientation
 
 # Segments, chunks or blocks of a file. Encoders write some dozens; a PNG of 10 MiB in chunks of
 # 4 KiB has 2,560. Forged files hold half a million, each of which costs Pillow microseconds.
-_MAX_PARTS = 20_000
+MAX_PARTS = 20_000
 
 _NS = 1e-9
 # Any format: what a call takes, and what is done to a pixel once it is decoded.
@@ -44,8 +44,7 @@ _XMP_TEXT = b"XML:com.adobe.xmp\0"
 _MAX_TEXT_BYTES = 64 * 1024
 
 
-@dataclass(frozen=True)
-class Survey:
+class Survey(NamedTuple):
     """What a look at a file tells.
 
     Args:
@@ -55,7 +54,7 @@ class Survey:
         num_bytes: Predicted peak of the memory that decoding takes, beyond the file itself.
         reason: What that cost comes from, for an error.
         contents: The file without its metadata.
-        metadata: Where the picture's orientation is found.
+        orientation: Value of the tag of Exif; 1 is upright.
     """
 
     width: int
@@ -64,7 +63,7 @@ class Survey:
     num_bytes: int
     reason: str
     contents: bytes
-    metadata: Metadata
+    orientation: int
 
 
 def corrupt(format_name: str, reason: str) -> ImageError:
@@ -72,12 +71,11 @@ def corrupt(format_name: str, reason: str) -> ImageError:
     return ImageError(f"{format_name} image is truncated or corrupt: {reason}")
 
 
-def check_num_parts(num_parts: int, format_name: str, name: str) -> None:
-    """Raise ImageTooCostlyError for a file of very many parts."""
-    if num_parts > _MAX_PARTS:
-        raise ImageTooCostlyError(
-            f"{format_name} image has over {_MAX_PARTS} {name}; at most that are allowed"
-        )
+def reject_parts(format_name: str, name: str) -> NoReturn:
+    """Reject a file of more than `MAX_PARTS` parts."""
+    raise ImageTooCostlyError(
+        f"{format_name} image has over {MAX_PARTS} {name}; at most that are allowed"
+    )
 
 
 def survey_png(encoded: bytes, is_resized: bool) -> Survey:
@@ -104,7 +102,8 @@ class _PNGChunks:
 
     def add(self, name: bytes, chunk: memoryview) -> None:
         self._num_chunks += 1
-        check_num_parts(self._num_chunks, "PNG", "chunks")
+        if self._num_chunks > MAX_PARTS:
+            reject_parts("PNG", "chunks")
         if name == b"IHDR":
             self._add_header(chunk)
         elif name in (b"eXIf", b"tEXt", b"zTXt", b"iTXt"):
@@ -140,7 +139,7 @@ class _PNGChunks:
         # A row of an interlaced picture may take a byte more for each of its passes.
         num_raw_bytes = height * (8 + -(-width * channels * depth // 8))
         num_bytes = sum(map(len, self._kept))
-        metadata = Metadata(self._exif, self._xmp)
+        orientation = read_orientation(self._exif, self._xmp)
         return Survey(
             width,
             height,
@@ -152,10 +151,10 @@ class _PNGChunks:
                 + num_bytes * _PNG_BYTE_NS
                 + width * height * _CONVERT_NS
             ),
-            width * height * (self._pixel_bytes(depth, channels) + rest(metadata, is_resized)),
+            width * height * (self._pixel_bytes(depth, channels) + rest(orientation, is_resized)),
             f"{width} x {height} pixels of {channels * depth} bits in {self._num_chunks} chunks",
             b"".join(self._kept),
-            metadata,
+            orientation,
         )
 
     def _pixel_bytes(self, depth: int, channels: int) -> int:
@@ -166,9 +165,9 @@ class _PNGChunks:
         return decoded if channels == 3 else decoded + 4
 
 
-def rest(metadata: Metadata, is_resized: bool) -> int:
+def rest(orientation: int, is_resized: bool) -> int:
     """Count the bytes a pixel of what follows: turning upright, and an array of the whole."""
-    return 4 * metadata.is_turned + 6 * (not is_resized)
+    return 4 * (2 <= orientation <= 8) + 6 * (not is_resized)
 
 
 def _unpacked(packed: memoryview) -> bytes:
@@ -213,10 +212,10 @@ def survey_gif(encoded: bytes, is_resized: bool) -> Survey:
         width,
         height,
         _FIXED_S + num_pixels * (_GIF_PIXEL_NS + _CONVERT_NS) * _NS,
-        num_pixels * (_GIF_PIXEL_BYTES + rest(Metadata(), is_resized)),
+        num_pixels * (_GIF_PIXEL_BYTES + rest(1, is_resized)),
         f"{width} x {height} pixels",
         b"".join([*kept, control, memoryview(encoded)[at:]]),
-        Metadata(),
+        1,
     )
 
 
@@ -229,7 +228,8 @@ def _extension_end(encoded: bytes, at: int, num_blocks: int) -> tuple[int, int]:
     while encoded[at]:
         at += 1 + encoded[at]
         num_blocks += 1
-        check_num_parts(num_blocks, "GIF", "blocks before its first frame")
+        if num_blocks > MAX_PARTS:
+            reject_parts("GIF", "blocks before its first frame")
     return at + 1, num_blocks
 
 
@@ -241,22 +241,23 @@ def survey_webp(encoded: bytes, is_resized: bool) -> Survey:
     while at + 8 <= len(encoded):
         name, length = struct.unpack_from("<4sI", encoded, at)
         num_chunks += 1
-        check_num_parts(num_chunks, "WebP", "chunks")
+        if num_chunks > MAX_PARTS:
+            reject_parts("WebP", "chunks")
         num_frames += name == b"ANMF"
         chunks.setdefault(name, (at + 8, at + 8 + length))
         at += 8 + length + length % 2
     exif, xmp = (encoded[slice(*chunks.get(name, (0, 0)))] for name in (b"EXIF", b"XMP "))
-    metadata = Metadata(exif, xmp)
+    orientation = read_orientation(exif, xmp)
     num_pixels = width * height
     pixels_ns = num_pixels * (_WEBP_PIXEL_NS + _CONVERT_NS)
     return Survey(
         width,
         height,
         _FIXED_S + (pixels_ns + len(encoded) * _WEBP_BYTE_NS) * _NS,
-        num_pixels * (_WEBP_PIXEL_BYTES + rest(metadata, is_resized)),
+        num_pixels * (_WEBP_PIXEL_BYTES + rest(orientation, is_resized)),
         f"{width} x {height} pixels" + (f" in {num_frames} frames" if num_frames else ""),
         encoded,
-        metadata,
+        orientation,
     )
 
 
@@ -283,10 +284,10 @@ def survey_bmp(encoded: bytes, is_resized: bool) -> Survey:
         width,
         height,
         _FIXED_S + num_pixels * (_BMP_PIXEL_NS + _CONVERT_NS) * _NS,
-        num_pixels * (_BMP_PIXEL_BYTES + rest(Metadata(), is_resized)),
+        num_pixels * (_BMP_PIXEL_BYTES + rest(1, is_resized)),
         f"{width} x {height} pixels",
         encoded,
-        Metadata(),
+        1,
     )
 
 

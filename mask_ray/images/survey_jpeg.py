@@ -8,10 +8,11 @@ at the next marker that is not a restart.
 import re
 import struct
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from mask_ray.images.errors import ImageError
-from mask_ray.images.orientation import Metadata
-from mask_ray.images.survey import Survey, check_num_parts, corrupt, rest
+from mask_ray.images.orientation import read_orientation
+from mask_ray.images.survey import MAX_PARTS, Survey, corrupt, reject_parts, rest
 
 _NS = 1e-9
 _FIXED_S = 80e-6
@@ -46,8 +47,7 @@ _EXIF = b"Exif\0\0"
 _XMP = b"http://ns.adobe.com/xap/1.0/\0"
 
 
-@dataclass(frozen=True)
-class _Frame:
+class _Frame(NamedTuple):
     """The header of a frame, with the id and the number of blocks of each component."""
 
     code: int
@@ -108,13 +108,13 @@ def survey_jpeg(encoded: bytes, at_least_px: int | None) -> Survey:
     scans = _read_scans(encoded, at, frame, head.num_segments)
     if scans.number > _MAX_SCANS:
         raise ImageError(f"JPEG image has {scans.number} scans; at most {_MAX_SCANS} are allowed")
-    metadata = Metadata(head.exif, head.xmp)
+    orientation = read_orientation(head.exif, head.xmp)
     coding, byte_ns = "Huffman", _BYTE_NS
     if frame.is_arithmetic:
         coding, byte_ns = "arithmetic", _ARITHMETIC_BYTE_NS
     num_pixels = _num_decoded_pixels(frame, at_least_px)
     decoded_ns = frame.num_blocks * _TRANSFORM_NS + num_pixels * _PIXEL_NS
-    num_bytes = num_pixels * (8 + rest(metadata, at_least_px is not None)) + 64 * frame.width
+    num_bytes = num_pixels * (8 + rest(orientation, at_least_px is not None)) + 64 * frame.width
     if scans.is_buffered:
         num_bytes += frame.num_blocks * _BLOCK_BYTES
     return Survey(
@@ -124,7 +124,7 @@ def survey_jpeg(encoded: bytes, at_least_px: int | None) -> Survey:
         num_bytes,
         f"{frame.width} x {frame.height} pixels in {scans.number} scans with {coding} coding",
         b"".join([*head.kept, memoryview(encoded)[at:]]),
-        metadata,
+        orientation,
     )
 
 
@@ -138,11 +138,17 @@ def _num_decoded_pixels(frame: _Frame, at_least_px: int | None) -> int:
 
 def _read_head(encoded: bytes, head: _Head) -> int:
     """Read the segments up to the first scan, and return where it begins."""
-    at = 2
-    while match := _MARKER.search(encoded, at):
-        at, code = match.start(), encoded[match.start() + 1]
+    at, size = 2, len(encoded)
+    while at + 4 <= size:
+        code = encoded[at + 1]
+        if encoded[at] != 0xFF or code in (0, 0xFF):
+            # Padding, or rubbish, which decoders skip.
+            match = _MARKER.search(encoded, at)
+            at = size if match is None else match.start()
+            continue
         head.num_segments += 1
-        check_num_parts(head.num_segments, "JPEG", "segments")
+        if head.num_segments > MAX_PARTS:
+            reject_parts("JPEG", "segments")
         if code in _ALONE:
             head.kept.append(encoded[at : at + 2])
             at += 2
@@ -153,7 +159,7 @@ def _read_head(encoded: bytes, head: _Head) -> int:
         if code in _METADATA:
             _note(encoded, at + 4, end, code, head)
         else:
-            head.kept.append(memoryview(encoded)[at:end])
+            head.kept.append(encoded[at:end])
         if code in _FRAMES:
             if head.frame is not None:
                 raise corrupt("JPEG", "it has two frames")
@@ -211,7 +217,8 @@ def _read_scans(encoded: bytes, at: int, frame: _Frame, num_segments: int) -> _S
             break
         at, code = match.start(), encoded[match.start() + 1]
         num_segments += 1
-        check_num_parts(num_segments, "JPEG", "segments")
+        if num_segments > MAX_PARTS:
+            reject_parts("JPEG", "segments")
     return scans
 
 
