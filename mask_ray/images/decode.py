@@ -117,7 +117,8 @@ class Examined(NamedTuple):
         seconds: Predicted time of decoding on one core.
         num_bytes: Predicted peak of the memory that decoding takes.
         at_least_px: As in `decode`.
-        limits: The limits that it keeps to.
+        max_pixels: The limit of its pixels, which its decoder's header is checked against again.
+        max_bytes: The limit of the memory that decoding may take.
     """
 
     format_name: str
@@ -126,7 +127,8 @@ class Examined(NamedTuple):
     seconds: float
     num_bytes: int
     at_least_px: int | None
-    limits: ImageLimits
+    max_pixels: int
+    max_bytes: int
 
 
 def examine(
@@ -148,7 +150,7 @@ def examine(
         surveyed = _survey(encoded, format_name, at_least_px)
     except Exception as error:
         _reject_corrupt(format_name, error)
-    _check_pixels((surveyed.width, surveyed.height), limits)
+    _check_pixels((surveyed.width, surveyed.height), limits.max_image_pixels)
     _check_cost(surveyed, format_name, limits)
     return Examined(
         format_name,
@@ -157,7 +159,8 @@ def examine(
         surveyed.seconds,
         surveyed.num_bytes,
         at_least_px,
-        limits,
+        limits.max_image_pixels,
+        limits.max_decode_bytes,
     )
 
 
@@ -251,7 +254,7 @@ def _accepted_format(encoded: bytes) -> str:
 def _open(examined: Examined) -> ImageFile:
     """Read the header. Pixels are decoded later, at the first use of the image."""
     image = _PLUGINS[examined.format_name](io.BytesIO(examined.contents))
-    _check_pixels(image.size, examined.limits)
+    _check_pixels(image.size, examined.max_pixels)
     # Pillow decodes these in Python: a file of 30 KB can block the interpreter for ten seconds.
     if any(tile.codec_name == "bmp_rle" for tile in image.tile):
         raise ImageFormatError("image is a run-length encoded BMP; only plain BMPs are accepted")
@@ -277,12 +280,12 @@ def _check_cost(surveyed: Survey, format_name: str, limits: ImageLimits) -> None
         )
 
 
-def _check_pixels(size: tuple[int, int], limits: ImageLimits) -> None:
+def _check_pixels(size: tuple[int, int], max_pixels: int) -> None:
     width, height = size
-    if width * height > limits.max_image_pixels:
+    if width * height > max_pixels:
         raise ImageTooLargeError(
             f"image has {width} x {height} = {width * height} pixels; "
-            f"at most {limits.max_image_pixels} are allowed"
+            f"at most {max_pixels} are allowed"
         )
     if max(size) > _MAX_SIDE_PX:
         raise ImageTooLargeError(
