@@ -14,10 +14,10 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
-from multiprocessing.connection import Connection
 
 import numpy as np
 
+from mask_ray.images import messages
 from mask_ray.images.decode import RGBArray
 from mask_ray.images.decoding_process import ERROR_SEPARATOR, PIXELS, PROCESS_ID, Request
 from mask_ray.images.errors import (
@@ -55,7 +55,7 @@ class Decoders:
         """Return a decoder for one thread, with a process of its own."""
         return Decoder(self)
 
-    def fork(self) -> tuple[int, Connection]:
+    def fork(self) -> tuple[int, socket.socket]:
         """Start a process, and return its id and the connection to it.
 
         Raises:
@@ -77,7 +77,7 @@ class Decoders:
         with self._lock:
             self._close()
 
-    def _fork(self) -> tuple[int, Connection]:
+    def _fork(self) -> tuple[int, socket.socket]:
         if self._control is None:
             self._start()
         assert self._control is not None
@@ -85,7 +85,9 @@ class Decoders:
         message, descriptors, *_ = socket.recv_fds(self._control, PROCESS_ID.size, 1)
         if not descriptors:
             raise EOFError("it ended before it had started another")
-        return PROCESS_ID.unpack(message)[0], Connection(descriptors[0])
+        connection = socket.socket(fileno=descriptors[0])
+        connection.settimeout(self.timeout_s)
+        return PROCESS_ID.unpack(message)[0], connection
 
     def _start(self) -> None:
         ours, theirs = socket.socketpair()
@@ -117,7 +119,7 @@ class Decoder:
 
     def __init__(self, decoders: Decoders) -> None:
         self._decoders = decoders
-        self._process: tuple[int, Connection] | None = None
+        self._process: tuple[int, socket.socket] | None = None
         self._deadline_s = 0.0
 
     @property
@@ -177,33 +179,44 @@ class Decoder:
             self._process = self._decoders.fork()
         _, connection = self._process
         try:
-            began_s = time.monotonic()
-            self._deadline_s = began_s + timeout_s
-            connection.send_bytes(pickle.dumps(list(requests), pickle.HIGHEST_PROTOCOL))
+            began_s = self._begin()
+            messages.send(connection, pickle.dumps([*requests], pickle.HIGHEST_PROTOCOL))
             for examined, image_size in requests:
-                self._deadline_s = began_s + timeout_s
-                if not connection.poll(timeout_s):
+                answer = _receive(connection)
+                if answer is None:
                     self.close()
-                    on_done(time.monotonic() - began_s)
+                on_done(time.monotonic() - began_s)
+                if answer is None:
                     yield DecodingStoppedError(
                         f"{examined.format_name} image took over {timeout_s:g} s to decode, which "
                         "was then given up"
                     )
                     return
-                answer = connection.recv_bytes()
-                now_s = time.monotonic()
-                on_done(now_s - began_s)
-                began_s = now_s
                 yield _outcome(answer, image_size)
+                began_s = self._begin()
         except (EOFError, OSError):
             self.close()
         finally:
             self._deadline_s = 0.0
 
+    def _begin(self) -> float:
+        now_s = time.monotonic()
+        self._deadline_s = now_s + self._decoders.timeout_s
+        return now_s
 
-def _outcome(answer: bytes, image_size: int) -> RGBArray | ImageError:
+
+def _receive(connection: socket.socket) -> bytearray | None:
+    """Receive an answer; None if it does not come in time."""
+    try:
+        return messages.receive(connection)
+    except TimeoutError:
+        return None
+
+
+def _outcome(answer: bytearray, image_size: int) -> RGBArray | ImageError:
     if answer.startswith(PIXELS):
         pixels = np.frombuffer(answer, np.uint8, offset=1)
+        pixels.flags.writeable = False
         return pixels.reshape(image_size, image_size, 3)
     name, _, text = answer[1:].partition(ERROR_SEPARATOR)
     # Nothing is unpickled: a process that decodes hostile files is not trusted.

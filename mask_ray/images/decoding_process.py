@@ -16,9 +16,9 @@ import signal
 import socket
 import struct
 import sys
-from multiprocessing.connection import Connection
 from pathlib import Path
 
+from mask_ray.images import messages
 from mask_ray.images.decode import Examined, decode_examined
 from mask_ray.images.errors import ImageError
 
@@ -45,22 +45,22 @@ def main() -> None:
         if process_id == 0:
             control.close()
             theirs.close()
-            _work(Connection(ours.detach()))
+            _work(ours)
             os._exit(0)
         ours.close()
         with theirs:
             socket.send_fds(control, [PROCESS_ID.pack(process_id)], [theirs.fileno()])
 
 
-def _work(connection: Connection) -> None:
+def _work(connection: socket.socket) -> None:
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     base_bytes = _data_bytes()
     while True:
         try:
-            batch: list[Request] = pickle.loads(connection.recv_bytes())
+            batch: list[Request] = pickle.loads(messages.receive(connection))
             for examined, image_size in batch:
                 _limit_memory(base_bytes, examined)
-                connection.send_bytes(_answer(examined, image_size))
+                messages.send(connection, _answer(examined, image_size))
         except (EOFError, OSError):
             return
 
