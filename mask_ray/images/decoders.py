@@ -127,6 +127,15 @@ class Decoder:
         """Whether an image is being decoded, and not for longer than it may."""
         return time.monotonic() < self._deadline_s
 
+    def start(self) -> None:
+        """Start the process now, rather than with the first image.
+
+        Raises:
+            DecodersError: it does not start.
+        """
+        if self._process is None:
+            self._process = self._decoders.fork()
+
     def decode(
         self, requests: Sequence[Request], on_done: Callable[[float], None] = lambda _: None
     ) -> list[RGBArray | ImageError]:
@@ -175,8 +184,8 @@ class Decoder:
     ) -> Iterator[RGBArray | ImageError]:
         """Yield outcomes until all are there, or the process has ended."""
         timeout_s = self._decoders.timeout_s
-        if self._process is None:
-            self._process = self._decoders.fork()
+        self.start()
+        assert self._process is not None
         _, connection = self._process
         try:
             began_s = self._begin()

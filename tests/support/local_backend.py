@@ -14,6 +14,7 @@ from mask_ray.images.decode import ImageError, RGBArray, decode_resized, resize
 from mask_ray.models.predictor import Predictor
 from mask_ray.serving.http.backend import Health
 from mask_ray.serving.http.responses import Classified, ModelInfo
+from mask_ray.serving.memory import MemoryBudget
 
 
 class LocalBackend:
@@ -23,6 +24,7 @@ class LocalBackend:
         self.model = ModelInfo(name=path.stem, version=None)
         self.class_names = self.predictor.class_names
         self.is_ready = True
+        self.memory = MemoryBudget(self.settings.request_memory_bytes)
         self.health = Health(model=self.model)
 
     async def classify(self, images: Sequence[bytes | RGBArray]) -> Classified:

@@ -1,0 +1,35 @@
+"""Holds the memory of a request's body in the budget of the replica, until the answer is sent."""
+
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from mask_ray.serving.memory import Lease, MemoryBudget
+
+_LEASE = "mask_ray.memory"
+
+
+class RequestMemory:
+    """ASGI middleware: gives each request a lease, and takes it back with the end of the answer."""
+
+    def __init__(self, app: ASGIApp, budget: MemoryBudget) -> None:
+        self._app = app
+        self._budget = budget
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass everything on unchanged."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        lease = scope[_LEASE] = self._budget.lease()
+        try:
+            await self._app(scope, receive, send)
+        finally:
+            lease.release()
+
+
+def memory_of(scope: Scope) -> Lease:
+    """Return the lease of a request.
+
+    `grow` raises OverBudgetError, answered with 429, or NeverFitsError, answered with 413.
+    """
+    lease: Lease = scope[_LEASE]
+    return lease
