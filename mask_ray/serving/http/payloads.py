@@ -21,7 +21,7 @@ from mask_ray.serving.http.limits import (
     reject_image_bytes,
 )
 from mask_ray.serving.http.multipart import FORM_TYPE, read_form
-from mask_ray.serving.http.request_memory import memory_of
+from mask_ray.serving.http.request_memory import hold
 
 FetchImage = Callable[[str], Awaitable[bytes]]
 
@@ -135,7 +135,6 @@ async def _chunks(
 
     `num_copies` is how often its bytes are in memory at the peak, in whatever form.
     """
-    memory = memory_of(request.scope)
     declared = request.headers.get("content-length", "")
     # float and not int, which raises an error of its own on thousands of digits.
     num_bytes = float(declared) if declared.isdecimal() else 0
@@ -145,7 +144,7 @@ async def _chunks(
             num_bytes += len(chunk)
             if num_bytes > max_bytes:
                 break
-            memory.grow(num_copies * len(chunk))
+            hold(request.scope, num_copies * len(chunk))
             yield chunk
     if num_bytes > max_bytes:
         raise PayloadError(413, f"{what} has over {max_bytes} bytes; at most that are allowed")
@@ -165,7 +164,7 @@ async def _read_json(request: Request, limits: PayloadLimits, fetch: FetchImage 
         return Payload(_decode_list(value, limits), is_list=True)
     text = _string(value, key)
     if key == "url" and fetch is not None:
-        memory_of(request.scope).grow(_RAW_COPIES * limits.max_image_bytes)
+        hold(request.scope, _RAW_COPIES * limits.max_image_bytes)
         return Payload((await fetch(text),), is_list=False)
     return Payload((decode_base64(text, key, limits),), is_list=False)
 

@@ -2,7 +2,7 @@
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from mask_ray.serving.memory import Lease, MemoryBudget
+from mask_ray.serving.memory import MemoryBudget
 
 _LEASE = "mask_ray.memory"
 
@@ -26,10 +26,12 @@ class RequestMemory:
             lease.release()
 
 
-def memory_of(scope: Scope) -> Lease:
-    """Return the lease of a request.
+def hold(scope: Scope, num_bytes: int) -> None:
+    """Hold bytes until the request ends. Does nothing outside `RequestMemory`.
 
-    `grow` raises OverBudgetError, answered with 429, or NeverFitsError, answered with 413.
+    Raises:
+        OverBudgetError: there is no room now; answered with 429.
+        NeverFitsError: there will never be; answered with 413.
     """
-    lease: Lease = scope[_LEASE]
-    return lease
+    if _LEASE in scope:
+        scope[_LEASE].grow(num_bytes)
