@@ -90,9 +90,10 @@ def gif_of_comments(num_blocks: int = 40_000) -> bytes:
 
 
 def animated_webp(side: int = 7_000) -> bytes:
-    """Some bytes of two empty frames on a canvas of this side."""
-    frames = [Image.new("RGBA", (side, side), colour) for colour in ((0, 0, 0, 0), (9, 9, 9, 0))]
-    return encode(frames[0], "WEBP", save_all=True, append_images=frames[1:], lossless=True)
+    """Two frames of some pixels on a canvas of this side."""
+    frames = [Image.new("RGBA", (16, 16), colour) for colour in ((0, 0, 0, 9), (9, 9, 9, 9))]
+    small = encode(frames[0], "WEBP", save_all=True, append_images=frames[1:], lossless=True)
+    return small[:24] + 2 * (side - 1).to_bytes(3, "little") + small[30:]
 
 
 def noise(num_bytes: int, seed: int = 0) -> bytes:
