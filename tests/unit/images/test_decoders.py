@@ -7,11 +7,12 @@ import numpy as np
 import psutil
 import pytest
 
+from benchmarks.support import costly_files
 from mask_ray.config import ImageLimits
 from mask_ray.images.decode import Examined, decode_resized, examine
 from mask_ray.images.decoders import Decoder, Decoders
 from mask_ray.images.errors import DecodingStoppedError, ImageError, ImageFormatError
-from tests.support import costly_files, image_files
+from tests.support import image_files
 from tests.support.polling import wait_until
 
 SIZE = 32

@@ -7,12 +7,13 @@ from typing import Any
 import numpy as np
 import pytest
 
+from benchmarks.support import costly_files
 from mask_ray.config import ServeSettings
 from mask_ray.images.decode import Examined, decode_resized
 from mask_ray.images.errors import DecodingStoppedError, ImageError, ImageTooCostlyError
 from mask_ray.serving.decoding import ImageDecoding
 from mask_ray.serving.memory import MemoryBudget, NeverFitsError, OverBudgetError
-from tests.support import costly_files, image_files
+from tests.support import image_files
 
 SIZE = 32
 
