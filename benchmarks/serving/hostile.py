@@ -193,7 +193,7 @@ def memory_bytes(process: psutil.Process) -> int:
 class HostileSettings(comparison.ServingSettings):
     """Send ordinary photos, alone and then beside requests that cost much."""
 
-    seconds: float = Field(120, gt=0, description="How long, each.")
+    seconds: int = Field(120, ge=1, description="How long, each.")
     image_size: int = Field(
         TrainSettings(data="synthetic").image_size, description="Side of the model's input."
     )

@@ -22,8 +22,9 @@ from fastapi import FastAPI
 from ray import serve
 
 from mask_ray.config import ServeSettings
-from mask_ray.images.decode import Examined, ImageError, RGBArray, resize
+from mask_ray.images.decode import Examined, RGBArray, resize
 from mask_ray.images.decoders import DecodersError
+from mask_ray.images.errors import ImageError
 from mask_ray.models.predictor import Predictor, Probabilities, predict_together
 from mask_ray.models.smoke_test import load_checked
 from mask_ray.ray_internals import get_serve_logs_dir

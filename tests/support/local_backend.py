@@ -10,7 +10,8 @@ import numpy as np
 from starlette.types import ASGIApp
 
 from mask_ray.config import ServeSettings
-from mask_ray.images.decode import ImageError, RGBArray, decode_resized, resize
+from mask_ray.images.decode import RGBArray, decode_resized, resize
+from mask_ray.images.errors import ImageError
 from mask_ray.models.predictor import Predictor
 from mask_ray.serving.http.backend import Health
 from mask_ray.serving.http.responses import Classified, ModelInfo

@@ -50,7 +50,7 @@ def test_an_ordinary_photo_is_left_to_its_batch(replica: Replica) -> None:
     assert isinstance(examined, Examined)
     before = replica.num_decoded
     (pixels,) = replica.decoding.decode_batch([(examined, SIZE)])
-    assert (pixels == decode_resized(photo, SIZE)).all()
+    assert np.array_equal(pixels, decode_resized(photo, SIZE))
     assert replica.num_decoded == before + 1
     assert not replica.decoding.is_broken
 
