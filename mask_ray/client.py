@@ -37,9 +37,11 @@ from mask_ray.csv_cells import safe_cell
 
 IMAGE_SUFFIXES = sorted(suffix for each in IMAGE_FORMATS for suffix in each.suffixes)
 
-# Busy; a replica lost in mid-answer; no replica ready; a replica that hangs. Classifying a file
-# twice does no harm.
+# Busy; a replica lost in mid-answer; no replica ready; a replica that hangs. What the service
+# refuses or gives up for the file itself has another status, such as 413 or 422.
 _RETRIED_STATUSES = (429, 502, 503, 504)
+# A replica that hangs may hang because of the file, and each attempt may cost the service another.
+_MAX_LATE_ANSWERS = 2
 _RETRIED_ERRORS = (httpx.NetworkError, httpx.RemoteProtocolError)
 _MAX_WAIT_S = 60.0
 _FIRST_WAIT_S = 0.25
@@ -212,6 +214,7 @@ class _Endpoint:
         Raises:
             _NotClassifiedError: the last answer is an error, or the server is unreachable.
         """
+        num_late = 0
         for attempt in count():
             try:
                 response = await self._post(encoded)
@@ -226,6 +229,8 @@ class _Endpoint:
                 reason, retry_after_s = _detail(response), _retry_after_s(response)
                 is_last = attempt >= self._settings.retries
                 is_last |= response.status_code not in _RETRIED_STATUSES
+                num_late += response.status_code == 504
+                is_last |= num_late == _MAX_LATE_ANSWERS
             if is_last or (retry_after_s or 0) > _MAX_WAIT_S:
                 raise _NotClassifiedError(reason)
             await asyncio.sleep(_wait_s(attempt, retry_after_s))

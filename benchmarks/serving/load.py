@@ -14,7 +14,8 @@ from PIL import Image
 
 from mask_ray.config import ImageLimits, MaskRayError
 from mask_ray.data import sources
-from mask_ray.images.decode import ImageError, decode
+from mask_ray.images.decode import decode
+from mask_ray.images.errors import ImageError
 
 _SCRIPT = Path(__file__).with_name("load.lua")
 _BOUNDARY = "a5c1f0e2b7d94683"

@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 from mask_ray.batch_prediction.output import is_among
 from mask_ray.config import ImageLimits
 from mask_ray.data.sources import ImageReader
-from mask_ray.images.decode import ImageError, decode_resized
+from mask_ray.images.decode import decode_resized
+from mask_ray.images.errors import ImageError
 from mask_ray.models.predictor import Predictor
 
 # See `predictor._MAX_PIXELS_PER_RUN`: the activations of more images leave the caches of a core.

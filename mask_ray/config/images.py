@@ -32,11 +32,23 @@ IMAGE_FORMATS = (
 
 
 class ImageLimits(Settings):
-    """Limits of the decoder, both checked before any pixel is decoded."""
+    """Limits of the decoder, all checked before any pixel is decoded."""
 
     max_image_bytes: int = Field(
         10 * 1024 * 1024, ge=1, description="Largest encoded image, in bytes."
     )
     max_image_pixels: int = Field(
         50_000_000, ge=1, description="Largest image, in pixels (width times height)."
+    )
+    max_decode_s: float = Field(
+        3,
+        gt=0,
+        description="Longest that decoding an image may take, in seconds of one core, as its "
+        "headers predict it.",
+    )
+    max_decode_bytes: int = Field(
+        768 * 1024 * 1024,
+        ge=1024 * 1024,
+        description="Most memory that decoding an image may take, in bytes, as its headers predict "
+        "it.",
     )

@@ -108,6 +108,14 @@ class PayloadLimits(ImageLimits):
         return -(-self.max_total_bytes // 3) * 4 + self.max_images * _OVERHEAD_BYTES
 
 
+# What a thread of a replica may take to decode an ordinary photo; what takes more waits its turn.
+QUICK_DECODE_BYTES = 64 * 1024 * 1024
+# Of a replica that serves nothing: the model twice, the libraries, the processes that decode.
+_REPLICA_BYTES = 512 * 1024 * 1024
+# Samples that wait for the disk, and the file that is made of them.
+_SAMPLES_BYTES = 256 * 1024 * 1024
+
+
 def _check_origin(origin: str) -> str:
     if origin != "*" and not re.fullmatch(r"https?://[^/?#\s,*@]+", origin):
         raise ValueError(f"must be origins such as https://app.example.org, or *; got {origin!r}")
@@ -208,6 +216,19 @@ class ServeSettings(PayloadLimits, RemoteImageSettings):
         description="Time limit for a request to arrive (else 408), and then again for its answer "
         "(else 504), in seconds.",
     )
+    decode_timeout_s: float = Field(
+        6,
+        gt=0,
+        description="Time limit of decoding one image, in seconds, after which it is given up "
+        "(422). For what takes longer than max_decode_s predicted.",
+    )
+    request_memory_bytes: int = Field(
+        1280 * 1024 * 1024,
+        ge=1024 * 1024,
+        description="Memory for bodies and decoding of all requests in a replica, in bytes; what "
+        "does not fit gets 429. Ray reserves it for each replica, with 512 MiB and 64 MiB a "
+        "thread for the replica itself.",
+    )
     token_file: Annotated[Path, AfterValidator(_check_absolute)] | None = Field(
         None,
         description="File of bearer tokens, one a line, each as name:token, read again when it "
@@ -280,6 +301,13 @@ class ServeSettings(PayloadLimits, RemoteImageSettings):
                 "max_ongoing_requests must be at least max_batch_size * num_threads "
                 f"({needed}), or batches never fill; got {self.max_ongoing_requests}"
             )
+        # Large requests may use three quarters of it.
+        needed_bytes = -(-self.max_decode_bytes * 4 // 3)
+        if self.request_memory_bytes < needed_bytes:
+            raise ValueError(
+                f"request_memory_bytes must be at least 4/3 of max_decode_bytes ({needed_bytes}), "
+                f"or no image may take that much; got {self.request_memory_bytes}"
+            )
         if self.max_queued_requests == 0:
             raise ValueError("max_queued_requests must be at least 1, or -1 for no limit; got 0")
         if self.min_replicas > self.max_replicas:
@@ -298,3 +326,10 @@ class ServeSettings(PayloadLimits, RemoteImageSettings):
                 f"and model_poll_s is above 0; got {self.challenger_share:g}"
             )
         return self
+
+    @property
+    def replica_memory_bytes(self) -> int:
+        """Memory that Ray reserves for a replica, in bytes."""
+        samples_bytes = _SAMPLES_BYTES if self.sample_share else 0
+        quick_bytes = self.num_threads * QUICK_DECODE_BYTES
+        return _REPLICA_BYTES + quick_bytes + self.request_memory_bytes + samples_bytes

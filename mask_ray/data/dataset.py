@@ -29,7 +29,8 @@ from mask_ray.data.splits import SPLITS as SPLITS
 from mask_ray.data.splits import split_of as split_of
 from mask_ray.data.summary import Summary, digest_of, summarise
 from mask_ray.images import synthetic
-from mask_ray.images.decode import ImageError, decode, resize
+from mask_ray.images.decode import decode, resize
+from mask_ray.images.errors import ImageError
 from mask_ray.progress import Progress
 
 # Decoded images are kept between epochs if they take less than this share of Ray's object store,

@@ -26,7 +26,8 @@ from mask_ray.data import near_duplicates
 from mask_ray.data.inventory import NOT_GIVEN, Inventory
 from mask_ray.data.sources import DataError, Labelled
 from mask_ray.data.sources.location import reached
-from mask_ray.images.decode import ImageError, decode, resize
+from mask_ray.images.decode import decode, resize
+from mask_ray.images.errors import ImageError
 
 SPLITS: tuple[SplitName, ...] = get_args(SplitName)
 

@@ -14,7 +14,8 @@ from ray.data import Dataset
 
 from mask_ray import data
 from mask_ray.evaluation.metrics import Predictions, predict
-from mask_ray.images.decode import ImageError, read_header
+from mask_ray.images.decode import read_header
+from mask_ray.images.errors import ImageError
 from mask_ray.models.predictor import Images, Predictor, Probabilities
 
 NUM_MISTAKES = 24

@@ -7,12 +7,12 @@ threads may decode at once.
 
 import io
 import re
-import struct
 from dataclasses import dataclass
+from typing import NamedTuple, NoReturn
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import ExifTags, Image
+from PIL import Image
 from PIL.BmpImagePlugin import BmpImageFile
 from PIL.GifImagePlugin import GifImageFile
 from PIL.ImageFile import ImageFile
@@ -21,6 +21,14 @@ from PIL.PngImagePlugin import PngImageFile
 from PIL.WebPImagePlugin import WebPImageFile
 
 from mask_ray.config import IMAGE_FORMATS, ImageLimits
+from mask_ray.images.errors import (
+    ImageError,
+    ImageFormatError,
+    ImageTooCostlyError,
+    ImageTooLargeError,
+)
+from mask_ray.images.survey import SURVEYS, Survey, corrupt
+from mask_ray.images.survey_jpeg import survey_jpeg
 
 RGBArray = NDArray[np.uint8]
 
@@ -63,13 +71,6 @@ _FORMAT = re.compile(
     b"|".join(b"(%b)" % signature for signature in _SIGNATURES.values()), re.DOTALL
 )
 
-# Encoders write about ten scans. Each costs a pass over the whole picture: a forged file within
-# the byte limit can hold a hundred thousand, which take most of an hour.
-_MAX_JPEG_SCANS = 100
-# The marker and the high byte of its length, which coded pixels never contain. Searching by
-# pattern is twice as fast as bytes.count.
-_JPEG_SCAN = re.compile(rb"\xff\xda\x00")
-
 # The longest side of a JPEG. Pillow needs 12 bytes or more for each row, so an image of one column
 # within the pixel limit could take a gigabyte.
 _MAX_SIDE_PX = 65_535
@@ -87,18 +88,6 @@ _UPRIGHT = {
 _DEFAULT_LIMITS = ImageLimits.model_validate({})
 
 
-class ImageError(ValueError):
-    """The bytes cannot be decoded: empty, not an image, truncated, corrupt, or over a limit."""
-
-
-class ImageTooLargeError(ImageError):
-    """Over `ImageLimits`, in bytes or in pixels, or over 65,535 pixels a side."""
-
-
-class ImageFormatError(ImageError):
-    """An image in a format that is not accepted."""
-
-
 @dataclass(frozen=True)
 class Header:
     """Format and size from a file's header. Sides in pixels, before any rotation."""
@@ -114,8 +103,70 @@ def read_header(encoded: bytes, limits: ImageLimits = _DEFAULT_LIMITS) -> Header
     Raises:
         Exception: any error of Pillow's. Call `decode` first: what it accepts has a header.
     """
+    examined = examine(encoded, limits)
+    return Header(examined.format_name, *_open(examined).size)
+
+
+class Examined(NamedTuple):
+    """A file that was looked through and is within the limits, ready to be decoded.
+
+    Args:
+        format_name: As messages show it.
+        contents: The file without its metadata.
+        orientation: Value of the tag of Exif; 1 is upright.
+        seconds: Predicted time of decoding on one core.
+        num_bytes: Predicted peak of the memory that decoding takes.
+        at_least_px: As in `decode`.
+        max_pixels: The limit of its pixels, which its decoder's header is checked against again.
+        max_bytes: The limit of the memory that decoding may take.
+    """
+
+    format_name: str
+    contents: bytes
+    orientation: int
+    seconds: float
+    num_bytes: int
+    at_least_px: int | None
+    max_pixels: int
+    max_bytes: int
+
+
+def examine(
+    encoded: bytes, limits: ImageLimits = _DEFAULT_LIMITS, *, at_least_px: int | None = None
+) -> Examined:
+    """Look through a file in one pass over its bytes, and predict what decoding it will cost.
+
+    Raises:
+        ImageError: as `decode`, for all that is known before a pixel is decoded.
+    """
+    if not encoded:
+        raise ImageError(f"image is empty: got 0 bytes; {_ACCEPTED}")
+    if len(encoded) > limits.max_image_bytes:
+        raise ImageTooLargeError(
+            f"image has {len(encoded)} bytes; at most {limits.max_image_bytes} are allowed"
+        )
     format_name = _accepted_format(encoded)
-    return Header(format_name, *_open(encoded, format_name, limits).size)
+    try:
+        surveyed = _survey(encoded, format_name, at_least_px)
+    except Exception as error:
+        _reject_corrupt(format_name, error)
+    _check_pixels((surveyed.width, surveyed.height), limits.max_image_pixels)
+    _check_cost(surveyed, format_name, limits)
+    return Examined(
+        format_name,
+        surveyed.contents,
+        surveyed.orientation,
+        surveyed.seconds,
+        surveyed.num_bytes,
+        at_least_px,
+        limits.max_image_pixels,
+        limits.max_decode_bytes,
+    )
+
+
+def decode_examined(examined: Examined, image_size: int) -> RGBArray:
+    """Decode and resize as `decode_resized`, for a file that was examined for that size."""
+    return _resized(_decode(examined), image_size)
 
 
 def decode(
@@ -130,13 +181,13 @@ def decode(
     applied, alpha is flattened onto white, and 16 bits a channel are scaled down to 8.
 
     Raises:
-        ImageTooLargeError: over `limits`. Dimensions are read from the header and checked
-            before any pixel is decoded.
+        ImageTooLargeError: over `limits`, in bytes, in pixels, or in what decoding would cost
+            (ImageTooCostlyError). All are checked before any pixel is decoded.
         ImageFormatError: an image of another format, such as TIFF or HEIC, or a run-length
             encoded BMP.
         ImageError: not an image, empty, truncated or corrupt.
     """
-    return np.asarray(_decode(encoded, limits, at_least_px))
+    return np.asarray(_decode(examine(encoded, limits, at_least_px=at_least_px)))
 
 
 def decode_resized(
@@ -152,7 +203,7 @@ def decode_resized(
     Raises:
         ImageError: as `decode`.
     """
-    return _resized(_decode(encoded, limits, at_least_px=image_size), image_size)
+    return decode_examined(examine(encoded, limits, at_least_px=image_size), image_size)
 
 
 def resize(pixels: RGBArray, image_size: int) -> RGBArray:
@@ -167,26 +218,25 @@ def _resized(image: Image.Image, image_size: int) -> RGBArray:
     return np.asarray(image.resize((image_size, image_size), Image.Resampling.BILINEAR))
 
 
-def _decode(encoded: bytes, limits: ImageLimits, at_least_px: int | None) -> Image.Image:
-    if not encoded:
-        raise ImageError(f"image is empty: got 0 bytes; {_ACCEPTED}")
-    if len(encoded) > limits.max_image_bytes:
-        raise ImageTooLargeError(
-            f"image has {len(encoded)} bytes; at most {limits.max_image_bytes} are allowed"
-        )
-    format_name = _accepted_format(encoded)
+def _decode(examined: Examined) -> Image.Image:
     try:
-        image = _open(encoded, format_name, limits)
-        if at_least_px is not None:
-            image.draft(None, (at_least_px, at_least_px))
-        return _upright(image, _to_rgb(image))
-    except ImageError:
-        raise
+        image = _open(examined)
+        if examined.at_least_px is not None:
+            image.draft(None, (examined.at_least_px, examined.at_least_px))
+        return _upright(_to_rgb(image), examined.orientation)
     except Exception as error:
-        # Pillow's parsers raise many types: OSError, SyntaxError, struct.error, IndexError,
-        # zlib.error, MemoryError, ...
-        reason = str(error) or type(error).__name__
-        raise ImageError(f"{format_name} image is truncated or corrupt: {reason}") from error
+        _reject_corrupt(examined.format_name, error)
+
+
+def _reject_corrupt(format_name: str, error: Exception) -> NoReturn:
+    """Raise an ImageError for whatever a parser raised.
+
+    Pillow's raise many types: OSError, SyntaxError, struct.error, IndexError, zlib.error,
+    MemoryError, ...
+    """
+    if isinstance(error, ImageError):
+        raise error
+    raise corrupt(format_name, str(error) or type(error).__name__) from error
 
 
 def _accepted_format(encoded: bytes) -> str:
@@ -200,74 +250,46 @@ def _accepted_format(encoded: bytes) -> str:
     return format_name
 
 
-def _open(encoded: bytes, format_name: str, limits: ImageLimits) -> ImageFile:
+def _open(examined: Examined) -> ImageFile:
     """Read the header. Pixels are decoded later, at the first use of the image."""
-    # Pillow allocates all pixels of these two when it opens them.
-    if format_name == "WebP":
-        _check_pixels(_webp_size(encoded), limits)
-    elif format_name == "GIF":
-        _check_pixels(_gif_size(encoded), limits)
-    elif format_name == "JPEG":
-        _check_scans(encoded)
-    image = _PLUGINS[format_name](io.BytesIO(encoded))
-    _check_pixels(image.size, limits)
+    image = _PLUGINS[examined.format_name](io.BytesIO(examined.contents))
+    _check_pixels(image.size, examined.max_pixels)
     # Pillow decodes these in Python: a file of 30 KB can block the interpreter for ten seconds.
     if any(tile.codec_name == "bmp_rle" for tile in image.tile):
         raise ImageFormatError("image is a run-length encoded BMP; only plain BMPs are accepted")
     return image
 
 
-def _check_pixels(size: tuple[int, int], limits: ImageLimits) -> None:
+def _survey(encoded: bytes, format_name: str, at_least_px: int | None) -> Survey:
+    if format_name == "JPEG":
+        return survey_jpeg(encoded, at_least_px)
+    return SURVEYS[format_name](encoded, at_least_px is not None)
+
+
+def _check_cost(surveyed: Survey, format_name: str, limits: ImageLimits) -> None:
+    if surveyed.seconds > limits.max_decode_s:
+        raise ImageTooCostlyError(
+            f"{format_name} image would take about {surveyed.seconds:.1f} s to decode "
+            f"({surveyed.reason}); at most {limits.max_decode_s:g} s are allowed"
+        )
+    if surveyed.num_bytes > limits.max_decode_bytes:
+        raise ImageTooCostlyError(
+            f"{format_name} image would take about {surveyed.num_bytes} bytes of memory to decode "
+            f"({surveyed.reason}); at most {limits.max_decode_bytes} are allowed"
+        )
+
+
+def _check_pixels(size: tuple[int, int], max_pixels: int) -> None:
     width, height = size
-    if width * height > limits.max_image_pixels:
+    if width * height > max_pixels:
         raise ImageTooLargeError(
             f"image has {width} x {height} = {width * height} pixels; "
-            f"at most {limits.max_image_pixels} are allowed"
+            f"at most {max_pixels} are allowed"
         )
     if max(size) > _MAX_SIDE_PX:
         raise ImageTooLargeError(
             f"image has {width} x {height} pixels; at most {_MAX_SIDE_PX} a side are allowed"
         )
-
-
-def _check_scans(encoded: bytes) -> None:
-    num_scans = len(_JPEG_SCAN.findall(encoded))
-    if num_scans > _MAX_JPEG_SCANS:
-        raise ImageError(f"JPEG image has {num_scans} scans; at most {_MAX_JPEG_SCANS} are allowed")
-
-
-def _webp_size(encoded: bytes) -> tuple[int, int]:
-    """Read width and height of the canvas: https://developers.google.com/speed/webp/docs/riff_container"""
-    kind = encoded[12:16]
-    if kind == b"VP8X":
-        low, middle, high = struct.unpack_from("<3H", encoded, 24)
-        return 1 + (low | (middle & 0xFF) << 16), 1 + (middle >> 8 | high << 8)
-    if kind == b"VP8L":
-        (bits,) = struct.unpack_from("<I", encoded, 21)
-        return 1 + (bits & 0x3FFF), 1 + (bits >> 14 & 0x3FFF)
-    width, height = struct.unpack_from("<2H", encoded, 26)
-    return width & 0x3FFF, height & 0x3FFF
-
-
-def _gif_size(encoded: bytes) -> tuple[int, int]:
-    """Compute width and height that contain the screen and the first frame."""
-    width, height, flags = struct.unpack_from("<2HB", encoded, 6)
-    at = 13 + _gif_palette_bytes(flags)
-    while encoded[at] != ord(","):
-        at = _gif_extension_end(encoded, at) if encoded[at] == ord("!") else at + 1
-    left, top, frame_width, frame_height = struct.unpack_from("<4H", encoded, at + 1)
-    return max(width, left + frame_width), max(height, top + frame_height)
-
-
-def _gif_palette_bytes(flags: int) -> int:
-    return 3 << (flags & 7) + 1 if flags & 0x80 else 0
-
-
-def _gif_extension_end(encoded: bytes, at: int) -> int:
-    at += 2
-    while encoded[at]:
-        at += 1 + encoded[at]
-    return at + 1
 
 
 def _to_rgb(image: ImageFile) -> Image.Image:
@@ -297,7 +319,7 @@ def _gray16_to_rgb(image: Image.Image) -> Image.Image:
     key = image.info.get("transparency")
     if key is None:
         return high_byte.convert("RGB")
-    alpha = Image.fromarray(np.where(gray == key, 0, 255).astype(np.uint8))
+    alpha = Image.fromarray(np.where(gray == key, np.uint8(0), np.uint8(255)))
     return _flatten(Image.merge("LA", (high_byte, alpha)).convert("RGBA"))
 
 
@@ -307,10 +329,6 @@ def _flatten(image: Image.Image) -> Image.Image:
     return flat
 
 
-def _upright(source: ImageFile, image: Image.Image) -> Image.Image:
-    try:
-        transpose = _UPRIGHT.get(source.getexif().get(ExifTags.Base.Orientation, 1))
-    except Exception:
-        # The pixels are fine even if the metadata is unreadable.
-        return image
+def _upright(image: Image.Image, orientation: int) -> Image.Image:
+    transpose = _UPRIGHT.get(orientation)
     return image if transpose is None else image.transpose(transpose)

@@ -14,7 +14,8 @@ from mask_ray import data
 from mask_ray.config import ImageLimits
 from mask_ray.data import near_duplicates
 from mask_ray.data.inventory import Inventory
-from mask_ray.images.decode import ImageError, decode, read_header, resize
+from mask_ray.images.decode import decode, read_header, resize
+from mask_ray.images.errors import ImageError
 from mask_ray.progress import Progress
 
 # Images are decoded small, but large enough for signatures.

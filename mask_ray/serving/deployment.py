@@ -125,7 +125,10 @@ def _deployment_decorator(settings: ServeSettings) -> Callable[[type], serve.Dep
             "downscaling_factor": settings.downscaling_factor,
         },
         max_surge_percent=settings.max_surge_percent,
-        ray_actor_options={"num_cpus": settings.num_threads},
+        ray_actor_options={
+            "num_cpus": settings.num_threads,
+            "memory": settings.replica_memory_bytes,
+        },
         # The app has its own access log, with more fields.
         logging_config={"enable_access_log": False},
         health_check_period_s=settings.health_check_period_s,

@@ -1,8 +1,9 @@
 """One replica: its models, the threads that classify, and the HTTP app before them.
 
-The event loop reads a request within its limits. A thread decodes the images that wait, of any
-requests, and classifies them as one batch, so the loop never waits for pixels. An image that cannot
-be decoded fails alone. Nothing here imports TensorFlow, Keras or training code.
+The event loop reads a request within its limits, and looks at what its images will cost. A thread
+has a process decode the images that wait, of any requests, and classifies them as one batch, so
+the loop never waits for pixels. What takes long is decoded before it joins a batch. An image that
+cannot be decoded fails alone. Nothing here imports TensorFlow, Keras or training code.
 """
 
 import asyncio
@@ -21,15 +22,19 @@ from fastapi import FastAPI
 from ray import serve
 
 from mask_ray.config import ServeSettings
-from mask_ray.images.decode import ImageError, RGBArray, decode_resized, resize
+from mask_ray.images.decode import Examined, RGBArray, resize
+from mask_ray.images.decoders import DecodersError
+from mask_ray.images.errors import ImageError
 from mask_ray.models.predictor import Predictor, Probabilities, predict_together
 from mask_ray.models.smoke_test import load_checked
 from mask_ray.ray_internals import get_serve_logs_dir, serve_http_host
 from mask_ray.serving.batcher import Batcher
+from mask_ray.serving.decoding import ImageDecoding
 from mask_ray.serving.http.app import http_app
 from mask_ray.serving.http.auth import Guard, Token
 from mask_ray.serving.http.backend import Health, RefusedVersion
 from mask_ray.serving.http.responses import Classified, ModelInfo
+from mask_ray.serving.memory import Lease, MemoryBudget, NeverFitsError, OverBudgetError
 from mask_ray.serving.observability.access_log import AccessLog
 from mask_ray.serving.observability.exchanges import Exchange
 from mask_ray.serving.observability.metrics import Metrics
@@ -45,7 +50,7 @@ from mask_ray.serving.versions.follower import (
 )
 from mask_ray.serving.versions.registry_actor import Followed, RegistryWatch, resolve_here
 
-Item = tuple[Predictor, bytes | RGBArray]
+Item = tuple[Predictor, Examined | RGBArray]
 Outcome = Probabilities | Exception
 
 P = ParamSpec("P")
@@ -85,19 +90,22 @@ class Classifier:
         self._guard = Guard.of(settings, tokens)
         # Again here: the deploy may not have known the address.
         self._guard.check_exposure(serve_http_host())
+        # Grows with each image decoded and each batch classified, for the health check.
+        self._progress = 0
         self.metrics = _metrics_of_replica()
         self.is_ready = True
         self._models = _load_models(settings, followed, self.metrics, lambda: self.is_ready)
         self.metrics.serves(self.model.name, self.model.version)
         self._comparer = Comparer(self.metrics)
-        # One thread for each CPU, which also bounds the memory of large images.
+        self.memory = MemoryBudget(settings.request_memory_bytes)
+        self._decoding = ImageDecoding(settings, self.memory, self._note_decoded)
+        self._decoding.start()
+        # One thread for each CPU.
         self._batcher = Batcher(
             self._classify_batch,
             num_threads=settings.num_threads,
             max_batch_size=settings.max_batch_size,
         )
-        # Grows with each image decoded and each batch classified, for the health check.
-        self._progress = 0
         self._other_work = ThreadPoolExecutor(settings.num_threads, "other")
         # Objects that exist now stay. Without this, each full collection visits all objects of Ray
         # while requests wait.
@@ -151,6 +159,7 @@ class Classifier:
         Raises:
             ImageError: an image cannot be decoded. If there are several, the message names the
                 first bad one: `images[3]: ...`.
+            OverBudgetError: too much waits already.
         """
         serving = self.serving
         champion, challenger = serving.champion, serving.challenger
@@ -186,15 +195,28 @@ class Classifier:
         for image, row in zip(images, classified.probabilities, strict=True):
             if isinstance(image, bytes):
                 by_class = dict(zip(classified.class_names, row.tolist(), strict=True))
-                self._comparer.offer(
-                    partial(compare, serving, answered, by_class, image, self.settings)
-                )
+                self._offer_comparison(serving, answered, image, by_class)
+
+    def _offer_comparison(
+        self, serving: Serving, answered: LoadedModel, image: bytes, by_class: dict[str, float]
+    ) -> None:
+        """Offer an image, which is held in memory until it was compared."""
+        lease = self.memory.lease()
+        try:
+            lease.grow(len(image))
+        except (OverBudgetError, NeverFitsError):
+            self.metrics.not_compared("busy")
+            return
+        decode = self._decoding.decode_aside
+        call = partial(compare, serving, answered, by_class, image, decode)
+        if not self._comparer.offer(partial(_released_after, lease, call)):
+            lease.release()
 
     async def _classify_with(
         self, model: LoadedModel, images: Sequence[bytes | RGBArray]
     ) -> Classified:
         predictor = model.predictor
-        outcomes = await self._batcher.ask([(predictor, image) for image in images])
+        outcomes = await self._outcomes(predictor, images)
         for index, outcome in enumerate(outcomes):
             if isinstance(outcome, ImageError):
                 if len(images) == 1:
@@ -208,6 +230,28 @@ class Classifier:
             )
         return Classified(_info(model), predictor.class_names, np.stack(rows))
 
+    async def _outcomes(
+        self, predictor: Predictor, images: Sequence[bytes | RGBArray]
+    ) -> list[Outcome]:
+        """Classify what can be decoded; an image's error takes its place."""
+        if len(images) == 1:
+            prepared = [await self._prepare(images[0], predictor)]
+        else:
+            prepared = await asyncio.gather(*(self._prepare(i, predictor) for i in images))
+        good = [(predictor, image) for image in prepared if not isinstance(image, ImageError)]
+        answers = iter(await self._batcher.ask(good) if good else ())
+        return [image if isinstance(image, ImageError) else next(answers) for image in prepared]
+
+    async def _prepare(
+        self, image: bytes | RGBArray, predictor: Predictor
+    ) -> Examined | RGBArray | ImageError:
+        if not isinstance(image, bytes):
+            return image
+        try:
+            return await self._decoding.prepare(image, predictor.image_size)
+        except ImageError as error:
+            return error
+
     async def in_thread(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Call a function in a thread beside those that classify; see `Backend`."""
         call = partial(function, *args, **kwargs)
@@ -215,7 +259,7 @@ class Classifier:
 
     def _classify_batch(self, items: list[Item], is_alone: bool) -> list[Outcome]:
         """Decode and classify a batch. Runs in a thread of the batcher."""
-        decoded = [self._decode(*item) for item in items]
+        decoded = self._decode(items)
         good = [
             (predictor, image)
             for (predictor, _), image in zip(items, decoded, strict=True)
@@ -228,20 +272,32 @@ class Classifier:
         self._progress += 1
         return [image if isinstance(image, Exception) else next(answers) for image in decoded]
 
-    def _decode(self, predictor: Predictor, image: bytes | RGBArray) -> RGBArray | Exception:
-        if image is _TRIAL_IMAGE:
-            return resize(_TRIAL_IMAGE, predictor.image_size)
+    def _decode(self, items: list[Item]) -> list[RGBArray | Exception]:
+        files = [
+            (image, predictor.image_size)
+            for predictor, image in items
+            if isinstance(image, Examined)
+        ]
+        decoded = iter(self._decoding.decode_batch(files) if files else ())
+        return [
+            next(decoded) if isinstance(image, Examined) else self._resize(predictor, image)
+            for predictor, image in items
+        ]
+
+    def _resize(self, predictor: Predictor, pixels: RGBArray) -> RGBArray | Exception:
         started_s = time.perf_counter()
         try:
-            if isinstance(image, bytes):
-                return decode_resized(image, predictor.image_size, self.settings)
-            return resize(image, predictor.image_size)
+            return resize(pixels, predictor.image_size)
         except Exception as error:
             # Whatever it is, such as a lack of memory, it fails only this image.
             return error
         finally:
-            self._progress += 1
-            self.metrics.decoded(time.perf_counter() - started_s)
+            if pixels is not _TRIAL_IMAGE:
+                self._note_decoded(time.perf_counter() - started_s)
+
+    def _note_decoded(self, seconds: float) -> None:
+        self._progress += 1
+        self.metrics.decoded(seconds)
 
     async def check_health(self) -> None:
         """Classify one black image. A blocked replica would still answer a ping.
@@ -252,12 +308,15 @@ class Classifier:
         """
         progress = self._progress
         try:
+            if self._decoding.is_broken:
+                raise DecodersError("no process for decoding starts")
             # Shorter than Serve's own timeout of this check.
             async with asyncio.timeout(0.8 * self.settings.health_check_timeout_s):
                 await self._try_inference()
         except TimeoutError:
-            # A replica that makes progress is busy with large images, not blocked.
-            self.is_ready = self._progress != progress
+            # A replica that makes progress is busy, not blocked; so is one whose image is within
+            # the time after which it is ended.
+            self.is_ready = self._progress != progress or self._decoding.is_in_time
             if not self.is_ready:
                 raise
         except Exception:
@@ -298,6 +357,13 @@ def _info(model: LoadedModel) -> ModelInfo:
 
 def _bytes_of(image: bytes | RGBArray) -> bytes:
     return image if isinstance(image, bytes) else image.tobytes()
+
+
+def _released_after(lease: Lease, comparison: Callable[[], T]) -> T:
+    try:
+        return comparison()
+    finally:
+        lease.release()
 
 
 def _row(outcome: Outcome, model: LoadedModel) -> Probabilities:

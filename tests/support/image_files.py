@@ -199,7 +199,7 @@ def jpeg_claiming(width: int = 50_000, height: int = 50_000) -> bytes:
     return bytes(encoded)
 
 
-def jpeg_of_many_scans(num_scans: int = 5_000) -> bytes:
+def jpeg_of_many_scans(num_scans: int = 3_000) -> bytes:
     """A valid progressive JPEG whose last scan is sent over and over."""
     encoded = jpeg(progressive=True)
     last_scan = encoded[encoded.rindex(b"\xff\xda") : -2]

@@ -10,10 +10,12 @@ import numpy as np
 from starlette.types import ASGIApp
 
 from mask_ray.config import ServeSettings
-from mask_ray.images.decode import ImageError, RGBArray, decode_resized, resize
+from mask_ray.images.decode import RGBArray, decode_resized, resize
+from mask_ray.images.errors import ImageError
 from mask_ray.models.predictor import Predictor
 from mask_ray.serving.http.backend import Health
 from mask_ray.serving.http.responses import Classified, ModelInfo
+from mask_ray.serving.memory import MemoryBudget
 
 
 class LocalBackend:
@@ -23,6 +25,7 @@ class LocalBackend:
         self.model = ModelInfo(name=path.stem, version=None)
         self.class_names = self.predictor.class_names
         self.is_ready = True
+        self.memory = MemoryBudget(self.settings.request_memory_bytes)
         self.health = Health(model=self.model)
 
     async def classify(self, images: Sequence[bytes | RGBArray]) -> Classified:

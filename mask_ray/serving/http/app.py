@@ -13,7 +13,6 @@ from pydantic import BaseModel
 from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
 
-from mask_ray.config import ServeSettings
 from mask_ray.serving.http import api_docs, predict, web
 from mask_ray.serving.http.auth import Guard, require_token, tokens_of_environment
 from mask_ray.serving.http.backend import Backend, Health, ReadyBackend
@@ -23,6 +22,7 @@ from mask_ray.serving.http.middleware import AnswerHeaders, on_unexpected_error
 from mask_ray.serving.http.open_inference import routes
 from mask_ray.serving.http.open_inference.requests import HEADER_LENGTH
 from mask_ray.serving.http.remote_images import RemoteImages
+from mask_ray.serving.http.request_memory import RequestMemory
 from mask_ray.serving.observability.exchanges import Exchange, Exchanges
 from mask_ray.serving.observability.request_ids import RequestIds
 from mask_ray.serving.observability.samples import SampleLog
@@ -63,7 +63,7 @@ def http_app(
         # A redirect would repeat whatever host the client names.
         redirect_slashes=False,
         exception_handlers={**EXCEPTION_HANDLERS, Exception: on_unexpected_error},
-        middleware=_middleware(settings, observers),
+        middleware=_middleware(backend, observers),
         lifespan=_lifespan,
     )
     app.state.backend = backend
@@ -86,13 +86,15 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
 
 
 def _middleware(
-    settings: ServeSettings, observers: tuple[Callable[[Exchange], None], ...]
+    backend: Backend, observers: tuple[Callable[[Exchange], None], ...]
 ) -> list[Middleware]:
+    settings = backend.settings
     middleware = [
         Middleware(RequestIds),
         Middleware(Exchanges, *observers),
         Middleware(AnswerHeaders),
         Middleware(TrustedHosts, settings.trusted_hosts),
+        Middleware(RequestMemory, backend.memory),
     ]
     if settings.cors_origins:
         cors = Middleware(

@@ -12,6 +12,7 @@ from mask_ray.config import ServeSettings
 from mask_ray.images.decode import RGBArray
 from mask_ray.serving.http.errors import not_ready
 from mask_ray.serving.http.responses import Classified, ModelInfo
+from mask_ray.serving.memory import MemoryBudget
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -42,6 +43,10 @@ class Backend(Protocol):
         """Settings of the service."""
 
     @property
+    def memory(self) -> MemoryBudget:
+        """The memory that all requests share."""
+
+    @property
     def is_ready(self) -> bool:
         """Whether the last trial inference succeeded."""
 
@@ -63,6 +68,7 @@ class Backend(Protocol):
         Raises:
             ImageError: an image cannot be decoded. If there are several, the message names it:
                 `images[3]: ...`.
+            OverBudgetError: too much waits already.
         """
 
     async def in_thread(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:

@@ -13,9 +13,15 @@ from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 
-from mask_ray.images.decode import ImageError, ImageFormatError, ImageTooLargeError
+from mask_ray.images.errors import (
+    DecodingStoppedError,
+    ImageError,
+    ImageFormatError,
+    ImageTooLargeError,
+)
 from mask_ray.serving.http.limits import PayloadError, quoted
 from mask_ray.serving.http.open_inference.responses import InferError
+from mask_ray.serving.memory import NeverFitsError, OverBudgetError
 
 PROBLEM_TYPE = "application/problem+json"
 RETRY_AFTER_S = 1
@@ -66,7 +72,19 @@ async def _on_image_error(request: Request, error: Any) -> JSONResponse:
         status = 413
     elif isinstance(error, ImageFormatError):
         status = 415
+    elif isinstance(error, DecodingStoppedError):
+        # Not 504: another attempt would end the same way.
+        status = 422
     return _response(request, status, str(error))
+
+
+async def _on_over_budget(request: Request, error: Any) -> JSONResponse:
+    detail = f"The replica is busy: {error}."
+    return _response(request, 429, detail, {"Retry-After": str(RETRY_AFTER_S)})
+
+
+async def _on_never_fits(request: Request, error: Any) -> JSONResponse:
+    return _response(request, 413, str(error))
 
 
 async def _on_validation_error(request: Request, error: Any) -> JSONResponse:
@@ -94,6 +112,8 @@ EXCEPTION_HANDLERS: dict[
     HTTPException: _on_http_exception,
     PayloadError: _on_payload_error,
     ImageError: _on_image_error,
+    OverBudgetError: _on_over_budget,
+    NeverFitsError: _on_never_fits,
     RequestValidationError: _on_validation_error,
     ClientDisconnect: _on_disconnect,
 }

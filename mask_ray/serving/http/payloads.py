@@ -21,6 +21,7 @@ from mask_ray.serving.http.limits import (
     reject_image_bytes,
 )
 from mask_ray.serving.http.multipart import FORM_TYPE, read_form
+from mask_ray.serving.http.request_memory import hold
 
 FetchImage = Callable[[str], Awaitable[bytes]]
 
@@ -30,6 +31,12 @@ _JSON_TYPE = "application/json"
 
 # Values of JSON that are not images: enough for an error to name the extra keys.
 _MAX_OTHER_VALUES = 64
+
+
+# The chunks and what they are joined to; then the file that is left of an image without metadata.
+_RAW_COPIES = 3
+# Also the text of a value, and what its base64 stands for.
+_JSON_COPIES = 5
 
 
 @dataclass(frozen=True)
@@ -57,6 +64,7 @@ async def read_images(
         PayloadError: 400, malformed form or JSON; 413, over `limits`, as declared or as received;
             415, another content type, or compressed; 422, no image, or JSON of another shape.
             Errors of `fetch` pass through.
+        OverBudgetError: the replica has no memory for the body now.
         starlette.requests.ClientDisconnect: the client left before the body had arrived.
     """
     _check_not_compressed(request)
@@ -64,7 +72,7 @@ async def read_images(
     if content_type.startswith("image/") or content_type in _RAW_TYPES:
         return Payload((await _read_raw(request, limits),), is_list=False)
     if content_type == FORM_TYPE:
-        chunks = _chunks(request, limits.max_form_bytes, "form")
+        chunks = _chunks(request, limits.max_form_bytes, "form", _RAW_COPIES)
         form = await read_form(request.headers["content-type"], chunks, limits)
         return Payload(form.files(), form.is_list)
     if content_type == _JSON_TYPE:
@@ -83,7 +91,7 @@ async def read_body(request: Request, max_bytes: int) -> bytes:
         PayloadError: 413, it is longer than `max_bytes`; 415, it is compressed.
     """
     _check_not_compressed(request)
-    return b"".join([chunk async for chunk in _chunks(request, max_bytes, "body")])
+    return b"".join([chunk async for chunk in _chunks(request, max_bytes, "body", _JSON_COPIES)])
 
 
 def decode_base64(text: str, field: str, limits: PayloadLimits) -> bytes:
@@ -120,8 +128,13 @@ def _check_not_compressed(request: Request) -> None:
         )
 
 
-async def _chunks(request: Request, max_bytes: int, what: str) -> AsyncIterator[bytes]:
-    """Yield the body as it arrives, up to the limit. A body declared longer is not read at all."""
+async def _chunks(
+    request: Request, max_bytes: int, what: str, num_copies: int
+) -> AsyncIterator[bytes]:
+    """Yield the body as it arrives, up to the limit. A body declared longer is not read at all.
+
+    `num_copies` is how often its bytes are in memory at the peak, in whatever form.
+    """
     declared = request.headers.get("content-length", "")
     # float and not int, which raises an error of its own on thousands of digits.
     num_bytes = float(declared) if declared.isdecimal() else 0
@@ -131,18 +144,19 @@ async def _chunks(request: Request, max_bytes: int, what: str) -> AsyncIterator[
             num_bytes += len(chunk)
             if num_bytes > max_bytes:
                 break
+            hold(request.scope, num_copies * len(chunk))
             yield chunk
     if num_bytes > max_bytes:
         raise PayloadError(413, f"{what} has over {max_bytes} bytes; at most that are allowed")
 
 
 async def _read_raw(request: Request, limits: PayloadLimits) -> bytes:
-    chunks = _chunks(request, limits.max_image_bytes, "image")
+    chunks = _chunks(request, limits.max_image_bytes, "image", _RAW_COPIES)
     return b"".join([chunk async for chunk in chunks])
 
 
 async def _read_json(request: Request, limits: PayloadLimits, fetch: FetchImage | None) -> Payload:
-    chunks = _chunks(request, limits.max_json_bytes, "JSON body")
+    chunks = _chunks(request, limits.max_json_bytes, "JSON body", _JSON_COPIES)
     body = b"".join([chunk async for chunk in chunks])
     _check_num_values(body, 2 * limits.max_images + _MAX_OTHER_VALUES)
     key, value = _only_entry(_parse_json(body), fetch)
@@ -150,6 +164,7 @@ async def _read_json(request: Request, limits: PayloadLimits, fetch: FetchImage 
         return Payload(_decode_list(value, limits), is_list=True)
     text = _string(value, key)
     if key == "url" and fetch is not None:
+        hold(request.scope, _RAW_COPIES * limits.max_image_bytes)
         return Payload((await fetch(text),), is_list=False)
     return Payload((decode_base64(text, key, limits),), is_list=False)
 

@@ -11,8 +11,7 @@ import threading
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 
-from mask_ray.config import ImageLimits
-from mask_ray.images.decode import decode_resized
+from mask_ray.images.decode import RGBArray
 from mask_ray.serving.versions.events import Comparison, ModelEvents
 from mask_ray.serving.versions.follower import LoadedModel, Serving
 
@@ -35,7 +34,7 @@ def compare(
     answered: LoadedModel,
     probabilities: Mapping[str, float],
     encoded: bytes,
-    limits: ImageLimits,
+    decode: Callable[[bytes, int], RGBArray],
 ) -> Comparison:
     """Classify an image with the other model too, and compare the answers.
 
@@ -46,11 +45,11 @@ def compare(
         answered: The one whose answer is known.
         probabilities: Its answer, by class.
         encoded: The image.
-        limits: Limits of the decoder.
+        decode: Decodes an image to a square of this side.
     """
     assert serving.challenger is not None, "there is something to compare with"
     champion, challenger = (
-        probabilities if model is answered else _classify(model, encoded, limits)
+        probabilities if model is answered else _classify(model, encoded, decode)
         for model in (serving.champion, serving.challenger)
     )
     names = champion.keys() | challenger.keys()
@@ -62,9 +61,11 @@ def compare(
     )
 
 
-def _classify(model: LoadedModel, encoded: bytes, limits: ImageLimits) -> Mapping[str, float]:
+def _classify(
+    model: LoadedModel, encoded: bytes, decode: Callable[[bytes, int], RGBArray]
+) -> Mapping[str, float]:
     predictor = model.predictor
-    image = decode_resized(encoded, predictor.image_size, limits)
+    image = decode(encoded, predictor.image_size)
     (probabilities,) = predictor.predict(image[None])
     return dict(zip(predictor.class_names, map(float, probabilities), strict=True))
 
@@ -86,12 +87,16 @@ class Comparer:
         self._places = threading.Semaphore(max_pending)
         self._thread = ThreadPoolExecutor(1, "compare")
 
-    def offer(self, comparison: Callable[[], Comparison]) -> None:
-        """Run a comparison soon, or skip it if too many wait. Returns at once, raises nothing."""
+    def offer(self, comparison: Callable[[], Comparison]) -> bool:
+        """Run a comparison soon, or skip it if too many wait. Returns at once, raises nothing.
+
+        Returns whether it will run.
+        """
         if self._places.acquire(blocking=False):
             self._thread.submit(self._run, comparison)
-        else:
-            self._events.not_compared("busy")
+            return True
+        self._events.not_compared("busy")
+        return False
 
     def close(self) -> None:
         """Wait for the accepted comparisons."""

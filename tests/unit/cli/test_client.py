@@ -167,6 +167,8 @@ def test_rows_keep_the_order_of_the_files(
     ("answer", "error"),
     [
         (problem(400, "image is truncated"), "400 Bad Request: image is truncated"),
+        (problem(413, "too costly"), "413 Request Entity Too Large: too costly"),
+        (problem(422, "given up"), "422 Unprocessable Entity: given up"),
         (problem(500, "The server failed."), "500 Internal Server Error: The server failed."),
         (PlainTextResponse("<html>", 404), "404 Not Found"),
         (RedirectResponse("http://elsewhere/"), "307 Temporary Redirect"),
@@ -218,7 +220,16 @@ def test_a_busy_server_is_asked_again_when_it_said(
     assert 0.5 < second.at_s - first.at_s < 4
 
 
-@pytest.mark.parametrize("status", [429, 502, 503, 504])
+def test_a_file_that_is_answered_too_late_twice_is_given_up(
+    run: Run, files: list[str], server: PredictionServer
+) -> None:
+    server.default = lambda: problem(504, "late", **{"Retry-After": "0"})
+
+    assert run("--retries=9", files[0]).error.startswith("504 ")
+    assert len(server.received) == 2
+
+
+@pytest.mark.parametrize("status", [429, 502, 503])
 def test_a_server_that_stays_busy_is_given_up(
     run: Run, files: list[str], server: PredictionServer, status: int
 ) -> None:

@@ -298,6 +298,12 @@ def test_a_run_to_resume_is_named_by_its_id(run_id: str) -> None:
         ),
         (
             ServeSettings,
+            {"max_decode_bytes": 3_000_000, "request_memory_bytes": 3_999_999},
+            "request_memory_bytes must be at least 4/3 of max_decode_bytes (4000000), or no image "
+            "may take that much; got 3999999",
+        ),
+        (
+            ServeSettings,
             {"min_replicas": 3, "max_replicas": 2},
             "min_replicas must be at most max_replicas (2); got 3",
         ),

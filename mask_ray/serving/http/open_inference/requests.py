@@ -19,6 +19,7 @@ No HTTP servers, models or Ray here.
 
 import math
 import struct
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Annotated, Any
 
@@ -42,6 +43,16 @@ _OUTPUTS = ("probabilities", "label")
 _MAX_ID_CHARACTERS = 1_024
 # Pixels of 13 images of 224 px.
 _MAX_JSON_VALUES = 2_000_000
+# Nested as their shape: a list for each pixel of three values, for each row, and for each image.
+_MAX_JSON_LISTS = _MAX_JSON_VALUES // 3 + 20_000
+# A request has eight objects with some thirty keys. Texts may hold these characters too.
+_MAX_JSON_OBJECTS = 2_048
+_MAX_JSON_KEYS = 4_096
+# Tensors of the request, and dimensions of one. One of each is right; an error names some.
+_MAX_TENSORS = 16
+# What a value takes once it is parsed: in the parser's tree, and as an object of Python.
+_VALUE_BYTES = 72
+_LIST_BYTES = 200
 # Most mistakes that one error lists.
 _MAX_MISTAKES = 3
 
@@ -79,7 +90,10 @@ def check_model(
 
 
 def parse_infer_request(
-    body: bytes, header_length: str | None, limits: PayloadLimits
+    body: bytes,
+    header_length: str | None,
+    limits: PayloadLimits,
+    hold: Callable[[int], None] = lambda _: None,
 ) -> InferRequest:
     """Read and check a request.
 
@@ -89,13 +103,15 @@ def parse_infer_request(
         header_length: Value of the header `HEADER_LENGTH`, the length of the JSON in bytes; None
             if the header is missing.
         limits: Limits of encoded images, and of pixels.
+        hold: Called with the bytes that the values will take, before they are parsed.
 
     Raises:
         PayloadError: 413, over `limits`; 400, any other mistake.
+        Exception: what `hold` raises.
     """
     num_json_bytes = _num_json_bytes(header_length, len(body))
     text = body[:num_json_bytes]
-    _check_num_values(text)
+    hold(_check_num_values(text))
     document = _document(text)
     tensor = _only_input(document.inputs)
     binary = _binary_data(tensor, memoryview(body)[num_json_bytes:])
@@ -120,7 +136,7 @@ class _Parameters(BaseModel):
 
 class _Input(BaseModel):
     name: StrictStr
-    shape: list[_Size]
+    shape: Annotated[list[_Size], Field(max_length=_MAX_TENSORS, fail_fast=True)]
     datatype: StrictStr
     parameters: _Parameters | None = None
     data: list[Any] | None = None
@@ -134,8 +150,8 @@ class _Output(BaseModel):
 class _Document(BaseModel):
     id: StrictStr | None = Field(None, max_length=_MAX_ID_CHARACTERS)
     parameters: _Parameters | None = None
-    inputs: list[_Input]
-    outputs: list[_Output] | None = None
+    inputs: Annotated[list[_Input], Field(max_length=_MAX_TENSORS, fail_fast=True)]
+    outputs: Annotated[list[_Output], Field(max_length=_MAX_TENSORS, fail_fast=True)] | None = None
 
 
 def _num_json_bytes(header_length: str | None, num_body_bytes: int) -> int:
@@ -152,14 +168,24 @@ def _num_json_bytes(header_length: str | None, num_body_bytes: int) -> int:
     return int(header_length)
 
 
-def _check_num_values(text: bytes) -> None:
-    """Raise 413 for too many values, counted by their commas; each can take 72 bytes parsed."""
-    if text.count(b",") > _MAX_JSON_VALUES:
+def _check_num_values(text: bytes) -> int:
+    """Raise 413 for too many values, lists, objects or keys, before any of them is made.
+
+    They are counted by the characters that they cannot do without, wherever these stand. Returns
+    the bytes that they will take.
+    """
+    num_values, num_lists = text.count(b","), text.count(b"[")
+    if num_values > _MAX_JSON_VALUES or num_lists > _MAX_JSON_LISTS:
         raise PayloadError(
             413,
-            f"JSON must hold at most {_MAX_JSON_VALUES} values; larger tensors must come as binary "
-            "data",
+            f"JSON must hold at most {_MAX_JSON_VALUES} values in {_MAX_JSON_LISTS} lists; larger "
+            "tensors must come as binary data",
         )
+    if text.count(b"{") > _MAX_JSON_OBJECTS or text.count(b":") > _MAX_JSON_KEYS:
+        raise PayloadError(
+            413, f"JSON must hold at most {_MAX_JSON_OBJECTS} objects with {_MAX_JSON_KEYS} keys"
+        )
+    return num_values * _VALUE_BYTES + num_lists * _LIST_BYTES
 
 
 def _document(text: bytes) -> _Document:

@@ -1,5 +1,6 @@
 """Routes of `/v2`, the Open Inference Protocol."""
 
+from functools import partial
 from typing import Any
 
 from fastapi import APIRouter, Depends, Request
@@ -30,6 +31,7 @@ from mask_ray.serving.http.open_inference.responses import (
     model_metadata,
 )
 from mask_ray.serving.http.payloads import read_body
+from mask_ray.serving.http.request_memory import hold
 from mask_ray.serving.observability.exchanges import note
 
 API_VERSION = "1"
@@ -150,7 +152,8 @@ async def _infer(request: Request, backend: Backend) -> InferResponse:
     length = request.headers.get(HEADER_LENGTH)
     # Parsing the numbers of a tensor in JSON takes a while.
     parsed = await in_time_or_504(
-        backend.in_thread(parse_infer_request, body, length, limits), backend
+        backend.in_thread(parse_infer_request, body, length, limits, partial(hold, request.scope)),
+        backend,
     )
     classified = await in_time_or_504(backend.classify(parsed.images), backend)
     model = classified.model

@@ -10,12 +10,20 @@ import pytest
 from starlette.responses import PlainTextResponse
 
 from mask_ray.config import ServeSettings
-from mask_ray.images.decode import ImageError, ImageFormatError, ImageTooLargeError, RGBArray
+from mask_ray.images.decode import RGBArray
+from mask_ray.images.errors import (
+    DecodingStoppedError,
+    ImageError,
+    ImageFormatError,
+    ImageTooCostlyError,
+    ImageTooLargeError,
+)
 from mask_ray.serving.deployment import ApplicationError, build_app
 from mask_ray.serving.http.app import http_app
 from mask_ray.serving.http.backend import Health
 from mask_ray.serving.http.middleware import ANSWER_HEADERS, ProblemsForServeErrors
 from mask_ray.serving.http.responses import Classified, ModelInfo
+from mask_ray.serving.memory import MemoryBudget, NeverFitsError, OverBudgetError
 from tests.support.local_backend import request
 
 PROBABILITIES = {"with_mask": 0.25, "without_mask": 0.75}
@@ -27,6 +35,7 @@ class StubClassifier:
         self.settings = ServeSettings(**settings)
         self.model = ModelInfo(name="stub", version="3")
         self.is_ready = True
+        self.memory = MemoryBudget(self.settings.request_memory_bytes)
         self.health = Health(model=self.model)
         self.class_names = tuple(PROBABILITIES)
         self.received: list[bytes | RGBArray] = []
@@ -98,10 +107,35 @@ def test_refuses_other_content_types(content_type: str) -> None:
 
 @pytest.mark.parametrize(
     ("error", "status"),
-    [(ImageError, 400), (ImageTooLargeError, 413), (ImageFormatError, 415)],
+    [
+        (ImageError, 400),
+        (ImageTooLargeError, 413),
+        (ImageTooCostlyError, 413),
+        (ImageFormatError, 415),
+        (DecodingStoppedError, 422),
+        (NeverFitsError, 413),
+    ],
 )
-def test_an_image_that_cannot_be_decoded_is_a_problem(error: type[ImageError], status: int) -> None:
+def test_an_image_that_cannot_be_decoded_is_a_problem(error: type[Exception], status: int) -> None:
     assert_problem(predict(StubClassifier(error("why")), content=b"image"), status, "why")
+
+
+def test_a_replica_without_room_says_when_to_come_back() -> None:
+    response = predict(StubClassifier(OverBudgetError("it is full")), content=b"image")
+
+    assert_problem(response, 429, "The replica is busy: it is full.")
+    assert response.headers["retry-after"] == "1"
+
+
+def test_bodies_share_one_budget_which_they_give_back() -> None:
+    classifier = StubClassifier(max_decode_bytes=2**20, request_memory_bytes=2 * 2**20)
+    body = b"1" * 400_000
+
+    with classifier.memory.holding(2**20):
+        assert_problem(predict(classifier, content=body), 429, "memory for requests is full")
+    assert predict(classifier, content=body).status_code == 200
+    assert_problem(predict(classifier, content=2 * body), 413, "bytes of memory; at most 1572864")
+    assert classifier.memory.held_bytes == 0
 
 
 def test_the_byte_limit_is_inclusive() -> None:

@@ -54,7 +54,7 @@ def test_both_answers_are_compared_whichever_was_sent(tmp_path: Path, answered: 
     encoded = image_files.png()
     sent = serving.champion if answered == "champion" else serving.challenger
 
-    compared = compare(serving, sent, answer(sent, encoded), encoded, ImageLimits())
+    compared = compare(serving, sent, answer(sent, encoded), encoded, decode_resized)
 
     first, second = answer(serving.champion, encoded), answer(serving.challenger, encoded)
     assert (compared.champion, compared.challenger) == ("1", "2")
@@ -69,7 +69,7 @@ def test_a_class_that_one_lacks_has_no_probability_there(tmp_path: Path) -> None
     encoded = image_files.png()
     sent = answer(serving.champion, encoded)
 
-    compared = compare(serving, serving.champion, sent, encoded, ImageLimits())
+    compared = compare(serving, serving.champion, sent, encoded, decode_resized)
 
     assert not compared.agrees
     assert compared.difference >= max(sent.values())

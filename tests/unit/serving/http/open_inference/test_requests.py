@@ -1,5 +1,6 @@
 """Requests of the protocol, byte for byte as its clients send them."""
 
+import tracemalloc
 from typing import Any
 
 import numpy as np
@@ -124,7 +125,8 @@ def test_outputs_are_as_asked_for(rest: Any, outputs: list[tuple[str, bool]]) ->
         ({"inputs": [image_input(data="QQ==")]}, "inputs.0.data: Input should be a valid array"),
         ({"inputs": [image_input(shape=["1"], data=[])]}, "inputs.0.shape.0: "),
         ({"inputs": [image_input(shape=[2**63], data=[])]}, "inputs.0.shape.0: "),
-        ({"inputs": [image_input(shape=["1"] * 99, data=[])]}, "; and 96 more"),
+        ({"inputs": [image_input(shape=["1"] * 99, data=[])]}, "inputs.0.shape.0: "),
+        ({"inputs": [{}], "outputs": [{}]}, "; and 1 more"),
         ({"inputs": [image_input(shape=[-1], data=[])]}, "inputs.0.shape.0: "),
         ({"inputs": [image_input(shape=[0], data=[])]}, "must be [N] for BYTES"),
         ({"inputs": [image_input(shape=[1, 1], data=["QQ=="])]}, "[N] for BYTES, with none"),
@@ -137,7 +139,7 @@ def test_outputs_are_as_asked_for(rest: Any, outputs: list[tuple[str, bool]]) ->
         ({"inputs": [image_input(data=["QQ=="])], "id": "x" * 9999}, "at most 1024 characters"),
         ({"inputs": [image_input(data=["QQ=="])], "outputs": [{"name": "x"}]}, "got 'x'"),
         (
-            {"inputs": [image_input(data=["QQ=="])], "outputs": [{"name": "label"}] * 99},
+            {"inputs": [image_input(data=["QQ=="])], "outputs": [{"name": "label"}] * 9},
             "each at most once",
         ),
         (
@@ -301,3 +303,44 @@ def test_json_of_very_many_values_is_refused_before_it_is_parsed() -> None:
     )
 
     assert (status, "binary data" in message) == (413, True)
+
+
+@pytest.mark.parametrize(
+    ("text", "status", "reason"),
+    [
+        (b'{"inputs":[' + b"{}," * 500_000 + b"{}]}", 413, "at most 2048 objects with 4096 keys"),
+        (b'{"inputs":[' + b"{}," * 2_000 + b"{}]}", 400, "inputs"),
+        (b'{"inputs":[{}],"outputs":[' + b"{}," * 2_000 + b"{}]}", 400, "; and 1 more"),
+        (b"{" + b'"a":1,' * 500_000 + b'"b":1}', 413, "4096 keys"),
+        (b'{"inputs":[{"shape":[' + b"x," * 100_000 + b"1]}]}", 400, ""),
+        (b'{"inputs":[{"shape":[' + b'"1",' * 100_000 + b"1]}]}", 400, "inputs.0.shape.0: "),
+        (b'{"inputs":[{"shape":[' + b"1," * 100_000 + b"1]}]}", 400, "at most 16 items"),
+        (b'{"inputs":[{"data":[' + b"[]," * 1_000_000 + b"1]}]}", 413, "values in 686666 lists"),
+        (b"[" * 500_000, 400, ""),
+    ],
+    ids=["inputs", "some inputs", "outputs", "keys", "junk", "shape", "sizes", "lists", "depth"],
+)
+def test_very_many_of_anything_are_refused_at_the_first_fault(
+    text: bytes, status: int, reason: str
+) -> None:
+    held: list[int] = []
+    tracemalloc.start()
+    try:
+        answer = refusal(parse_infer_request, text, None, PayloadLimits(), held.append)
+        _, peak_bytes = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert answer[0] == status
+    assert reason in answer[1]
+    assert answer[1].count(";") <= 3
+    # Not a figure of a machine: at most what was held before the parse, and room for the errors.
+    assert peak_bytes < sum(held) + len(text) + 500_000
+
+
+def test_what_values_will_take_is_held_before_they_are_parsed() -> None:
+    def full(num_bytes: int) -> None:
+        assert num_bytes >= 70_000 * 72
+        raise MemoryError
+
+    with pytest.raises(MemoryError):
+        parse_infer_request(b"[" + b"1," * 70_000, None, PayloadLimits(), full)

@@ -1,0 +1,151 @@
+"""Decodes the images of a replica in two lanes, each in processes that can be ended.
+
+What is predicted to be quick is decoded in the batches of the threads that classify, which wait for
+nothing else. The rest goes through one process of its own, image by image: it never delays an
+ordinary photo, and what waits for it is bounded in seconds. A file that is predicted wrong is ended
+after a time limit in either.
+"""
+
+import asyncio
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+
+from mask_ray.config import QUICK_DECODE_BYTES, ServeSettings
+from mask_ray.images.decode import Examined, RGBArray, examine
+from mask_ray.images.decoders import Decoders, DecodersError
+from mask_ray.images.errors import ImageError
+from mask_ray.serving.memory import MemoryBudget, OverBudgetError
+
+# An ordinary photo takes milliseconds; one of a phone's 12 megapixels a tenth of a second.
+_QUICK_S = 0.25
+# Looking through more takes longer than the event loop should be busy.
+_EXAMINED_HERE_BYTES = 256 * 1024
+
+
+class ImageDecoding:
+    """The lanes of one replica.
+
+    Args:
+        settings: Limits of an image, and of the time to decode it.
+        memory: Budget that what is not quick is taken from. The other lane's is reserved in it.
+        on_decoded: Called in any thread after each image with the seconds that it took.
+    """
+
+    def __init__(
+        self, settings: ServeSettings, memory: MemoryBudget, on_decoded: Callable[[float], None]
+    ) -> None:
+        self._settings = settings
+        self._memory = memory
+        self._on_decoded = on_decoded
+        self._decoders = Decoders(settings.decode_timeout_s)
+        self._quick = [self._decoders.decoder() for _ in range(settings.num_threads)]
+        self._idle = [*self._quick]
+        self._lock = threading.Lock()
+        self._slow = self._decoders.decoder()
+        self._slow_thread = ThreadPoolExecutor(1, "slow_images")
+        self._slow_waiting_s, self._num_slow = 0.0, 0
+        self._is_broken = False
+        self._examining = ThreadPoolExecutor(1, "examine")
+
+    @property
+    def is_in_time(self) -> bool:
+        """Whether a quick image is being decoded, and not for longer than it may."""
+        return any(decoder.is_in_time for decoder in self._quick)
+
+    def start(self) -> None:
+        """Start the processes, so that no request waits for them.
+
+        Raises:
+            DecodersError: they do not start.
+        """
+        for decoder in (*self._quick, self._slow):
+            decoder.start()
+
+    def close(self) -> None:
+        """End the processes."""
+        for decoder in (*self._quick, self._slow):
+            decoder.close()
+        self._decoders.close()
+
+    async def prepare(self, encoded: bytes, image_size: int) -> Examined | RGBArray:
+        """Look through an image, and decode it if that is not quick.
+
+        Raises:
+            ImageError: it cannot be decoded, or must not.
+            OverBudgetError: too much waits already.
+        """
+        examined = await self._examine(encoded, image_size)
+        if examined.seconds <= _QUICK_S and examined.num_bytes <= QUICK_DECODE_BYTES:
+            return examined
+        return await asyncio.wrap_future(self._submit_slow(examined, image_size))
+
+    async def _examine(self, encoded: bytes, image_size: int) -> Examined:
+        if len(encoded) <= _EXAMINED_HERE_BYTES:
+            return examine(encoded, self._settings, at_least_px=image_size)
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(
+            self._examining, lambda: examine(encoded, self._settings, at_least_px=image_size)
+        )
+
+    def decode_aside(self, encoded: bytes, image_size: int) -> RGBArray:
+        """Decode an image that no client waits for, in the lane of those that are not quick.
+
+        Raises:
+            ImageError: it cannot be decoded.
+            OverBudgetError: too much waits already.
+        """
+        examined = examine(encoded, self._settings, at_least_px=image_size)
+        return self._submit_slow(examined, image_size).result()
+
+    @property
+    def is_broken(self) -> bool:
+        """Whether the last batch found no process to decode it."""
+        return self._is_broken
+
+    def decode_batch(self, requests: Sequence[tuple[Examined, int]]) -> list[RGBArray | ImageError]:
+        """Decode quick images, in the process of the calling thread.
+
+        Returns:
+            The pixels of each or its error, in order.
+
+        Raises:
+            DecodersError: no process can be started.
+        """
+        with self._lock:
+            decoder = self._idle.pop()
+        try:
+            outcomes = decoder.decode(requests, self._on_decoded)
+            self._is_broken = False
+            return outcomes
+        except DecodersError:
+            self._is_broken = True
+            raise
+        finally:
+            with self._lock:
+                self._idle.append(decoder)
+
+    def _submit_slow(self, examined: Examined, image_size: int) -> "Future[RGBArray]":
+        with self._lock:
+            # One is always accepted; the limits have bounded it.
+            waiting_s = self._slow_waiting_s + examined.seconds
+            if self._num_slow and waiting_s > self._settings.decode_timeout_s:
+                raise OverBudgetError("images that take long to decode wait already")
+            self._slow_waiting_s = waiting_s
+            self._num_slow += 1
+        future = self._slow_thread.submit(self._decode_slow, examined, image_size)
+        # Also of one that is cancelled while it waits.
+        future.add_done_callback(lambda _: self._leave_slow(examined.seconds))
+        return future
+
+    def _leave_slow(self, seconds: float) -> None:
+        with self._lock:
+            self._num_slow -= 1
+            self._slow_waiting_s = self._slow_waiting_s - seconds if self._num_slow else 0.0
+
+    def _decode_slow(self, examined: Examined, image_size: int) -> RGBArray:
+        with self._memory.holding(examined.num_bytes):
+            (outcome,) = self._slow.decode([(examined, image_size)], self._on_decoded)
+        if isinstance(outcome, ImageError):
+            raise outcome
+        return outcome

@@ -1,0 +1,141 @@
+import os
+import signal
+import threading
+from collections.abc import Iterator
+
+import numpy as np
+import psutil
+import pytest
+
+from benchmarks.support import costly_files
+from mask_ray.config import ImageLimits
+from mask_ray.images.decode import Examined, decode_resized, examine
+from mask_ray.images.decoders import Decoder, Decoders
+from mask_ray.images.errors import DecodingStoppedError, ImageError, ImageFormatError
+from tests.support import image_files
+from tests.support.polling import wait_until
+
+SIZE = 32
+UNBOUNDED = ImageLimits(max_decode_s=10_000)
+
+
+@pytest.fixture(scope="module")
+def decoders() -> Iterator[Decoders]:
+    decoders = Decoders(timeout_s=60)
+    yield decoders
+    decoders.close()
+
+
+@pytest.fixture
+def decoder(decoders: Decoders) -> Iterator[Decoder]:
+    decoder = decoders.decoder()
+    yield decoder
+    decoder.close()
+
+
+def examined(encoded: bytes, limits: ImageLimits = UNBOUNDED) -> tuple[Examined, int]:
+    return examine(encoded, limits, at_least_px=SIZE), SIZE
+
+
+def endless() -> tuple[Examined, int]:
+    """A file of a kilobyte that decodes for a minute, on a machine however fast."""
+    return examined(costly_files.progressive_jpeg(7_000, 7_000, 99, num_components=3))
+
+
+def children(decoders: Decoders) -> list[psutil.Process]:
+    assert decoders._server is not None
+    return psutil.Process(decoders._server.pid).children()
+
+
+def test_pixels_are_those_of_the_decoder(decoder: Decoder) -> None:
+    files = [image_files.in_format(name) for name in image_files.ACCEPTED_FORMATS]
+    files.append(image_files.exif_rotated_jpeg(6))
+    for encoded, pixels in zip(files, decoder.decode([*map(examined, files)]), strict=True):
+        assert isinstance(pixels, np.ndarray)
+        assert (pixels == decode_resized(encoded, SIZE)).all()
+
+
+def test_a_bad_image_fails_alone_with_the_decoders_error(decoder: Decoder) -> None:
+    good = image_files.jpeg()
+    files = [good, image_files.truncated_png(), image_files.rle_bmp(), good]
+    first, cut, packed, last = decoder.decode([*map(examined, files)])
+    assert isinstance(first, np.ndarray) and isinstance(last, np.ndarray)
+    assert type(cut) is ImageError and "PNG image is truncated or corrupt" in str(cut)
+    assert type(packed) is ImageFormatError and "run-length" in str(packed)
+
+
+def test_what_outlasts_its_time_is_ended_and_the_others_are_decoded() -> None:
+    decoders = Decoders(timeout_s=2)
+    decoder = decoders.decoder()
+    try:
+        # So that starting the first process is not part of anybody's time.
+        decoder.decode([examined(image_files.jpeg())])
+        (before,) = children(decoders)
+        photo = examined(image_files.jpeg())
+        first, stopped, last = decoder.decode([photo, endless(), photo])
+        assert isinstance(first, np.ndarray) and isinstance(last, np.ndarray)
+        assert isinstance(stopped, DecodingStoppedError)
+        assert str(stopped) == "JPEG image took over 2 s to decode, which was then given up"
+        wait_until(lambda: not before.is_running() or before.status() == psutil.STATUS_ZOMBIE)
+    finally:
+        decoder.close()
+        decoders.close()
+
+
+def test_a_decoder_says_that_an_image_is_within_its_time(decoders: Decoders) -> None:
+    decoder = decoders.decoder()
+    assert not decoder.is_in_time
+    outcomes: list[object] = []
+    thread = threading.Thread(target=lambda: outcomes.extend(decoder.decode([endless()])))
+    thread.start()
+    wait_until(lambda: decoder.is_in_time)
+    for _ in range(2):
+        kill_when_there(decoder)
+    thread.join()
+    assert not decoder.is_in_time
+    (stopped,) = outcomes
+    assert isinstance(stopped, DecodingStoppedError)
+    assert str(stopped) == "JPEG image ended the process that decoded it"
+
+
+def kill_when_there(decoder: Decoder) -> None:
+    wait_until(lambda: decoder._process is not None)
+    process = decoder._process
+    assert process is not None
+    os.kill(process[0], signal.SIGKILL)
+    wait_until(lambda: decoder._process != process)
+
+
+def test_an_image_whose_process_was_ended_once_is_decoded_by_another(decoder: Decoder) -> None:
+    decoder.decode([examined(image_files.jpeg())])
+    assert decoder._process is not None
+    os.kill(decoder._process[0], signal.SIGKILL)
+    (pixels,) = decoder.decode([examined(image_files.jpeg())])
+    assert isinstance(pixels, np.ndarray)
+
+
+def test_a_server_that_was_ended_is_replaced(decoders: Decoders) -> None:
+    decoder = decoders.decoder()
+    assert isinstance(decoder.decode([examined(image_files.jpeg())])[0], np.ndarray)
+    assert decoders._server is not None
+    decoders._server.kill()
+    decoders._server.wait()
+    decoder.close()
+    assert isinstance(decoder.decode([examined(image_files.jpeg())])[0], np.ndarray)
+    decoder.close()
+
+
+def test_a_file_that_takes_more_memory_than_predicted_is_an_error(decoder: Decoder) -> None:
+    file, _ = examined(costly_files.animated_webp(3_000))
+    (outcome,) = decoder.decode([(file._replace(max_bytes=1024 * 1024), SIZE)])
+    assert isinstance(outcome, ImageError)
+
+
+def test_processes_end_with_their_owner() -> None:
+    own = Decoders(timeout_s=60)
+    decoder = own.decoder()
+    decoder.decode([examined(image_files.jpeg())])
+    (worker,) = children(own)
+    own.close()
+    decoder.close()
+    wait_until(lambda: not worker.is_running() or worker.status() == psutil.STATUS_ZOMBIE)

@@ -1,0 +1,243 @@
+"""The look through a file before it is decoded. It refuses, predicts and strips; pixels stay."""
+
+import io
+import re
+import struct
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image, ImageFile
+from PIL.JpegImagePlugin import JpegImageFile
+from PIL.PngImagePlugin import PngImageFile
+
+from benchmarks.support import costly_files
+from mask_ray.config import ImageLimits
+from mask_ray.images import survey
+from mask_ray.images.decode import (
+    Examined,
+    decode,
+    decode_examined,
+    decode_resized,
+    examine,
+)
+from mask_ray.images.errors import ImageError, ImageTooCostlyError
+from mask_ray.images.survey_jpeg import survey_jpeg
+from tests.support import image_files
+
+UNBOUNDED = ImageLimits(
+    max_decode_s=1e9, max_decode_bytes=2**60, max_image_bytes=2**40, max_image_pixels=2**40
+)
+LARGE = ImageLimits(max_image_bytes=100 * 2**20)
+
+COSTLY: dict[str, tuple[Callable[[], bytes], str]] = {
+    "arithmetic scans": (
+        lambda: costly_files.progressive_jpeg(7_071, 7_071, 99, is_arithmetic=True),
+        r"would take about \d+\.\d s to decode \(7071 x 7071 pixels in 99 scans with arithmetic "
+        r"coding\); at most 3 s are allowed",
+    ),
+    "Huffman scans": (
+        lambda: costly_files.progressive_jpeg(7_000, 7_000, 99),
+        r"would take about \d+\.\d s .* 99 scans with Huffman coding",
+    ),
+    "few scans of all colours": (
+        lambda: costly_files.progressive_jpeg(7_000, 7_000, 40, num_components=3),
+        r"would take about \d+\.\d s",
+    ),
+    "Exif segments": (costly_files.exif_segments, "JPEG image has over 4096 segments"),
+    "tiny chunks": (costly_files.png_of_tiny_chunks, "PNG image has over 4096 chunks"),
+    "comments": (costly_files.gif_of_comments, "GIF image has over 4096 blocks before"),
+    "canvas": (
+        costly_files.animated_webp,
+        r"about \d{9,10} bytes of memory to decode \(7000 x 7000 pixels in 2 frames\)",
+    ),
+}
+
+
+@pytest.mark.parametrize(("make", "message"), COSTLY.values(), ids=COSTLY)
+@pytest.mark.parametrize("is_resized", [True, False])
+def test_what_costs_too_much_is_refused_and_says_why(
+    make: Callable[[], bytes], message: str, is_resized: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    encoded = make()
+    # Nothing is opened.
+    monkeypatch.setattr(ImageFile.ImageFile, "__init__", None)
+    with pytest.raises(ImageTooCostlyError, match=message):
+        decode_resized(encoded, 96, LARGE) if is_resized else decode(encoded, LARGE)
+
+
+def test_a_case_that_broke_the_service_is_refused(shared: Path) -> None:
+    encoded = (shared / "cases" / "arithmetic_scans.jpg").read_bytes()
+    with pytest.raises(ImageTooCostlyError, match="99 scans with arithmetic coding"):
+        decode(encoded)
+
+
+@pytest.mark.parametrize(
+    ("make", "image_format"),
+    [(costly_files.iccp_chunks, "PNG"), (costly_files.exif_of_overlapping_tags, "JPEG")],
+)
+def test_metadata_costs_nothing(
+    make: Callable[[], bytes], image_format: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # What unpacks or reads it is never called.
+    monkeypatch.setattr(Image.Exif, "load", None)
+    monkeypatch.setattr("PIL.PngImagePlugin.PngStream.chunk_iCCP", None)
+    examined = examine(make())
+    assert examined.format_name == image_format
+    assert len(examined.contents) < 2_000
+    assert decode(make()).size
+
+
+@pytest.mark.parametrize("chunk", [b"tEXt", b"zTXt", b"iTXt", b"iCCP", b"eXIf", b"acTL", b"fooo"])
+def test_pixels_do_not_depend_on_what_stands_beside_them(chunk: bytes) -> None:
+    plain = image_files.png()
+    wrong = image_files.png_chunk(chunk, b"a\0\0" + bytes(99))
+    wrong = wrong[:-1] + bytes((wrong[-1] ^ 1,))
+    assert (decode(plain[:33] + wrong + plain[33:]) == decode(plain)).all()
+
+
+def test_a_jpeg_keeps_what_its_colours_depend_on() -> None:
+    for encoded in (image_files.jpeg(), image_files.cmyk_jpeg(), image_files.jpeg(comment=b"c")):
+        expected = np.asarray(JpegImageFile(io.BytesIO(encoded)).convert("RGB"))
+        assert (decode(encoded) == expected).all()
+
+
+@pytest.mark.parametrize(
+    ("where", "encoded"),
+    [
+        ("JPEG", image_files.exif_rotated_jpeg(6)),
+        (
+            "PNG in text",
+            image_files.png(image_files.picture().transpose(Image.Transpose.ROTATE_90)),
+        ),
+    ],
+)
+def test_orientation_is_found_without_reading_the_rest(where: str, encoded: bytes) -> None:
+    if where == "PNG in text":
+        exif = image_files.exif_orientation(6)
+        text = b"\nexif\n%8d\n" % len(exif) + exif.hex().encode() + b"\n"
+        added = image_files.png_chunk(b"tEXt", b"Raw profile type exif\0" + text)
+        encoded = encoded[:33] + added + encoded[33:]
+        assert PngImageFile(io.BytesIO(encoded)).getexif()[0x0112] == 6
+    assert examine(encoded).orientation == 6
+    assert decode(encoded).shape == (48, 64, 3)
+
+
+def test_scans_are_counted_up_to_the_end_of_the_image_alone() -> None:
+    progressive = image_files.jpeg(progressive=True)
+    (number,) = re.findall(r"in (\d+) scans", survey_jpeg(progressive, None).reason)
+    assert int(number) == progressive.count(b"\xff\xda")
+    # A second picture behind the first is not decoded, nor is what only looks like a scan.
+    comment = b"\xff\xfe" + struct.pack(">H", 402) + b"\xff\xda\0\x08" * 100
+    at = progressive.rindex(b"\xff\xda")
+    beside = progressive[:at] + comment + progressive[at:] + progressive * 20
+    assert f"in {number} scans" in survey_jpeg(beside, None).reason
+    assert (decode(beside) == decode(progressive)).all()
+
+
+def test_padding_before_a_marker_hides_no_scan() -> None:
+    plain = costly_files.progressive_jpeg(64, 64, 20)
+    padded = plain.replace(b"\xff\xda", b"\xff\xff\xff\xda")
+    assert "in 20 scans" in survey_jpeg(padded, None).reason
+    many = costly_files.progressive_jpeg(64, 64, 101).replace(b"\xff\xda", b"\xff\xff\xda")
+    with pytest.raises(ImageError, match="101 scans; at most 100"):
+        decode(many)
+
+
+@pytest.mark.parametrize("num_components", [1, 3])
+@pytest.mark.parametrize("is_arithmetic", [True, False])
+def test_cost_grows_with_scans_and_pixels(num_components: int, is_arithmetic: bool) -> None:
+    def seconds(side: int, num_scans: int) -> float:
+        options = {"num_components": num_components, "is_arithmetic": is_arithmetic}
+        file = costly_files.progressive_jpeg(side, side, num_scans, **options)
+        return examine(file, UNBOUNDED, at_least_px=64).seconds
+
+    assert seconds(3_000, 90) > 2.5 * seconds(3_000, 30)
+    assert seconds(3_000, 90) > 3.5 * seconds(1_500, 90)
+
+
+def test_what_is_kept_of_all_blocks_is_counted_as_memory() -> None:
+    one_scan = image_files.jpeg(image_files.picture(1_600, 1_600))
+    progressive = image_files.jpeg(image_files.picture(1_600, 1_600), progressive=True)
+    few, many = (examine(e, at_least_px=96).num_bytes for e in (one_scan, progressive))
+    assert many - few >= 3 * 200 * 200 * 128
+
+
+REAL = [
+    image_files.jpeg(),
+    image_files.jpeg(progressive=True),
+    image_files.exif_rotated_jpeg(6),
+    image_files.cmyk_jpeg(),
+    costly_files.progressive_jpeg(64, 48, 5, num_components=3),
+    image_files.png(),
+    image_files.png(exif=image_files.exif_orientation(6)),
+    image_files.palette_png_with_transparency(),
+    image_files.webp(exif=image_files.exif_orientation(6)),
+    image_files.webp(save_all=True, append_images=[image_files.picture(seed=1)]),
+    image_files.animated_gif(),
+    image_files.bmp(),
+]
+
+
+@st.composite
+def damaged(draw: st.DrawFn) -> bytes:
+    """A file with some bytes replaced, repeated, or left out."""
+    body = bytearray(draw(st.sampled_from(REAL)))
+    for _ in range(draw(st.integers(0, 6))):
+        at = draw(st.integers(0, len(body) - 1))
+        change = draw(st.sampled_from(("set", "marker", "repeat", "drop")))
+        if change == "set":
+            body[at] = draw(st.integers(0, 255))
+        elif change == "marker":
+            body[at : at + 2] = bytes((0xFF, draw(st.integers(0, 255))))
+        elif change == "repeat":
+            end = draw(st.integers(at, min(len(body), at + 300)))
+            body[at:at] = body[at:end] * draw(st.integers(1, 20))
+        else:
+            del body[at : draw(st.integers(at, min(len(body) - 1, at + 300)))]
+    return bytes(body)
+
+
+@pytest.mark.filterwarnings("ignore")
+@given(damaged())
+@settings(max_examples=300, deadline=None)
+def test_any_file_is_refused_or_decoded_within_the_limits(encoded: bytes) -> None:
+    limits = ImageLimits(max_image_pixels=4_000_000)
+    try:
+        examined = examine(encoded, limits, at_least_px=32)
+    except ImageError as error:
+        assert len(str(error)) > 20
+        return
+    assert isinstance(examined, Examined)
+    assert 0 < examined.seconds <= limits.max_decode_s
+    assert 0 <= examined.num_bytes <= limits.max_decode_bytes
+    assert len(examined.contents) <= len(encoded) + 2
+    with suppress(ImageError):
+        assert decode_examined(examined, 32).shape == (32, 32, 3)
+
+
+@pytest.mark.parametrize("encoded", REAL)
+def test_a_survey_of_what_it_has_left_leaves_the_same(encoded: bytes) -> None:
+    once = examine(encoded)
+    twice = examine(once.contents)
+    assert twice.contents == once.contents
+    assert (decode(once.contents).shape == decode(encoded).shape) or once.orientation > 4
+
+
+def test_photos_are_far_below_the_limits(shared: Path) -> None:
+    photos = [p for p in sorted((shared / "data" / "wild").rglob("*")) if p.is_file()][::20]
+    for photo in photos:
+        try:
+            examined = examine(photo.read_bytes(), at_least_px=128)
+        except ImageError as error:
+            assert not isinstance(error, ImageTooCostlyError)
+        else:
+            assert examined.seconds < ImageLimits().max_decode_s / 3
+
+
+def test_every_format_but_jpeg_has_a_survey_here() -> None:
+    assert {*survey.SURVEYS} == {"PNG", "WebP", "GIF", "BMP"}
