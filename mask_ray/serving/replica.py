@@ -9,7 +9,6 @@ cannot be decoded fails alone. Nothing here imports TensorFlow, Keras or trainin
 import asyncio
 import gc
 import logging
-import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -26,7 +25,6 @@ from mask_ray.images.decode import Examined, RGBArray, resize
 from mask_ray.images.decoders import DecodersError
 from mask_ray.images.errors import ImageError
 from mask_ray.models.predictor import Predictor, Probabilities, predict_together
-from mask_ray.models.smoke_test import load_checked
 from mask_ray.ray_internals import get_serve_logs_dir, serve_http_host
 from mask_ray.serving.batcher import Batcher
 from mask_ray.serving.decoding import ImageDecoding
@@ -40,15 +38,9 @@ from mask_ray.serving.observability.exchanges import Exchange
 from mask_ray.serving.observability.metrics import Metrics
 from mask_ray.serving.observability.samples import SampleLog
 from mask_ray.serving.versions.challenger import Comparer, compare, takes_part
-from mask_ray.serving.versions.events import ModelEvents
-from mask_ray.serving.versions.follower import (
-    FixedModels,
-    LoadedModel,
-    Models,
-    Serving,
-    VersionFollower,
-)
-from mask_ray.serving.versions.registry_actor import Followed, RegistryWatch, resolve_here
+from mask_ray.serving.versions.follower import LoadedModel, Serving
+from mask_ray.serving.versions.loading import load_models
+from mask_ray.serving.versions.registry_actor import Followed
 
 Item = tuple[Predictor, Examined | RGBArray]
 Outcome = Probabilities | Exception
@@ -94,7 +86,7 @@ class Classifier:
         self._progress = 0
         self.metrics = _metrics_of_replica()
         self.is_ready = True
-        self._models = _load_models(settings, followed, self.metrics, lambda: self.is_ready)
+        self._models = load_models(settings, followed, self.metrics, lambda: self.is_ready)
         self.metrics.serves(self.model.name, self.model.version)
         self._comparer = Comparer(self.metrics)
         self.memory = MemoryBudget(settings.request_memory_bytes)
@@ -370,40 +362,3 @@ def _row(outcome: Outcome, model: LoadedModel) -> Probabilities:
     if isinstance(outcome, Exception):
         raise ModelFailedError(f"version {model.version} failed") from outcome
     return outcome
-
-
-def _load_models(
-    settings: ServeSettings,
-    followed: Followed | None,
-    events: ModelEvents,
-    is_healthy: Callable[[], bool],
-) -> Models:
-    """Load the model of the settings, or follow the alias in a thread."""
-    if followed is None:
-        return FixedModels(Serving(_load(settings.model_uri, settings, None)))
-    replica = serve.get_replica_context()
-    watch = RegistryWatch(replica.app_name, followed, replica.replica_id.unique_id, is_healthy)
-    follower = VersionFollower(
-        followed.alias,
-        fallback=followed.pinned,
-        ask=watch.wanted,
-        load=lambda version: _load(
-            f"models:/{followed.name}/{version}", settings, followed.class_names
-        ),
-        events=events,
-    )
-    # A daemon thread, so that it does not keep the replica's process alive.
-    threading.Thread(
-        target=follower.follow_every,
-        args=(followed.period_s, threading.Event()),
-        name="follow",
-        daemon=True,
-    ).start()
-    return follower
-
-
-def _load(uri: str, settings: ServeSettings, class_names: tuple[str, ...] | None) -> LoadedModel:
-    path, name, version = resolve_here(uri)
-    predictor = load_checked(path, settings.num_lone_threads, class_names)
-    predictor.warm_up(settings.max_batch_size)
-    return LoadedModel(name, version, predictor)

@@ -11,6 +11,7 @@ from tempfile import mkdtemp
 from urllib.parse import quote
 
 from mask_ray.config import MaskRayError
+from mask_ray.files import make_private, publish_folder
 
 ONNX_FILE = "model.onnx"
 
@@ -67,7 +68,7 @@ class ModelCache:
             ModelDamagedError: the downloaded file has another digest.
         """
         parent = self._of(name, version)
-        parent.mkdir(parents=True, exist_ok=True)
+        make_private(parent)
         scratch = Path(mkdtemp(prefix=_DOWNLOADING, dir=parent))
         try:
             model = download(scratch)
@@ -86,7 +87,7 @@ class ModelCache:
 
 def _move(folder: Path, kept: Path) -> None:
     try:
-        folder.replace(kept)
+        publish_folder(folder, kept)
     except OSError:
         # Another process has kept the same files first.
         if not kept.is_dir():
