@@ -20,6 +20,7 @@ from mask_ray.config import (
     PromotionRule,
 )
 from mask_ray.config.promote import PromoteSettings
+from mask_ray.data import sources
 from mask_ray.evaluation.champion_history import ChampionHistory, Entry, Event, who
 from mask_ray.evaluation.comparison import Figures
 from mask_ray.evaluation.grounds import HeldOutImages, load_held_out
@@ -98,6 +99,9 @@ def promote_or_roll_back(
         return asdict(force_promotion(name, settings.version))
     model = tracking.RegisteredModel(name)
     _check_exists(model, settings.version)
+    if settings.reference_data is not None:
+        # Once it is stored with the model, all later comparisons need it.
+        sources.check(settings.reference_data)
     source = _data_settings(stored_settings(model.run_id_of(settings.version)), settings.data)
     path = tracking.resolve_model(f"models:/{name}/{settings.version}").path
     images = load_held_out(source, Predictor(path).image_size)
@@ -271,7 +275,7 @@ def _settle_with(
     else:
         judged = Decision(second.version, True, f"version {second.version} was {second.event}")
     winner = second.version if judged.promoted else first.version
-    _let_win(judge.model, winner, own.version)
+    _let_win(judge.model, winner, (own.version, rival.version))
     meanwhile = f"version {rival.version} was made champion meanwhile: {judged.reason}"
     if winner == own.version:
         return replace(decision, reason=f"{decision.reason}; {meanwhile}")
@@ -286,11 +290,15 @@ def _judge_again(judge: Judge, version: str, champion: str, rule: PromotionRule)
         return Decision(version, False, f"version {version} cannot be compared: {error}")
 
 
-def _let_win(model: tracking.RegisteredModel, winner: str, own: str) -> None:
+def _let_win(model: tracking.RegisteredModel, winner: str, pair: tuple[str, str]) -> None:
+    """Give the winner the alias. The first of the pair is the version of this process."""
+    own, _ = pair
     history = ChampionHistory(model)
     champions = history.champions(None)
-    if champions[-1:] != [winner]:
-        history.append("settled", winner, champions[-1] if champions else None)
-    _point_aliases(model, history.champions(winner))
+    # A third version that was made champion meanwhile keeps its place: `_settle` sees it next.
+    if champions and champions[-1] in pair:
+        if champions[-1] != winner:
+            history.append("settled", winner, champions[-1])
+        _point_aliases(model, history.champions(winner))
     if winner != own and CHALLENGER not in tracking.aliases(model.name):
         model.set_alias(CHALLENGER, own)

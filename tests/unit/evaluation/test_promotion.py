@@ -628,6 +628,24 @@ def test_the_better_of_two_runs_that_end_together_keeps_the_alias(
     assert tracking.aliases(NAME) == {"champion": "5", "previous": "3"}
 
 
+@pytest.mark.parametrize(("mine", "theirs"), [("3", "5"), ("5", "3")])
+def test_a_third_version_that_becomes_champion_while_two_are_settled_keeps_the_alias(
+    files: dict[str, Path], runs: Runs, monkeypatch: pytest.MonkeyPatch, mine: str, theirs: str
+) -> None:
+    judge_again = promotion._judge_again
+
+    def beside_a_third(*given: Any) -> Decision:
+        promotion.force_promotion(NAME, "1")
+        return judge_again(*given)
+
+    monkeypatch.setattr(promotion, "_judge_again", beside_a_third)
+    decision, _ = settled_with(files, runs, monkeypatch, mine, theirs)
+    assert not decision.promoted
+    assert tracking.aliases(NAME)["champion"] == "1"
+    assert tags(mine)["promotion.decision"] == "not promoted"
+    assert "settled" not in {entry.event for entry in history()}
+
+
 def history() -> list[Entry]:
     return ChampionHistory(tracking.RegisteredModel(NAME)).entries()
 
