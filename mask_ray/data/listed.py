@@ -111,6 +111,7 @@ def _places(paths: list[str]) -> list[Place]:
             continue
         store = f"{scheme}://{rest.partition('/')[0]}"
         if store not in opened:
-            opened[store] = locate(path)
+            # The root: a path may have spaces or signs that a URI would have to quote.
+            opened[store] = locate(f"{store}/")
         places.append(opened[store].at(rest))
     return places

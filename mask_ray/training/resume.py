@@ -53,10 +53,10 @@ def check_resumable(settings: TrainSettings) -> None:
     stored = without_secrets(run.load_json(SETTINGS_FILE))
     may_change = changeable_fields(type(settings))
     for name, value in settings.model_dump(mode="json").items():
-        if name not in may_change and value != stored.get(name):
-            raise ResumeError(
-                f"{name} must stay as in the resumed run, {stored.get(name)}; got {value}"
-            )
+        # A setting that is newer than the run had the effect of its default.
+        before = stored.get(name, type(settings).model_fields[name].default)
+        if name not in may_change and value != before:
+            raise ResumeError(f"{name} must stay as in the resumed run, {before}; got {value}")
 
 
 @contextmanager

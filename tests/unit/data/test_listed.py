@@ -7,8 +7,10 @@ import pyarrow as pa
 import pytest
 
 from mask_ray.config import ImageLimits
+from mask_ray.data import listed as data_listed
 from mask_ray.data.listed import decode_listed, read_listed
 from mask_ray.data.sources import DataError
+from mask_ray.data.sources.location import Place, locate
 from mask_ray.data.summary import digest_of
 from mask_ray.images import synthetic
 
@@ -52,13 +54,25 @@ def test_drawn_images_are_drawn_again() -> None:
     assert rows["error"].tolist() == [""]
 
 
-def test_files_of_an_object_store_are_read_from_it() -> None:
+@pytest.mark.parametrize("name", ["0.jpg", "with mask/0#1.jpg"])
+def test_files_of_an_object_store_are_read_from_it(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     import fsspec
 
+    located: list[str] = []
+
+    def recorded(uri: str) -> Place:
+        located.append(uri)
+        return locate(uri)
+
+    monkeypatch.setattr(data_listed, "locate", recorded)
     encoded, _ = synthetic.encode(0)
-    fsspec.filesystem("memory").pipe("/bucket/0.jpg", encoded)
-    rows = decode_listed(listed(("memory:///bucket/0.jpg", encoded, 0)), 32, ImageLimits())
+    fsspec.filesystem("memory").pipe(f"/bucket/{name}", encoded)
+    rows = decode_listed(listed((f"memory:///bucket/{name}", encoded, 0)), 32, ImageLimits())
     assert rows["error"].tolist() == [""]
+    # pyarrow reads no URI that has a space.
+    assert located == ["memory:///"]
 
 
 def test_a_store_that_is_not_there_is_named(tmp_path: Path) -> None:

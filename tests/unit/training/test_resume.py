@@ -46,6 +46,17 @@ def test_how_a_run_goes_on_may_change(changes: dict[str, Any]) -> None:
     check_resumable(resumed(**changes))
 
 
+def test_a_setting_that_is_newer_than_the_run_had_the_effect_of_its_default(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    older = {name: value for name, value in STORED.items() if name != "class_weights"}
+    monkeypatch.setattr(StoredRun, "load_json", lambda self, name: older)
+
+    check_resumable(resumed())
+    with pytest.raises(ResumeError, match=r"class_weights must stay as .*, none; got balanced"):
+        check_resumable(resumed(class_weights="balanced"))
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
