@@ -161,6 +161,9 @@ def _train_flags(settings: DemoSettings, images: _Images) -> list[str]:
         flags |= {"finetune-epochs": settings.epochs or max(5, epochs)}
     elif settings.epochs:
         flags |= {"finetune-epochs": settings.epochs}
+    if settings.epochs:
+        # What was asked for is served, also where recall is still chance after so few epochs.
+        flags |= {"min-recall": 0}
     named = [("data", source) for source in images.sources] + list(flags.items())
     return [text for name, value in named for text in (f"--{name}", str(value))]
 

@@ -94,6 +94,13 @@ def test_several_sources_are_trained_on_together(photos: Path) -> None:
     assert flags[:4] == ["--data", str(photos), "--data", sources.fetch(zipped)]
 
 
+def test_a_model_of_few_epochs_is_served_too(photos: Path) -> None:
+    images = demo._open(str(photos))
+    few = demo._train_flags(DemoSettings(data=str(photos), epochs=1), images)
+    assert few[few.index("--min-recall") + 1] == "0"
+    assert "--min-recall" not in demo._train_flags(DemoSettings(data=str(photos)), images)
+
+
 def test_drawn_faces_are_asked_about_that_are_not_trained_on() -> None:
     images = demo._open("synthetic:10")
     assert images.questions == {
