@@ -96,7 +96,7 @@ class _PNGChunks:
         self._kept: list[bytes | memoryview] = [b"\x89PNG\r\n\x1a\n"]
         self._num_chunks = 0
         self._header: tuple[int, int, int, int] | None = None
-        self._has_key = False
+        self._has_key = self._has_profile = False
         self._exif = self._xmp = b""
         self.is_complete = False
 
@@ -125,7 +125,9 @@ class _PNGChunks:
             self._exif = self._exif or bytes(data)
         elif name == b"iTXt" and data[: len(_XMP_TEXT)] == _XMP_TEXT:
             self._xmp = self._xmp or bytes(data[:_MAX_TEXT_BYTES])
-        elif data[: len(_RAW_EXIF)] == _RAW_EXIF:
+        elif data[: len(_RAW_EXIF)] == _RAW_EXIF and not self._has_profile:
+            # Only the first: unpacking each of thousands would take seconds.
+            self._has_profile = True
             packed = data[len(_RAW_EXIF) :]
             self._exif = self._exif or _raw_profile(
                 _unpacked(packed[1:]) if name == b"zTXt" else bytes(packed)
@@ -179,7 +181,7 @@ def _unpacked(packed: memoryview) -> bytes:
 
 def _raw_profile(text: bytes | memoryview) -> bytes:
     """Exif as ImageMagick writes it into text: three lines, then digits in lines."""
-    digits = b"".join(bytes(text[:_MAX_TEXT_BYTES]).split(b"\n")[3:])
+    digits = b"".join(bytes(text[:_MAX_TEXT_BYTES]).split(b"\n", 3)[3:]).replace(b"\n", b"")
     try:
         return bytes.fromhex(digits[: len(digits) // 2 * 2].decode("ascii"))
     except ValueError:
@@ -225,11 +227,13 @@ def _palette_bytes(flags: int) -> int:
 
 def _extension_end(encoded: bytes, at: int, num_blocks: int) -> tuple[int, int]:
     at += 2
-    while encoded[at]:
+    # The extension itself counts too: it may have no block but its end.
+    num_blocks += 1
+    while encoded[at] and num_blocks <= MAX_PARTS:
         at += 1 + encoded[at]
         num_blocks += 1
-        if num_blocks > MAX_PARTS:
-            reject_parts("GIF", "blocks before its first frame")
+    if num_blocks > MAX_PARTS:
+        reject_parts("GIF", "blocks before its first frame")
     return at + 1, num_blocks
 
 

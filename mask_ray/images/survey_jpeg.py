@@ -20,6 +20,8 @@ _FIXED_S = 80e-6
 _BLOCK_NS = 18
 _REFINED_NS = 2
 _BYTE_NS = 25
+# Lossless coding: 64 samples, each of which is predicted and decoded.
+_LOSSLESS_BLOCK_NS = 64 * 5
 # Arithmetic coding: the same. A byte may stand for many decisions.
 _ARITHMETIC_BLOCK_NS = 250
 _ARITHMETIC_NS = 10
@@ -66,6 +68,10 @@ class _Frame(NamedTuple):
     @property
     def is_progressive(self) -> bool:
         return self.code & 3 == 2
+
+    @property
+    def is_lossless(self) -> bool:
+        return self.code & 3 == 3
 
 
 @dataclass
@@ -234,6 +240,8 @@ def _add_scan(encoded: bytes, at: int, scans: _Scans) -> None:
     num_coefficients = last - first + 1 if first <= last < 64 and scans.frame.is_progressive else 64
     if scans.frame.is_arithmetic:
         each_ns = _ARITHMETIC_BLOCK_NS + num_coefficients * _ARITHMETIC_NS
+    elif scans.frame.is_lossless:
+        each_ns = _LOSSLESS_BLOCK_NS
     else:
         is_refined = bits >> 4 != 0
         each_ns = _BLOCK_NS + (num_coefficients * _REFINED_NS if is_refined else 0)

@@ -3,6 +3,7 @@
 import io
 import re
 import struct
+import zlib
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -51,6 +52,10 @@ COSTLY: dict[str, tuple[Callable[[], bytes], str]] = {
     "Exif segments": (costly_files.exif_segments, "JPEG image has over 4096 segments"),
     "tiny chunks": (costly_files.png_of_tiny_chunks, "PNG image has over 4096 chunks"),
     "comments": (costly_files.gif_of_comments, "GIF image has over 4096 blocks before"),
+    "empty comments": (
+        lambda: b"GIF89a\1\0\1\0\0\0\0" + b"!\xfe\0" * 4_097 + b",",
+        "GIF image has over 4096 blocks before",
+    ),
     "canvas": (
         costly_files.animated_webp,
         r"about \d{9,10} bytes of memory to decode \(7000 x 7000 pixels in 2 frames\)",
@@ -158,6 +163,25 @@ def test_cost_grows_with_scans_and_pixels(num_components: int, is_arithmetic: bo
 
     assert seconds(3_000, 90) > 2.5 * seconds(3_000, 30)
     assert seconds(3_000, 90) > 3.5 * seconds(1_500, 90)
+
+
+def test_lossless_coding_costs_by_the_sample() -> None:
+    file = costly_files.progressive_jpeg(3_000, 3_000, 30, is_refined=False)
+    files = (file.replace(b"\xff\xc2", frame) for frame in (b"\xff\xc0", b"\xff\xc3"))
+    by_block, by_sample = (examine(each, UNBOUNDED, at_least_px=64).seconds for each in files)
+    assert by_sample > 10 * by_block
+
+
+def test_only_the_first_of_many_profiles_in_text_is_unpacked(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    calls: list[int] = []
+    unpacked = survey._unpacked
+    monkeypatch.setattr(survey, "_unpacked", lambda b: calls.append(len(b)) or unpacked(b))
+    text = b"Raw profile type exif\0\0" + zlib.compress(b"\n" * 65_536)
+    plain = image_files.png()
+    examine(plain[:33] + image_files.png_chunk(b"zTXt", text) * 1_000 + plain[33:])
+    assert len(calls) == 1
 
 
 def test_what_is_kept_of_all_blocks_is_counted_as_memory() -> None:
