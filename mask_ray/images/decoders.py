@@ -205,6 +205,10 @@ class Decoder:
                 began_s = self._begin()
         except (EOFError, OSError):
             self.close()
+        except BaseException:
+            # Answers that nobody has read would be taken for those of the next batch.
+            self.close()
+            raise
         finally:
             self._deadline_s = 0.0
 

@@ -61,6 +61,8 @@ def _work(connection: socket.socket) -> None:
             for examined, image_size in batch:
                 _limit_memory(base_bytes, examined)
                 messages.send(connection, _answer(examined, image_size))
+            # Not kept until the next batch has come.
+            del batch, examined
         except (EOFError, OSError):
             return
 

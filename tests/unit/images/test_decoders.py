@@ -114,6 +114,18 @@ def test_an_image_whose_process_was_ended_once_is_decoded_by_another(decoder: De
     assert isinstance(pixels, np.ndarray)
 
 
+def test_no_answer_is_left_for_the_next_batch(decoder: Decoder) -> None:
+    files = [image_files.jpeg(image_files.picture(seed=seed)) for seed in range(3)]
+
+    def fail(_: float) -> None:
+        raise RuntimeError("cannot be counted")
+
+    with pytest.raises(RuntimeError):
+        decoder.decode([*map(examined, files[:2])], fail)
+    (pixels,) = decoder.decode([examined(files[2])])
+    assert np.array_equal(pixels, decode_resized(files[2], SIZE))
+
+
 def test_a_server_that_was_ended_is_replaced(decoders: Decoders) -> None:
     decoder = decoders.decoder()
     assert isinstance(decoder.decode([examined(image_files.jpeg())])[0], np.ndarray)

@@ -1,11 +1,11 @@
-"""What Ray is asked to reserve for a replica."""
+"""What Ray is asked to reserve for a replica, and how long a new version is tried."""
 
 from typing import Any
 
 import pytest
 
 from mask_ray.config import ServeSettings
-from mask_ray.serving.deployment import _deployment_decorator
+from mask_ray.serving.deployment import _deployment_decorator, _followed_alias
 
 MIB = 2**20
 
@@ -29,3 +29,16 @@ def test_a_replica_reserves_the_memory_that_its_settings_allow(
 
     assert deployment.ray_actor_options is not None
     assert deployment.ray_actor_options["memory"] == expected_mb * MIB
+
+
+@pytest.mark.parametrize(("model_poll_s", "expected_s"), [(1, 3), (10, 10), (600, 600)])
+def test_a_trial_outlasts_a_health_check_and_a_poll(model_poll_s: int, expected_s: int) -> None:
+    settings = ServeSettings(
+        model_uri="models:/masks@champion",
+        model_poll_s=model_poll_s,
+        health_check_period_s=1,
+        health_check_timeout_s=2,
+    )
+    followed = _followed_alias(settings, "1", ("with", "without"))
+    assert followed is not None
+    assert followed.trial_s == expected_s

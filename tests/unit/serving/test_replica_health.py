@@ -1,4 +1,4 @@
-"""What the health check of a replica takes for a hang, and what for a slow image. No Ray here."""
+"""What the health check of a replica takes for a hang, and when its work ends. No Ray here."""
 
 import asyncio
 from types import SimpleNamespace
@@ -8,7 +8,8 @@ import pytest
 
 from mask_ray.config import ServeSettings
 from mask_ray.images.decoders import DecodersError
-from mask_ray.serving.replica import Classifier
+from mask_ray.serving.memory import OverBudgetError
+from mask_ray.serving.replica import Classifier, _all_or_none
 
 
 def blocked(**decoding: bool) -> Any:
@@ -44,3 +45,25 @@ def test_a_replica_that_cannot_decode_is_not_healthy() -> None:
     with pytest.raises(DecodersError):
         asyncio.run(replica.check_health())
     assert not replica.is_ready
+
+
+def test_the_other_images_of_a_refused_request_are_not_decoded() -> None:
+    ended: list[str] = []
+
+    async def refuse() -> None:
+        raise OverBudgetError("full")
+
+    async def wait() -> None:
+        try:
+            await asyncio.Event().wait()
+        except asyncio.CancelledError:
+            ended.append("cancelled")
+            raise
+
+    async def ask() -> None:
+        with pytest.raises(OverBudgetError):
+            await _all_or_none([wait(), refuse(), wait()])
+        await asyncio.sleep(0)
+
+    asyncio.run(ask())
+    assert ended == ["cancelled"] * 2
