@@ -10,11 +10,11 @@ import asyncio
 import gc
 import logging
 import time
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
-from typing import Any, ParamSpec, TypeVar
+from typing import ParamSpec, TypeVar
 
 import numpy as np
 from fastapi import FastAPI
@@ -226,10 +226,9 @@ class Classifier:
         self, predictor: Predictor, images: Sequence[bytes | RGBArray]
     ) -> list[Outcome]:
         """Classify what can be decoded; an image's error takes its place."""
-        if len(images) == 1:
-            prepared = [await self._prepare(images[0], predictor)]
-        else:
-            prepared = await _all_or_none([self._prepare(i, predictor) for i in images])
+        # One after the other: a list of slow images would otherwise fill their lane by itself, and
+        # be refused even by an idle replica. Once one is refused, no other is decoded in vain.
+        prepared = [await self._prepare(image, predictor) for image in images]
         good = [(predictor, image) for image in prepared if not isinstance(image, ImageError)]
         answers = iter(await self._batcher.ask(good) if good else ())
         return [image if isinstance(image, ImageError) else next(answers) for image in prepared]
@@ -341,16 +340,6 @@ def _access_log_path() -> Path:
     """The replica's file, beside Serve's own log of it."""
     replica = serve.get_replica_context().replica_id
     return Path(get_serve_logs_dir(), f"access_{replica.unique_id}.log")
-
-
-async def _all_or_none(coming: Sequence[Coroutine[Any, Any, T]]) -> list[T]:
-    """Await all; once one fails, the others are cancelled, so that no image is decoded in vain."""
-    tasks = [asyncio.ensure_future(each) for each in coming]
-    try:
-        return await asyncio.gather(*tasks)
-    finally:
-        for task in tasks:
-            task.cancel()
 
 
 def _info(model: LoadedModel) -> ModelInfo:

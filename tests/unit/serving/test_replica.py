@@ -1,4 +1,4 @@
-"""What the health check of a replica takes for a hang, and when its work ends. No Ray here."""
+"""What a replica takes for a hang, and how it has the images of a request decoded. No Ray here."""
 
 import asyncio
 from types import SimpleNamespace
@@ -9,7 +9,7 @@ import pytest
 from mask_ray.config import ServeSettings
 from mask_ray.images.decoders import DecodersError
 from mask_ray.serving.memory import OverBudgetError
-from mask_ray.serving.replica import Classifier, _all_or_none
+from mask_ray.serving.replica import Classifier
 
 
 def blocked(**decoding: bool) -> Any:
@@ -47,23 +47,29 @@ def test_a_replica_that_cannot_decode_is_not_healthy() -> None:
     assert not replica.is_ready
 
 
-def test_the_other_images_of_a_refused_request_are_not_decoded() -> None:
-    ended: list[str] = []
+def test_slow_images_of_one_request_do_not_refuse_each_other() -> None:
+    waiting: list[bytes] = []
+    prepared: list[bytes] = []
 
-    async def refuse() -> None:
-        raise OverBudgetError("full")
-
-    async def wait() -> None:
-        try:
-            await asyncio.Event().wait()
-        except asyncio.CancelledError:
-            ended.append("cancelled")
-            raise
-
-    async def ask() -> None:
-        with pytest.raises(OverBudgetError):
-            await _all_or_none([wait(), refuse(), wait()])
+    async def prepare(image: bytes, _: int) -> bytes:
+        if waiting or image == b"refused":
+            raise OverBudgetError("full")
+        waiting.append(image)
         await asyncio.sleep(0)
+        prepared.append(waiting.pop())
+        return image
 
-    asyncio.run(ask())
-    assert ended == ["cancelled"] * 2
+    async def answer(items: list[Any]) -> list[Any]:
+        return [image for _, image in items]
+
+    replica = blocked()
+    replica._decoding = SimpleNamespace(prepare=prepare)
+    replica._batcher = SimpleNamespace(ask=answer)
+    predictor: Any = SimpleNamespace(image_size=96)
+
+    images = [b"a", b"b", b"c"]
+    assert asyncio.run(replica._outcomes(predictor, images)) == images
+    prepared.clear()
+    with pytest.raises(OverBudgetError):
+        asyncio.run(replica._outcomes(predictor, [b"a", b"refused", b"c"]))
+    assert prepared == [b"a"]
