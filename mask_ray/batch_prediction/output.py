@@ -23,10 +23,9 @@ from filelock import FileLock, Timeout
 from numpy.typing import NDArray
 
 from mask_ray import files
-from mask_ray.config import MaskRayError
+from mask_ray.config import MaskRayError, Uri
 from mask_ray.config.prediction import OutputFormat
 from mask_ray.csv_cells import FORMULA
-from mask_ray.data.sources import shown
 from mask_ray.progress import say
 
 _MANIFEST = "manifest.json"
@@ -86,9 +85,11 @@ class Parts:
                 files.write_text(path, json.dumps(made_with, indent=2), mode=files.PRIVATE_FILE)
             return
         for name, value in made_with.items():
-            before, now = (shown(str(each)) for each in (stored.get(name), value))
-            # An earlier version stored URIs with their secrets.
-            if value != stored.get(name) and (name != "source" or before != now):
+            before, now = stored.get(name), value
+            if name == "source":
+                # An earlier version stored URIs with their secrets.
+                before, now = str(Uri(str(before))), str(Uri(str(now)))
+            if before != now:
                 raise OutputError(
                     f"{self._output} was started with {name} {before}; got {now}. Use the same "
                     f"{name}, use another output, or remove {self._folder}"

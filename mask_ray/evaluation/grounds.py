@@ -141,10 +141,10 @@ def _read(files: pa.Table, class_names: tuple[str, ...], limits: ImageLimits, si
 
 
 def rememberable(source: str) -> str:
-    """Return a source as it is stored with a model: local paths are made absolute.
+    """Return a source as it is stored with a model.
 
     Raises:
-        GroundError: its URI holds credentials, which would be stored.
+        GroundError: its URI holds credentials, which would be stored, or its path is relative.
     """
     if sources.shown(source) != source:
         raise GroundError(
@@ -157,4 +157,9 @@ def rememberable(source: str) -> str:
 def _absolute(source: str) -> str:
     if "://" in source or sources.is_synthetic(source):
         return source
-    return str(Path(source).expanduser().absolute())
+    path = Path(source).expanduser()
+    if not path.is_absolute():
+        raise GroundError(
+            f"reference_data must be an absolute path, since later runs read it too; got {source}"
+        )
+    return str(path)

@@ -5,7 +5,9 @@ A version never changes, so a replica can load a kept one without asking the ser
 
 import hashlib
 import shutil
+import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from tempfile import mkdtemp
 from urllib.parse import quote
@@ -16,6 +18,7 @@ from mask_ray.files import make_private, publish_folder
 ONNX_FILE = "model.onnx"
 
 _DOWNLOADING = ".downloading-"
+_ABANDONED_S = 24 * 3600
 
 
 class ModelDamagedError(MaskRayError):
@@ -69,6 +72,7 @@ class ModelCache:
         """
         parent = self._of(name, version)
         make_private(parent)
+        _delete_abandoned(parent)
         scratch = Path(mkdtemp(prefix=_DOWNLOADING, dir=parent))
         try:
             model = download(scratch)
@@ -83,6 +87,14 @@ class ModelCache:
 
     def _of(self, name: str, version: str) -> Path:
         return self._folder / quote(name, safe="") / version
+
+
+def _delete_abandoned(parent: Path) -> None:
+    """Delete downloads of processes that were killed; none takes a day."""
+    for scratch in parent.glob(f"{_DOWNLOADING}*"):
+        with suppress(OSError):
+            if time.time() - scratch.stat().st_mtime > _ABANDONED_S:
+                shutil.rmtree(scratch, ignore_errors=True)
 
 
 def _move(folder: Path, kept: Path) -> None:

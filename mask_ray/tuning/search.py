@@ -5,12 +5,10 @@ evaluated on the test split, exported or registered: the result of a search is s
 that fall behind are stopped early, by ASHA: Li et al. 2020, https://arxiv.org/abs/1810.05934.
 """
 
-import math
 import os
 import pickle
 import shutil
 from collections import Counter
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -250,7 +248,6 @@ def _new_tuner(search: _Search, trainable: Any) -> tune.Tuner:
         run_config=tune.RunConfig(
             name=search.folder.name,
             storage_path=str(search.folder.parent),
-            stop=_diverged,
             verbose=0,
         ),
     )
@@ -289,10 +286,6 @@ def _trial_function() -> Any:
         # is still in its queue.
 
     return trial
-
-
-def _diverged(trial_id: str, result: Mapping[str, Any]) -> bool:
-    return math.isnan(result.get("val_loss", 0.0))
 
 
 class _Trials(Searcher):

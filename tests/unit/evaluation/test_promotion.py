@@ -558,6 +558,15 @@ def test_a_reference_set_that_cannot_be_read_stops_promotion(
     assert "cannot be compared" in decision.reason and "missing" in decision.reason
 
 
+def test_a_reference_set_of_a_relative_path_is_rejected(
+    files: dict[str, Path], labelled_as: LabelledAs
+) -> None:
+    with pytest.raises(MaskRayError, match="must be an absolute path.* got photos"):
+        promotion.promote_if_better(
+            NAME, "1", labelled_as(files["1"]), PromotionRule(reference_data="photos")
+        )
+
+
 def test_a_reference_set_with_credentials_is_not_stored(
     files: dict[str, Path], labelled_as: LabelledAs
 ) -> None:

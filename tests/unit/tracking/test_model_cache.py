@@ -1,6 +1,8 @@
 """Models of a server are kept by version and digest, whole or not at all."""
 
 import hashlib
+import os
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -69,6 +71,18 @@ def test_a_download_that_fails_leaves_nothing(cache: ModelCache, tmp_path: Path)
     with pytest.raises(OSError, match="no space left"):
         cache.keep("faces", "3", DIGEST, fail)
     assert files(tmp_path) == []
+
+
+def test_what_a_killed_process_left_is_deleted_a_day_later(
+    cache: ModelCache, tmp_path: Path
+) -> None:
+    parent = cache.keep("faces", "3", None, download()).parent
+    for name, days in (("recent", 0.5), ("old", 2)):
+        left = parent / f".downloading-{name}"
+        left.mkdir()
+        os.utime(left, (time.time() - days * 86400,) * 2)
+    kept = cache.keep("faces", "3", None, download(b"other"))
+    assert sorted(path.name for path in parent.iterdir()) == [".downloading-recent", kept.name]
 
 
 def test_a_version_of_a_model_that_was_made_again_replaces_the_old_one(cache: ModelCache) -> None:
