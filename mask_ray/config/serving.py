@@ -196,7 +196,7 @@ class ServeSettings(PayloadLimits, RemoteImageSettings):
         ge=0,
         le=100,
         description="Extra replicas, in percent, while a deploy replaces the running ones. They "
-        "wait for free CPUs; with 0, old replicas stop before new ones start.",
+        "wait for free CPUs and memory; with 0, old replicas stop before new ones start.",
     )
     num_threads: int = Field(
         1,

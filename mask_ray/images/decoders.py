@@ -86,6 +86,8 @@ class Decoders:
         if not descriptors:
             raise EOFError("it ended before it had started another")
         connection = socket.socket(fileno=descriptors[0])
+        # Unlike one that this process opens: a copy elsewhere would keep the other side alive.
+        connection.set_inheritable(False)
         connection.settimeout(self.timeout_s)
         return PROCESS_ID.unpack(message)[0], connection
 

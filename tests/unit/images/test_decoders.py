@@ -106,6 +106,12 @@ def kill_when_there(decoder: Decoder) -> None:
     wait_until(lambda: decoder._process != process)
 
 
+def test_no_other_process_inherits_a_connection(decoder: Decoder) -> None:
+    decoder.start()
+    assert decoder._process is not None
+    assert not decoder._process[1].get_inheritable()
+
+
 def test_an_image_whose_process_was_ended_once_is_decoded_by_another(decoder: Decoder) -> None:
     decoder.decode([examined(image_files.jpeg())])
     assert decoder._process is not None
