@@ -176,8 +176,12 @@ def test_only_the_first_of_many_profiles_in_text_is_unpacked(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     calls: list[int] = []
-    unpacked = survey._unpacked
-    monkeypatch.setattr(survey, "_unpacked", lambda b: calls.append(len(b)) or unpacked(b))
+
+    def unpack(packed: memoryview) -> bytes:
+        calls.append(len(packed))
+        return b""
+
+    monkeypatch.setattr(survey, "_unpacked", unpack)
     text = b"Raw profile type exif\0\0" + zlib.compress(b"\n" * 65_536)
     plain = image_files.png()
     examine(plain[:33] + image_files.png_chunk(b"zTXt", text) * 1_000 + plain[33:])
