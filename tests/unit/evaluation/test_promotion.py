@@ -535,15 +535,13 @@ def test_the_reference_set_is_remembered_and_counts(
         return images.images(images.broad)
 
     monkeypatch.setattr(grounds, "load_reference", load_reference)
-    monkeypatch.chdir(tmp_path)
     own = images.images(images.narrow)
-    promotion.promote_if_better(
-        NAME, "1", own, PromotionRule(min_recall=0, reference_data="others")
-    )
+    others = str(tmp_path / "others")
+    promotion.promote_if_better(NAME, "1", own, PromotionRule(min_recall=0, reference_data=others))
 
     decision = promotion.promote_if_better(NAME, "3", own, ANY_RECALL)
 
-    assert asked == [str(tmp_path / "others")] * 2
+    assert asked == [others] * 2
     assert not decision.promoted
     assert "is worse on the reference set" in decision.reason
     assert decision.grounds["the reference set"].challenger.accuracy == 0.75
