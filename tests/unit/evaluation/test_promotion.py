@@ -559,7 +559,7 @@ def test_a_reference_set_that_cannot_be_read_stops_promotion(
 def test_a_reference_set_of_a_relative_path_is_rejected(
     files: dict[str, Path], labelled_as: LabelledAs
 ) -> None:
-    with pytest.raises(MaskRayError, match="must be an absolute path.* got photos"):
+    with pytest.raises(MaskRayError, match=r"must be an absolute path.* got photos"):
         promotion.promote_if_better(
             NAME, "1", labelled_as(files["1"]), PromotionRule(reference_data="photos")
         )
