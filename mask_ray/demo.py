@@ -12,7 +12,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -52,7 +52,7 @@ class _Images:
         questions: One encoded image of each class that is not trained on, by name.
     """
 
-    sources: list[str]
+    sources: Sequence[str]
     count: int
     questions: dict[str, bytes]
 

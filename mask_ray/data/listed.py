@@ -18,7 +18,8 @@ from mask_ray.data.sources.location import DataError, Place, locate
 from mask_ray.data.sources.reading import num_blocks, read_each
 from mask_ray.data.summary import digest_of
 from mask_ray.images import synthetic
-from mask_ray.images.decode import ImageError, decode_resized
+from mask_ray.images.decode import decode_resized
+from mask_ray.images.errors import ImageError
 
 _DRAWN = "synthetic/"
 

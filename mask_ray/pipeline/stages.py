@@ -22,7 +22,8 @@ from mask_ray.config import (
 )
 from mask_ray.data import sources
 from mask_ray.data.sources import fingerprint
-from mask_ray.evaluation import promotion
+from mask_ray.evaluation import grounds, promotion
+from mask_ray.evaluation.comparison import Figures
 from mask_ray.evaluation.run import evaluate
 from mask_ray.images import synthetic
 from mask_ray.inspection.run import as_json, html, inspect
@@ -190,7 +191,7 @@ class _Stages:
 
     def _promote(self, results: Results, run: tracking.Run) -> Result:
         settings = DataSettings(**self._data_settings(results))
-        images = promotion.load_held_out(settings, self._settings.image_size)
+        images = grounds.load_held_out(settings, self._settings.image_size)
         version = results["train"]["model_version"]
         decision = promotion.promote_if_better(self._name, version, images, self._settings)
         for role, figures in (("challenger", decision.challenger), ("champion", decision.champion)):
@@ -271,7 +272,7 @@ def _only_numbers(figures: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in figures.items() if isinstance(value, int | float)}
 
 
-def _numbers(figures: promotion.Figures) -> dict[str, float]:
+def _numbers(figures: Figures) -> dict[str, float]:
     values = {key: value for key, value in asdict(figures).items() if key != "version"}
     return evaluation.flatten(values)
 

@@ -16,7 +16,7 @@ import ray.train
 from mask_ray import evaluation
 from mask_ray.config import TrainSettings, home
 from mask_ray.data import sources
-from mask_ray.evaluation import promotion
+from mask_ray.evaluation import grounds, promotion
 from mask_ray.files import make_private
 from mask_ray.models.predictor import Predictor
 from mask_ray.progress import note, say
@@ -126,7 +126,7 @@ def _report(settings: TrainSettings, job: Job, exported: Export) -> dict[str, An
 def _promote(settings: TrainSettings, job: Job, version: str) -> tuple[bool, str]:
     if not settings.promote:
         return False, "promote is off"
-    images = promotion.load_held_out(settings, settings.image_size, job.images)
+    images = grounds.load_held_out(settings, settings.image_size, job.images)
     decision = promotion.promote_if_better(settings.register_as, version, images, settings)
     return decision.promoted, decision.reason
 
