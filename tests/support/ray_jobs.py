@@ -86,7 +86,7 @@ def submit_job(module: str, *flags: str, env: Mapping[str, str]) -> Job:
         if "submitted successfully" in job.log:
             break
         commands.started.pop()
-    start = next((n for n, line in enumerate(job.lines, 1) if "Tailing logs until" in line), 0)
+    start = next((n for n, line in enumerate(job.lines, 1) if "Running entrypoint" in line), 0)
     ends = [number for number, line in enumerate(job.lines, 1) if line.startswith("{")]
     return replace(job, lines=job.lines[start : ends[-1]] if ends else job.lines)
 

@@ -260,12 +260,6 @@ class TestFaults:
             fit(refuse, tmp_path, max_failures=3, train_loop_config={"folder": str(tmp_path)})
         assert len(list(tmp_path.glob("started-*"))) == 2
 
-    def test_any_other_error_is_worth_as_many_restarts_as_allowed(self, tmp_path: Path) -> None:
-        config = {"folder": str(tmp_path), "bug": True}
-        with pytest.raises(ray.train.TrainingFailedError, match="ZeroDivisionError"):
-            fit(refuse, tmp_path, max_failures=1, train_loop_config=config)
-        assert len(list(tmp_path.glob("started-*"))) == 4
-
     def test_ctrl_c_ends_the_workers(self, tmp_path: Path) -> None:
         threading.Thread(target=interrupt_when_started, args=(tmp_path,)).start()
         with accepting_sigint(), pytest.raises(KeyboardInterrupt):
@@ -284,8 +278,6 @@ def refuse(config: dict[str, Any]) -> None:
     if ray.train.get_context().get_world_rank() == 0:
         work_for_ever(config)
     polling.wait_until(lambda: len(list(Path(config["folder"]).glob("started-*"))) % 2 == 0)
-    if config.get("bug"):
-        raise ZeroDivisionError
     raise MaskRayError("the disk is full")
 
 
