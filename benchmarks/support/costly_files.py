@@ -111,6 +111,53 @@ def animated_webp(side: int = 7_000) -> bytes:
     return small[:24] + 2 * (side - 1).to_bytes(3, "little") + small[30:]
 
 
+def webp_of_groups(side: int = 1_024) -> bytes:
+    """A lossless WebP of 295 KB with a group of Huffman codes for each block of 4 x 4 pixels."""
+    num_groups = min(65_536, (side // 4) ** 2)
+    fields = [(side - 1, 14), (side - 1, 14), (0, 1), (0, 3)]
+    # No transform and no cache; groups by blocks, whose picture has no cache either.
+    fields += [(0, 1), (0, 1), (1, 1), (0, 3), (0, 1)]
+    simple = [(1, 1), (0, 1), (0, 1), (0, 1)]
+    fields += [*_webp_code_of_bytes(280), *_webp_code_of_bytes(256), *simple * 3]
+    reversed_bits = [int(f"{byte:08b}"[::-1], 2) for byte in range(256)]
+    for group in range(num_groups):
+        fields += [(reversed_bits[group & 255], 8), (reversed_bits[group >> 8], 8)]
+    fields += simple * 5 * num_groups
+    bits = "".join(f"{value:0{width}b}"[::-1] for value, width in fields)
+    data = b"\x2f" + int(bits[::-1], 2).to_bytes(-(-len(bits) // 8), "little") + bytes(8)
+    data += bytes(len(data) % 2)
+    return b"RIFF" + struct.pack("<I", len(data) + 12) + b"WEBPVP8L" + _length(data) + data
+
+
+def _webp_code_of_bytes(num_symbols: int) -> list[tuple[int, int]]:
+    """A Huffman code in which 256 symbols have eight bits each, and the rest none."""
+    order = [17, 18, 0, 1, 2, 3, 4, 5, 16, 6, 7, 8]
+    lengths = [(int(symbol in (0, 8)), 3) for symbol in order]
+    return [
+        *[(0, 1), (8, 4), *lengths, (0, 1)],
+        *((int(symbol < 256), 1) for symbol in range(num_symbols)),
+    ]
+
+
+def _length(data: bytes) -> bytes:
+    return struct.pack("<I", len(data))
+
+
+def png_of_profiles(num_chunks: int = 4_000) -> bytes:
+    """A PNG with thousands of texts that stand for Exif, each of which unpacks to 1 MiB."""
+    plain = _photo("PNG")
+    packed = zlib.compress(b"\nexif\n  524270\n" + b"0" * (2**20 - 16), 9)
+    chunk = _png_chunk(b"zTXt", b"Raw profile type exif\0\0" + packed)
+    return plain[:33] + chunk * num_chunks + plain[33:]
+
+
+def gif_of_empty_extensions(num_blocks: int = 87_000) -> bytes:
+    """A GIF with very many extensions that hold nothing."""
+    plain = _encoded(Image.new("P", (8, 8)), "GIF")
+    at = 13 + (3 << (plain[10] & 7) + 1 if plain[10] & 0x80 else 0)
+    return plain[:at] + b"!\xfe\0" * num_blocks + plain[at:]
+
+
 def noise(num_bytes: int, seed: int = 0) -> bytes:
     """Bytes without a marker of JPEG."""
     return random.Random(seed).randbytes(num_bytes).replace(b"\xff", b"\xfe")

@@ -31,6 +31,8 @@ from mask_ray.images.errors import (
 _START_TIMEOUT_S = 60.0
 # How often an image is tried whose process ended, which the image need not have caused.
 _MAX_ATTEMPTS = 2
+# Processes that parse hostile files inherit nothing else, such as MASK_RAY_TOKENS or cloud keys.
+_INHERITED = ("PATH", "LD_LIBRARY_PATH", "LANG", "LC_ALL", "OMP_NUM_THREADS", "MKL_NUM_THREADS")
 _ERRORS = {kind.__name__: kind for kind in (ImageError, ImageFormatError, ImageTooLargeError)}
 
 
@@ -100,9 +102,7 @@ class Decoders:
                 pass_fds=[theirs.fileno()],
                 stdin=subprocess.DEVNULL,
                 start_new_session=True,
-                # The modules of this process, wherever they came from. No threads before a fork.
-                env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
-                | {"OPENBLAS_NUM_THREADS": "1"},
+                env=_environment(),
             )
         self._control = ours
 
@@ -218,6 +218,14 @@ class Decoder:
         now_s = time.monotonic()
         self._deadline_s = now_s + self._decoders.timeout_s
         return now_s
+
+
+def _environment() -> dict[str, str]:
+    """Return what the processes need of the environment: no tokens, no keys, no home."""
+    kept = {name: os.environ[name] for name in _INHERITED if name in os.environ}
+    # The modules of this process, wherever they came from. No threads before a fork.
+    modules = os.pathsep.join(filter(None, sys.path))
+    return kept | {"PYTHONPATH": modules, "OPENBLAS_NUM_THREADS": "1"}
 
 
 def _receive(connection: socket.socket) -> bytearray | None:

@@ -37,6 +37,17 @@ _WEBP_BYTE_NS = 80
 _GIF_PIXEL_BYTES = 9
 _BMP_PIXEL_BYTES = 6
 _WEBP_PIXEL_BYTES = 20
+# The same while a lossless frame is decoded, when its Huffman codes are in memory too.
+_WEBP_LOSSLESS_PIXEL_BYTES = 12
+
+# A lossless WebP may have a group of five Huffman codes for every block of 4 x 4 pixels, which the
+# file spends 20 bits on. Up to 1,000 are kept even if no block uses them.
+_MAX_GROUPS = 65_536
+_GROUP_PIXELS = 16
+_GROUP_BITS = 20
+_MAX_UNUSED_GROUPS = 1_000
+_GROUP_BYTES = 6_000
+_GROUP_NS = 15_000
 
 _RAW_EXIF = b"Raw profile type exif\0"
 _XMP_TEXT = b"XML:com.adobe.xmp\0"
@@ -241,28 +252,41 @@ def survey_webp(encoded: bytes, is_resized: bool) -> Survey:
     """Look through a WebP. Pillow's decoder holds its canvas several times, animated or not."""
     width, height = _webp_size(encoded)
     chunks: dict[bytes, tuple[int, int]] = {}
-    at, num_chunks, num_frames = 12, 0, 0
+    at, num_chunks, num_frames, lossless_bytes = 12, 0, 0, 0
     while at + 8 <= len(encoded):
         name, length = struct.unpack_from("<4sI", encoded, at)
         num_chunks += 1
         if num_chunks > MAX_PARTS:
             reject_parts("WebP", "chunks")
         num_frames += name == b"ANMF"
+        if name in (b"VP8L", b"ALPH", b"ANMF"):
+            lossless_bytes = max(lossless_bytes, min(length, len(encoded) - at))
         chunks.setdefault(name, (at + 8, at + 8 + length))
         at += 8 + length + length % 2
     exif, xmp = (encoded[slice(*chunks.get(name, (0, 0)))] for name in (b"EXIF", b"XMP "))
     orientation = read_orientation(exif, xmp)
     num_pixels = width * height
+    num_groups = _num_groups(lossless_bytes, num_pixels)
     pixels_ns = num_pixels * (_WEBP_PIXEL_NS + _CONVERT_NS)
+    groups = f" in up to {num_groups} groups of codes" if num_groups > _MAX_UNUSED_GROUPS else ""
     return Survey(
         width,
         height,
-        _FIXED_S + (pixels_ns + len(encoded) * _WEBP_BYTE_NS) * _NS,
-        num_pixels * (_WEBP_PIXEL_BYTES + rest(orientation, is_resized)),
-        f"{width} x {height} pixels" + (f" in {num_frames} frames" if num_frames else ""),
+        _FIXED_S + (pixels_ns + len(encoded) * _WEBP_BYTE_NS + num_groups * _GROUP_NS) * _NS,
+        max(
+            num_pixels * (_WEBP_PIXEL_BYTES + rest(orientation, is_resized)),
+            num_pixels * _WEBP_LOSSLESS_PIXEL_BYTES + num_groups * _GROUP_BYTES,
+        ),
+        f"{width} x {height} pixels" + (f" in {num_frames} frames" if num_frames else "") + groups,
         encoded,
         orientation,
     )
+
+
+def _num_groups(lossless_bytes: int, num_pixels: int) -> int:
+    """Return the most groups of Huffman codes that a frame of this many bytes may have."""
+    used = max(_MAX_UNUSED_GROUPS, num_pixels // _GROUP_PIXELS)
+    return min(_MAX_GROUPS, used, lossless_bytes * 8 // _GROUP_BITS)
 
 
 def _webp_size(encoded: bytes) -> tuple[int, int]:

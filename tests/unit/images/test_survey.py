@@ -56,6 +56,10 @@ COSTLY: dict[str, tuple[Callable[[], bytes], str]] = {
         lambda: b"GIF89a\1\0\1\0\0\0\0" + b"!\xfe\0" * 4_097 + b",",
         "GIF image has over 4096 blocks before",
     ),
+    "empty extensions": (
+        costly_files.gif_of_empty_extensions,
+        "GIF image has over 4096 blocks before",
+    ),
     "canvas": (
         costly_files.animated_webp,
         r"about \d{9,10} bytes of memory to decode \(7000 x 7000 pixels in 2 frames\)",
@@ -75,6 +79,17 @@ def test_what_costs_too_much_is_refused_and_says_why(
         decode_resized(encoded, 96, LARGE) if is_resized else decode(encoded, LARGE)
 
 
+def test_groups_of_codes_of_a_lossless_webp_count() -> None:
+    encoded = costly_files.webp_of_groups()
+    surveyed = survey.survey_webp(encoded, True)
+    assert surveyed.num_bytes > 373 * 10**6
+    assert surveyed.reason == "1024 x 1024 pixels in up to 65536 groups of codes"
+    with pytest.raises(ImageTooCostlyError, match="65536 groups of codes"):
+        decode(encoded, ImageLimits(max_decode_bytes=300 * 2**20))
+    # A file that is too short for them has none.
+    assert survey.survey_webp(image_files.in_format("WEBP"), True).num_bytes < 2**20
+
+
 def test_a_case_that_broke_the_service_is_refused(shared: Path) -> None:
     encoded = (shared / "cases" / "arithmetic_scans.jpg").read_bytes()
     with pytest.raises(ImageTooCostlyError, match="99 scans with arithmetic coding"):
@@ -83,7 +98,11 @@ def test_a_case_that_broke_the_service_is_refused(shared: Path) -> None:
 
 @pytest.mark.parametrize(
     ("make", "image_format"),
-    [(costly_files.iccp_chunks, "PNG"), (costly_files.exif_of_overlapping_tags, "JPEG")],
+    [
+        (costly_files.iccp_chunks, "PNG"),
+        (costly_files.png_of_profiles, "PNG"),
+        (costly_files.exif_of_overlapping_tags, "JPEG"),
+    ],
 )
 def test_metadata_costs_nothing(
     make: Callable[[], bytes], image_format: str, monkeypatch: pytest.MonkeyPatch
