@@ -8,10 +8,32 @@ import asyncio
 import queue
 import threading
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import Generic, TypeVar
 
 Item = TypeVar("Item")
 Outcome = TypeVar("Outcome")
+
+
+class _Waiting(Generic[Item, Outcome]):
+    """An item and the future of its outcome. Only one of thread and asker gets them.
+
+    Once the asker has them, nothing that waits leads to the item: a cancelled future does, by the
+    frames of its error's traceback.
+    """
+
+    def __init__(
+        self, item: Item, future: "asyncio.Future[Outcome]", on_dropped: Callable[[], None]
+    ) -> None:
+        self._held = [(item, future)]
+        self.on_dropped = on_dropped
+
+    def take(self) -> "list[tuple[Item, asyncio.Future[Outcome]]]":
+        """Return both in a list, which is empty if they were taken before."""
+        try:
+            return [self._held.pop()]
+        except IndexError:
+            return []
 
 
 class Batcher(Generic[Item, Outcome]):
@@ -34,53 +56,77 @@ class Batcher(Generic[Item, Outcome]):
     ) -> None:
         self._work = work
         self._max_batch_size = max_batch_size
-        self._waiting: queue.SimpleQueue[tuple[Item, asyncio.Future[Outcome]]] = queue.SimpleQueue()
+        self._waiting: queue.SimpleQueue[_Waiting[Item, Outcome]] = queue.SimpleQueue()
         self._num_busy = 0
         self._lock = threading.Lock()
         for number in range(num_threads):
             threading.Thread(target=self._run, name=f"batches_{number}", daemon=True).start()
 
-    async def ask(self, items: Sequence[Item]) -> list[Outcome]:
-        """Await the outcomes of items, in the same order. Each item joins a batch on its own."""
+    async def ask(
+        self, items: Sequence[Item], on_dropped: Callable[[], None] = lambda: None
+    ) -> list[Outcome]:
+        """Await the outcomes of items, in the same order. Each item joins a batch on its own.
+
+        Args:
+            items: Those that still wait when nobody awaits them any more are dropped at once.
+            on_dropped: Called in any thread for each item once the batcher has dropped it.
+        """
         loop = asyncio.get_running_loop()
         futures = [loop.create_future() for _ in items]
-        for pair in zip(items, futures, strict=True):
-            self._waiting.put(pair)
-        if len(futures) == 1:
-            return [await futures[0]]
-        return await asyncio.gather(*futures)
+        asked = [_Waiting(*pair, on_dropped) for pair in zip(items, futures, strict=True)]
+        for waiting in asked:
+            self._waiting.put(waiting)
+        try:
+            if len(futures) == 1:
+                return [await futures[0]]
+            return await asyncio.gather(*futures)
+        finally:
+            for waiting in asked:
+                if waiting.take():
+                    on_dropped()
 
     def _run(self) -> None:
-        while True:
-            batch = self._next_batch()
-            if not batch:
-                continue
-            with self._lock:
-                self._num_busy += 1
-                is_alone = self._num_busy == len(batch) == 1 and self._waiting.empty()
-            items = [item for item, _ in batch]
-            try:
-                outcomes: list[Outcome] | Exception = self._work(items, is_alone)
-            except Exception as error:
-                outcomes = error
-            with self._lock:
-                self._num_busy -= 1
-            futures = [future for _, future in batch]
-            try:
-                # One call for the whole batch: waking the loop costs more than resolving a future.
-                futures[0].get_loop().call_soon_threadsafe(_resolve, futures, outcomes)
-            except RuntimeError:
-                return  # The loop is closed: nothing waits for outcomes.
+        with suppress(RuntimeError):  # The loop is closed: nothing waits for outcomes.
+            while True:
+                # Nothing here refers to a batch while the next one is awaited.
+                self._process(*self._next_batch())
 
-    def _next_batch(self) -> list[tuple[Item, "asyncio.Future[Outcome]"]]:
-        """Take the items that wait, without those that were cancelled."""
+    def _process(
+        self,
+        items: list[Item],
+        futures: "list[asyncio.Future[Outcome]]",
+        on_dropped: list[Callable[[], None]],
+    ) -> None:
+        if not items:
+            return
+        with self._lock:
+            self._num_busy += 1
+            is_alone = self._num_busy == len(items) == 1 and self._waiting.empty()
+        try:
+            outcomes: list[Outcome] | Exception = self._work(items, is_alone)
+        except Exception as error:
+            outcomes = error
+        with self._lock:
+            self._num_busy -= 1
+        del items
+        for dropped in on_dropped:
+            dropped()
+        # One call for the whole batch: waking the loop costs more than resolving a future.
+        futures[0].get_loop().call_soon_threadsafe(_resolve, futures, outcomes)
+
+    def _next_batch(
+        self,
+    ) -> "tuple[list[Item], list[asyncio.Future[Outcome]], list[Callable[[], None]]]":
+        """Take the items that wait, without those that were dropped."""
         batch = [self._waiting.get()]
         while len(batch) < self._max_batch_size:
             try:
                 batch.append(self._waiting.get_nowait())
             except queue.Empty:
                 break
-        return [pair for pair in batch if not pair[1].cancelled()]
+        taken = [(*pair, waiting.on_dropped) for waiting in batch for pair in waiting.take()]
+        items, futures, on_dropped = zip(*taken, strict=True) if taken else ((), (), ())
+        return [*items], [*futures], [*on_dropped]
 
 
 def _resolve(

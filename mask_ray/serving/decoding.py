@@ -10,17 +10,22 @@ import asyncio
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
+from typing import TypeVar
 
 from mask_ray.config import QUICK_DECODE_BYTES, ServeSettings
 from mask_ray.images.decode import Examined, RGBArray, examine
-from mask_ray.images.decoders import Decoders, DecodersError
+from mask_ray.images.decoders import Decoder, Decoders, DecodersError
 from mask_ray.images.errors import ImageError
-from mask_ray.serving.memory import MemoryBudget, OverBudgetError
+from mask_ray.serving.memory import REQUEST_LEASE, Lease, MemoryBudget, OverBudgetError
 
 # An ordinary photo takes milliseconds; one of a phone's 12 megapixels a tenth of a second.
 _QUICK_S = 0.25
 # Looking through more takes longer than the event loop should be busy.
 _EXAMINED_HERE_BYTES = 256 * 1024
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 
 
 class ImageDecoding:
@@ -28,7 +33,8 @@ class ImageDecoding:
 
     Args:
         settings: Limits of an image, and of the time to decode it.
-        memory: Budget that what is not quick is taken from. The other lane's is reserved in it.
+        memory: Budget of what is not quick and belongs to no request. What does is taken from the
+            lease of the request, so that one that never fits is told so.
         on_decoded: Called in any thread after each image with the seconds that it took.
     """
 
@@ -74,19 +80,32 @@ class ImageDecoding:
         Raises:
             ImageError: it cannot be decoded, or must not.
             OverBudgetError: too much waits already.
+            NeverFitsError: the request would take more memory than any may.
+            DecodersError: no process can be started.
         """
         examined = await self._examine(encoded, image_size)
         if examined.seconds <= _QUICK_S and examined.num_bytes <= QUICK_DECODE_BYTES:
             return examined
-        return await asyncio.wrap_future(self._submit_slow(examined, image_size))
+        return await _result(self._submit_slow(examined, image_size))
 
     async def _examine(self, encoded: bytes, image_size: int) -> Examined:
         if len(encoded) <= _EXAMINED_HERE_BYTES:
             return examine(encoded, self._settings, at_least_px=image_size)
-        loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(
-            self._examining, lambda: examine(encoded, self._settings, at_least_px=image_size)
+        examining = _submit(
+            self._examining,
+            lambda body: examine(body, self._settings, at_least_px=image_size),
+            encoded,
+            self._shared_lease(),
         )
+        return await _result(examining)
+
+    def _shared_lease(self) -> Lease:
+        """Return the request's lease, with one more holder, or one of its own."""
+        lease = REQUEST_LEASE.get()
+        if lease is None:
+            return self._memory.lease()
+        lease.keep()
+        return lease
 
     def decode_aside(self, encoded: bytes, image_size: int) -> RGBArray:
         """Decode an image that no client waits for, in the lane of those that are not quick.
@@ -100,8 +119,19 @@ class ImageDecoding:
 
     @property
     def is_broken(self) -> bool:
-        """Whether the last batch found no process to decode it."""
+        """Whether the last images found no process to decode them."""
         return self._is_broken
+
+    def recover(self) -> None:
+        """Try to start a process again.
+
+        Raises:
+            DecodersError: none starts.
+        """
+        decoder = self._decoders.decoder()
+        decoder.start()
+        decoder.close()
+        self._is_broken = False
 
     def decode_batch(self, requests: Sequence[tuple[Examined, int]]) -> list[RGBArray | ImageError]:
         """Decode quick images, in the process of the calling thread.
@@ -115,37 +145,106 @@ class ImageDecoding:
         with self._lock:
             decoder = self._idle.pop()
         try:
-            outcomes = decoder.decode(requests, self._on_decoded)
-            self._is_broken = False
-            return outcomes
-        except DecodersError:
-            self._is_broken = True
-            raise
+            return self._decode(decoder, requests)
         finally:
             with self._lock:
                 self._idle.append(decoder)
 
+    def _decode(
+        self, decoder: Decoder, requests: Sequence[tuple[Examined, int]]
+    ) -> list[RGBArray | ImageError]:
+        try:
+            outcomes = decoder.decode(requests, self._on_decoded)
+        except DecodersError:
+            self._is_broken = True
+            raise
+        self._is_broken = False
+        return outcomes
+
     def _submit_slow(self, examined: Examined, image_size: int) -> "Future[RGBArray]":
+        lease = self._shared_lease()
+        try:
+            self._join_slow(examined.seconds)
+        except OverBudgetError:
+            lease.release()
+            raise
+        future = _submit(
+            self._slow_thread,
+            lambda file: self._decode_slow(file, image_size, lease),
+            examined,
+            lease,
+        )
+        seconds = examined.seconds
+        # Also of one that is cancelled while it waits.
+        future.add_done_callback(lambda _: self._leave_slow(seconds))
+        return future
+
+    def _join_slow(self, seconds: float) -> None:
         with self._lock:
             # One is always accepted; the limits have bounded it.
-            waiting_s = self._slow_waiting_s + examined.seconds
+            waiting_s = self._slow_waiting_s + seconds
             if self._num_slow and waiting_s > self._settings.decode_timeout_s:
                 raise OverBudgetError("images that take long to decode wait already")
             self._slow_waiting_s = waiting_s
             self._num_slow += 1
-        future = self._slow_thread.submit(self._decode_slow, examined, image_size)
-        # Also of one that is cancelled while it waits.
-        future.add_done_callback(lambda _: self._leave_slow(examined.seconds))
-        return future
 
     def _leave_slow(self, seconds: float) -> None:
         with self._lock:
             self._num_slow -= 1
             self._slow_waiting_s = self._slow_waiting_s - seconds if self._num_slow else 0.0
 
-    def _decode_slow(self, examined: Examined, image_size: int) -> RGBArray:
-        with self._memory.holding(examined.num_bytes):
-            (outcome,) = self._slow.decode([(examined, image_size)], self._on_decoded)
+    def _decode_slow(self, examined: Examined, image_size: int, lease: Lease) -> RGBArray:
+        with lease.holding(examined.num_bytes):
+            (outcome,) = self._decode(self._slow, [(examined, image_size)])
         if isinstance(outcome, ImageError):
             raise outcome
         return outcome
+
+
+def _submit(
+    thread: ThreadPoolExecutor, work: Callable[[Item], Result], item: Item, lease: Lease
+) -> "Future[Result]":
+    """Have a thread process an item. One that is cancelled while it waits is dropped at once.
+
+    Args:
+        thread: The thread.
+        work: Called in it.
+        item: What it is called with.
+        lease: Released once nothing here refers to the item.
+    """
+    held = [item]
+    future = thread.submit(lambda: work(held.pop()))
+
+    def drop(_: "Future[Result]") -> None:
+        held.clear()
+        lease.release()
+
+    future.add_done_callback(drop)
+    return future
+
+
+async def _result(future: "Future[Result]") -> Result:
+    """Await a future of a thread, which is cancelled if this is.
+
+    The thread's queue keeps a cancelled future until its turn comes. That of `asyncio.wrap_future`
+    would lead to the frames of whoever awaits it, and to the body there.
+    """
+    loop = asyncio.get_running_loop()
+    waiting = [loop.create_future()]
+
+    def wake() -> None:
+        for waiter in waiting:
+            if not waiter.done():
+                waiter.set_result(None)
+
+    def call_wake(_: "Future[Result]") -> None:
+        with suppress(RuntimeError):  # The loop is closed: nothing waits.
+            loop.call_soon_threadsafe(wake)
+
+    future.add_done_callback(call_wake)
+    try:
+        await waiting[0]
+    finally:
+        waiting.clear()
+        future.cancel()
+    return future.result()

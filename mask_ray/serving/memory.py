@@ -8,6 +8,7 @@ can take more than the replica has reserved.
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 
 # Requests that hold more leave this share of the budget to smaller ones, so that ordinary photos
 # find room whatever else is sent.
@@ -85,7 +86,7 @@ class Lease:
     def __init__(self, budget: MemoryBudget) -> None:
         self._budget = budget
         self._num_bytes = 0
-        self._is_released = False
+        self._num_holders = 1
         self._lock = threading.Lock()
 
     def grow(self, num_bytes: int) -> None:
@@ -96,14 +97,49 @@ class Lease:
             NeverFitsError: the lease would hold more than the whole budget allows.
         """
         with self._lock:
-            if self._is_released:
-                raise OverBudgetError("the request has ended")
+            self._check_held()
             self._budget.take(num_bytes, self._num_bytes + num_bytes)
             self._num_bytes += num_bytes
 
-    def release(self) -> None:
-        """Give everything back, for good: a thread may still work for a request that has ended."""
+    @contextmanager
+    def holding(self, num_bytes: int) -> Iterator[None]:
+        """Hold more for a while.
+
+        Raises:
+            OverBudgetError, NeverFitsError: as `grow`.
+        """
+        self.grow(num_bytes)
+        try:
+            yield
+        finally:
+            with self._lock:
+                # All was given back if nobody holds the lease any more.
+                if self._num_holders:
+                    self._budget.give_back(num_bytes)
+                    self._num_bytes -= num_bytes
+
+    def keep(self) -> None:
+        """Add a holder: a queue or a thread may have a body longer than its request lasts.
+
+        Raises:
+            OverBudgetError: the request has ended.
+        """
         with self._lock:
-            self._is_released = True
-            self._budget.give_back(self._num_bytes)
-            self._num_bytes = 0
+            self._check_held()
+            self._num_holders += 1
+
+    def release(self) -> None:
+        """Remove a holder. The last one gives everything back, for good."""
+        with self._lock:
+            self._num_holders = max(0, self._num_holders - 1)
+            if not self._num_holders:
+                self._budget.give_back(self._num_bytes)
+                self._num_bytes = 0
+
+    def _check_held(self) -> None:
+        if not self._num_holders:
+            raise OverBudgetError("the request has ended")
+
+
+# The lease of the request that a coroutine works for; None outside requests.
+REQUEST_LEASE: ContextVar[Lease | None] = ContextVar("request_lease", default=None)

@@ -22,7 +22,6 @@ from ray import serve
 
 from mask_ray.config import ServeSettings
 from mask_ray.images.decode import Examined, RGBArray, resize
-from mask_ray.images.decoders import DecodersError
 from mask_ray.images.errors import ImageError
 from mask_ray.models.predictor import Predictor, Probabilities, predict_together
 from mask_ray.ray_internals import get_serve_logs_dir, serve_http_host
@@ -32,7 +31,13 @@ from mask_ray.serving.http.app import http_app
 from mask_ray.serving.http.auth import Guard, Token
 from mask_ray.serving.http.backend import Health, RefusedVersion
 from mask_ray.serving.http.responses import Classified, ModelInfo
-from mask_ray.serving.memory import Lease, MemoryBudget, NeverFitsError, OverBudgetError
+from mask_ray.serving.memory import (
+    REQUEST_LEASE,
+    Lease,
+    MemoryBudget,
+    NeverFitsError,
+    OverBudgetError,
+)
 from mask_ray.serving.observability.access_log import AccessLog
 from mask_ray.serving.observability.exchanges import Exchange
 from mask_ray.serving.observability.metrics import Metrics
@@ -41,6 +46,7 @@ from mask_ray.serving.versions.challenger import Comparer, compare, takes_part
 from mask_ray.serving.versions.follower import LoadedModel, Serving
 from mask_ray.serving.versions.loading import load_models
 from mask_ray.serving.versions.registry_actor import Followed
+from mask_ray.serving.versions.rollout import FailedChecks
 
 Item = tuple[Predictor, Examined | RGBArray]
 Outcome = Probabilities | Exception
@@ -86,7 +92,8 @@ class Classifier:
         self._progress = 0
         self.metrics = _metrics_of_replica()
         self.is_ready = True
-        self._models = load_models(settings, followed, self.metrics, lambda: self.is_ready)
+        self._failed_checks = FailedChecks()
+        self._models = load_models(settings, followed, self.metrics, self._is_sound)
         self.metrics.serves(self.model.name, self.model.version)
         self._comparer = Comparer(self.metrics)
         self.memory = MemoryBudget(settings.request_memory_bytes)
@@ -230,8 +237,17 @@ class Classifier:
         # be refused even by an idle replica. Once one is refused, no other is decoded in vain.
         prepared = [await self._prepare(image, predictor) for image in images]
         good = [(predictor, image) for image in prepared if not isinstance(image, ImageError)]
-        answers = iter(await self._batcher.ask(good) if good else ())
+        answers = iter(await self._ask(good) if good else ())
         return [image if isinstance(image, ImageError) else next(answers) for image in prepared]
+
+    async def _ask(self, items: list[Item]) -> list[Outcome]:
+        """Have items classified, whose memory is held until the batcher has dropped them."""
+        lease = REQUEST_LEASE.get()
+        if lease is None:
+            return await self._batcher.ask(items)
+        for _ in items:
+            lease.keep()
+        return await self._batcher.ask(items, lease.release)
 
     async def _prepare(
         self, image: bytes | RGBArray, predictor: Predictor
@@ -295,14 +311,16 @@ class Classifier:
 
         Raises:
             TimeoutError: nothing was decoded or classified within the time limit.
+            DecodersError: no process for decoding starts.
             Exception: whatever inference raised. Serve restarts a replica that keeps failing.
         """
         progress = self._progress
+        version = self.serving.champion.version
         try:
-            if self._decoding.is_broken:
-                raise DecodersError("no process for decoding starts")
             # Shorter than Serve's own timeout of this check.
             async with asyncio.timeout(0.8 * self.settings.health_check_timeout_s):
+                if self._decoding.is_broken:
+                    await asyncio.to_thread(self._decoding.recover)
                 await self._try_inference()
         except TimeoutError:
             # A replica that makes progress is busy, not blocked; so is one whose image is within
@@ -315,6 +333,13 @@ class Classifier:
             raise
         else:
             self.is_ready = True
+        finally:
+            # A version is not to blame for a replica that cannot decode.
+            self._failed_checks.note(version, not (self.is_ready or self._decoding.is_broken))
+
+    def _is_sound(self, version: str | None) -> bool:
+        """Whether no two health checks failed in a row with this version."""
+        return not self._failed_checks.blame(version)
 
     async def _try_inference(self) -> None:
         predictor = self.serving.champion.predictor

@@ -13,6 +13,7 @@ from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 
+from mask_ray.images.decoders import DecodersError
 from mask_ray.images.errors import (
     DecodingStoppedError,
     ImageError,
@@ -83,6 +84,11 @@ async def _on_over_budget(request: Request, error: Any) -> JSONResponse:
     return _response(request, 429, detail, {"Retry-After": str(RETRY_AFTER_S)})
 
 
+async def _on_no_decoder(request: Request, error: Any) -> JSONResponse:
+    detail = "The replica cannot decode images now."
+    return _response(request, 503, detail, {"Retry-After": str(RETRY_AFTER_S)})
+
+
 async def _on_never_fits(request: Request, error: Any) -> JSONResponse:
     return _response(request, 413, str(error))
 
@@ -114,6 +120,7 @@ EXCEPTION_HANDLERS: dict[
     ImageError: _on_image_error,
     OverBudgetError: _on_over_budget,
     NeverFitsError: _on_never_fits,
+    DecodersError: _on_no_decoder,
     RequestValidationError: _on_validation_error,
     ClientDisconnect: _on_disconnect,
 }

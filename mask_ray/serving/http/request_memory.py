@@ -2,7 +2,7 @@
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from mask_ray.serving.memory import MemoryBudget
+from mask_ray.serving.memory import REQUEST_LEASE, MemoryBudget
 
 _LEASE = "mask_ray.memory"
 
@@ -20,9 +20,11 @@ class RequestMemory:
             await self._app(scope, receive, send)
             return
         lease = scope[_LEASE] = self._budget.lease()
+        token = REQUEST_LEASE.set(lease)
         try:
             await self._app(scope, receive, send)
         finally:
+            REQUEST_LEASE.reset(token)
             lease.release()
 
 

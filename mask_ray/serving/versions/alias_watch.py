@@ -94,7 +94,7 @@ class AliasWatch:
             serving: Version of the replica's champion; None: it has just started. A watch that
                 replaces a lost one starts from this version.
             replica: Id of the replica; None: it takes no part in trials.
-            is_healthy: Whether the replica's last health check succeeded.
+            is_healthy: Whether the replica passes its health checks with that version.
         """
         if serving is not None:
             self._served.setdefault(self._alias, serving)

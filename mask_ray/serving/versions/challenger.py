@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 
 from mask_ray.images.decode import RGBArray
+from mask_ray.serving.memory import NeverFitsError, OverBudgetError
 from mask_ray.serving.versions.events import Comparison, ModelEvents
 from mask_ray.serving.versions.follower import LoadedModel, Serving
 
@@ -105,6 +106,9 @@ class Comparer:
     def _run(self, comparison: Callable[[], Comparison]) -> None:
         try:
             self._events.compared(comparison())
+        except (OverBudgetError, NeverFitsError):
+            # Requests come first; a line for each image would fill the log of a busy replica.
+            self._events.not_compared("busy")
         except Exception as error:
             logger.warning("a comparison with the challenger failed: %s", error)
             self._events.not_compared("failed")

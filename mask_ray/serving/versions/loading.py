@@ -22,7 +22,7 @@ def load_models(
     settings: ServeSettings,
     followed: Followed | None,
     events: ModelEvents,
-    is_healthy: Callable[[], bool],
+    is_healthy: Callable[[str | None], bool],
 ) -> Models:
     """Load the model of the settings, or follow the alias in a thread of this replica.
 
@@ -30,7 +30,7 @@ def load_models(
         settings: Settings of the service.
         followed: The alias, if one is followed.
         events: Told of every switch and refusal.
-        is_healthy: Whether the replica passes its health checks.
+        is_healthy: Whether the replica passes its health checks with a version.
 
     Raises:
         tracking.ModelNotFoundError: there is no such model.

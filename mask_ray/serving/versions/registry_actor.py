@@ -20,12 +20,11 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from mask_ray.config import MaskRayError
 from mask_ray.models.smoke_test import ModelLimits, ModelRefusedError, load_checked
 from mask_ray.serving.versions.alias_watch import AliasWatch, Wanted
+from mask_ray.serving.versions.rollout import RESOLVE_TIMEOUT_S
 
 _NAMESPACE = "mask_ray"
 # Importing MLflow, fetching a model and a few predictions take seconds.
 _VET_TIMEOUT_S = 120.0
-# A model of some megabytes, from a registry that answers.
-_RESOLVE_TIMEOUT_S = 90.0
 _ASK_TIMEOUT_S = _VET_TIMEOUT_S + 30
 # The actor is detached: no process ends it, so it ends itself when no replica asks.
 _MIN_IDLE_S = 60.0
@@ -65,11 +64,15 @@ class RegistryWatch:
         app_name: Name of the application.
         followed: Alias that it follows.
         replica: Id of the replica.
-        is_healthy: Returns whether the replica's last health check succeeded.
+        is_healthy: Returns whether the replica passes its health checks with a version.
     """
 
     def __init__(
-        self, app_name: str, followed: Followed, replica: str, is_healthy: Callable[[], bool]
+        self,
+        app_name: str,
+        followed: Followed,
+        replica: str,
+        is_healthy: Callable[[str | None], bool],
     ) -> None:
         self._replica = replica
         self._is_healthy = is_healthy
@@ -95,7 +98,7 @@ class RegistryWatch:
             ).remote(self._followed)
         try:
             # Not ray.get, which logs a warning in an async actor such as a replica.
-            asked = self._actor.wanted.remote(serving, self._replica, self._is_healthy())
+            asked = self._actor.wanted.remote(serving, self._replica, self._is_healthy(serving))
             wanted: Wanted = asked.future().result(_ASK_TIMEOUT_S)
         except (RayActorError, TimeoutError) as error:
             self._actor = None
@@ -196,10 +199,10 @@ def resolve_here(uri: str) -> tuple[Path, str, str | None]:
     resolved = _resolve.options(scheduling_strategy=here).remote(uri)
     try:
         # Not ray.get, which logs a warning in an async actor such as a replica.
-        path, name, version = resolved.future().result(_RESOLVE_TIMEOUT_S)
+        path, name, version = resolved.future().result(RESOLVE_TIMEOUT_S)
     except TimeoutError:
         ray.cancel(resolved, force=True)
-        raise MaskRayError(f"finding {uri} took over {_RESOLVE_TIMEOUT_S:g} s") from None
+        raise MaskRayError(f"finding {uri} took over {RESOLVE_TIMEOUT_S:g} s") from None
     return Path(path), name, version
 
 

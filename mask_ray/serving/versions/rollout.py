@@ -3,14 +3,39 @@
 No Ray and no registry here.
 """
 
+import logging
 from dataclasses import dataclass
 
-# The first replica must have loaded and served a version within this many trials, or it is lost.
+# How long a replica may take to find a version: some megabytes, from a registry that answers.
+RESOLVE_TIMEOUT_S = 90.0
+# The first replica must have served a version for its trial within this many trials, and that time
+# with one trial at least, or it is lost.
 _MOST_TRIALS = 3
-# One replica may be lost for other reasons, such as fewer requests.
-_MOST_LOST = 2
-# For this many trials after a switch, a failing health check is blamed on the new version.
+# A lost replica proves nothing: another tries, after waits that double from two trials to this.
+_MAX_WAIT_S = 3600.0
+# This many failures in a row are blamed on the version: one may be a busy machine.
+_BLAMED_FAILURES = 2
+# For this many trials after a switch, failing health checks are blamed on the new version.
 _BLAMED_TRIALS = 6
+
+logger = logging.getLogger(__name__)
+
+
+class FailedChecks:
+    """Counts the health checks of a replica that failed in a row with the same version."""
+
+    def __init__(self) -> None:
+        self._version: str | None = None
+        self._number = 0
+
+    def note(self, version: str | None, has_failed: bool) -> None:
+        """Take in a check that was made while the replica served this version."""
+        before = self._number if version == self._version else 0
+        self._version, self._number = version, before + 1 if has_failed else 0
+
+    def blame(self, version: str | None) -> bool:
+        """Return whether the last failures are blamed on this version."""
+        return version == self._version and self._number >= _BLAMED_FAILURES
 
 
 @dataclass
@@ -20,6 +45,7 @@ class _Trial:
     given_at: float = 0
     served_since: float | None = None
     num_lost: int = 0
+    not_before: float = 0
 
 
 @dataclass(frozen=True)
@@ -86,7 +112,7 @@ class Rollout:
         Args:
             replica: Id of the replica.
             serving: Version that it serves; None: it has just started.
-            is_healthy: Whether its last health check succeeded.
+            is_healthy: Whether it passes its health checks with that version.
             champion: Version that the replicas should serve, except the one of the trial.
             now: Seconds of a clock.
         """
@@ -97,7 +123,8 @@ class Rollout:
         trial = self._trial
         if trial.replica is None:
             # The first healthy one that runs already, so that one that cannot start is not blamed.
-            if replica is not None and serving is not None and is_healthy:
+            is_fit = serving is not None and is_healthy and now >= trial.not_before
+            if replica is not None and is_fit:
                 trial.replica, trial.given_at = replica, now
             return None
         if replica is not None and trial.replica == replica and serving == trial.version:
@@ -109,13 +136,26 @@ class Rollout:
             if now - trial.served_since >= self._trial_s or self._is_alone(replica, now):
                 self._trial, self._switch = None, _Switch(champion, now)
                 return Outcome(trial.version)
-        elif now - trial.given_at > _MOST_TRIALS * self._trial_s:
-            trial.replica, trial.served_since = None, None
-            trial.num_lost += 1
-            if trial.num_lost == _MOST_LOST:
-                reason = f"{_MOST_LOST} replicas were lost or did not load it before others had it"
-                return self._refuse(trial.version, champion, reason)
+        elif now - trial.given_at > self._longest_s:
+            self._lose(trial, now)
         return None
+
+    @property
+    def _longest_s(self) -> float:
+        return max(_MOST_TRIALS * self._trial_s, RESOLVE_TIMEOUT_S + self._trial_s)
+
+    def _lose(self, trial: _Trial, now: float) -> None:
+        trial.replica, trial.served_since = None, None
+        trial.num_lost += 1
+        wait_s = min(2**trial.num_lost * self._trial_s, _MAX_WAIT_S)
+        trial.not_before = now + wait_s
+        logger.warning(
+            "the replica that tried version %s was lost or did not load it in %g s; another tries "
+            "it in %g s",
+            trial.version,
+            self._longest_s,
+            wait_s,
+        )
 
     def _is_alone(self, replica: str, now: float) -> bool:
         recent = now - _MOST_TRIALS * self._trial_s

@@ -1,7 +1,9 @@
 """Items that wait become batches, each asker gets its own outcome, and nobody is forgotten."""
 
 import asyncio
+import gc
 import threading
+import weakref
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -100,6 +102,42 @@ def test_what_nobody_waits_for_any_more_is_left_out() -> None:
 
     assert run(ask) == [4]
     assert [items for items, _ in work.batches] == [[0], [2]]
+
+
+def test_what_nobody_waits_for_any_more_is_dropped_at_once() -> None:
+    may_end, begun_work = threading.Event(), threading.Semaphore(0)
+    dropped: list[str] = []
+
+    def work(items: list[Any], is_alone: bool) -> list[int]:
+        begun_work.release()
+        assert may_end.wait(DEADLINE_S)
+        return [0 for _ in items]
+
+    class Body:
+        pass
+
+    async def ask() -> None:
+        batcher: Batcher[Any, int] = Batcher(work, num_threads=1, max_batch_size=3)
+        taken, waiting = Body(), Body()
+        bodies = [weakref.ref(taken), weakref.ref(waiting)]
+        first = asyncio.ensure_future(batcher.ask([taken], lambda: dropped.append("first")))
+        assert await asyncio.to_thread(begun_work.acquire, timeout=DEADLINE_S)
+        second = asyncio.ensure_future(batcher.ask([waiting], lambda: dropped.append("second")))
+        await asyncio.sleep(0)
+        del taken, waiting
+        for task in (first, second):
+            task.cancel()
+        await asyncio.wait([first, second])
+        del first, second, task
+        gc.collect()
+        # One is in work; the thread has not come to the other.
+        assert dropped == ["second"]
+        assert bodies[0]() is not None and bodies[1]() is None
+        may_end.set()
+        while bodies[0]() is not None or dropped != ["second", "first"]:
+            await asyncio.sleep(0.01)
+
+    run(ask)
 
 
 def test_an_error_reaches_all_who_asked_and_ends_no_thread() -> None:

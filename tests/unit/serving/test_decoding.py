@@ -1,7 +1,11 @@
 """The two lanes of decoding. The processes are real."""
 
 import asyncio
+import gc
+import threading
+import weakref
 from collections.abc import Callable, Coroutine, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -10,9 +14,10 @@ import pytest
 from benchmarks.support import costly_files
 from mask_ray.config import ServeSettings
 from mask_ray.images.decode import Examined, decode_resized
+from mask_ray.images.decoders import Decoder, DecodersError
 from mask_ray.images.errors import DecodingStoppedError, ImageError, ImageTooCostlyError
-from mask_ray.serving.decoding import ImageDecoding
-from mask_ray.serving.memory import MemoryBudget, NeverFitsError, OverBudgetError
+from mask_ray.serving.decoding import ImageDecoding, _result, _submit
+from mask_ray.serving.memory import REQUEST_LEASE, MemoryBudget, NeverFitsError, OverBudgetError
 from tests.support import image_files
 
 SIZE = 32
@@ -21,11 +26,13 @@ SIZE = 32
 class Replica:
     def __init__(self, memory_bytes: int = 2**30, **settings: Any) -> None:
         self.num_decoded = 0
+        self.on_decoded: Callable[[], None] = lambda: None
         self.memory = MemoryBudget(memory_bytes)
         self.decoding = ImageDecoding(ServeSettings(**settings), self.memory, self._count)
 
     def _count(self, _: float) -> None:
         self.num_decoded += 1
+        self.on_decoded()
 
     def run(self, ask: Callable[[ImageDecoding], Coroutine[Any, Any, Any]]) -> Any:
         return asyncio.run(ask(self.decoding))
@@ -37,6 +44,12 @@ def replica() -> Iterator[Replica]:
     replica.decoding.start()
     yield replica
     replica.decoding.close()
+
+
+def hurry(decoder: Decoder) -> None:
+    """Give up what the process decodes next, and leave other processes the time they may take."""
+    assert decoder._process is not None
+    decoder._process[1].settimeout(0.2)
 
 
 def slow_photo() -> bytes:
@@ -117,15 +130,110 @@ def test_decoding_takes_its_memory_from_the_budget(replica: Replica) -> None:
         replica.run(lambda decoding: decoding.prepare(photo, SIZE))
 
 
+def test_an_image_that_never_fits_beside_its_body_is_told_so(replica: Replica) -> None:
+    async def ask(decoding: ImageDecoding) -> Any:
+        lease = replica.memory.lease()
+        lease.grow(760 * 2**20)
+        REQUEST_LEASE.set(lease)
+        try:
+            return await decoding.prepare(slow_photo(), SIZE)
+        finally:
+            lease.release()
+
+    with pytest.raises(NeverFitsError):
+        replica.run(ask)
+    assert replica.memory.held_bytes == 0
+
+
+def test_a_body_counts_until_the_thread_that_has_it_drops_it(replica: Replica) -> None:
+    photo = slow_photo()
+
+    async def leave(decoding: ImageDecoding) -> None:
+        lease = replica.memory.lease()
+        lease.grow(1_000)
+        REQUEST_LEASE.set(lease)
+        tasks = [asyncio.create_task(decoding.prepare(photo, SIZE)) for _ in range(3)]
+        while lease._num_bytes == 1_000:
+            await asyncio.sleep(0.001)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        lease.release()
+        # One is being decoded. Those that waited are gone, and so are their holders.
+        assert lease._num_holders == 1 and replica.memory.held_bytes > 1_000
+        while replica.memory.held_bytes:
+            await asyncio.sleep(0.001)
+
+    replica.run(leave)
+
+
+def test_what_waits_for_a_thread_is_dropped_with_its_request() -> None:
+    class Body:
+        pass
+
+    may_end = threading.Event()
+    lease = MemoryBudget(6_400).lease()
+
+    async def ask(body: Body) -> Any:
+        return await _result(_submit(thread, lambda item: item, body, lease))
+
+    async def leave() -> None:
+        body = Body()
+        left = weakref.ref(body)
+        lease.keep()
+        task = asyncio.create_task(ask(body))
+        await asyncio.sleep(0)
+        del body
+        task.cancel()
+        await asyncio.wait([task])
+        del task
+        gc.collect()
+        assert left() is None
+        assert lease._num_holders == 1
+
+    with ThreadPoolExecutor(1) as thread:
+        thread.submit(may_end.wait)
+        try:
+            asyncio.run(leave())
+        finally:
+            may_end.set()
+
+
+def test_a_replica_recovers_once_processes_start_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail() -> None:
+        raise DecodersError("no process for decoding starts")
+
+    replica = Replica()
+    try:
+        with monkeypatch.context() as patch:
+            patch.setattr(replica.decoding._decoders, "fork", fail)
+            with pytest.raises(DecodersError):
+                replica.run(lambda decoding: decoding.prepare(slow_photo(), SIZE))
+            assert replica.decoding.is_broken
+            with pytest.raises(DecodersError):
+                replica.decoding.recover()
+            assert replica.decoding.is_broken
+        replica.decoding.recover()
+        assert not replica.decoding.is_broken
+    finally:
+        replica.decoding.close()
+
+
 def test_a_file_predicted_wrong_is_given_up_and_the_rest_of_the_batch_is_decoded() -> None:
-    settings = {"decode_timeout_s": 2, "max_decode_s": 10_000}
+    settings = {"decode_timeout_s": 10_000, "max_decode_s": 10_000, "request_timeout_s": 20_000}
     replica = Replica(**settings)
     try:
+        replica.decoding.start()
+        hurry(replica.decoding._slow)
         photo = replica.run(lambda decoding: decoding.prepare(image_files.jpeg(), SIZE))
         hostile = costly_files.progressive_jpeg(7_000, 7_000, 99, num_components=3)
         with pytest.raises(DecodingStoppedError):
             replica.run(lambda decoding: decoding.prepare(hostile, SIZE))
-        wrong = photo._replace(contents=hostile)
+        wrong = photo._replace(contents=hostile, num_bytes=2**30)
+        (quick,) = replica.decoding._quick
+        hurried = quick._process
+        # Once the photo before it is done. The photo after it has another process.
+        replica.on_decoded = lambda: hurry(quick) if quick._process == hurried else None
         first, stopped, last = replica.decoding.decode_batch(
             [(image, SIZE) for image in (photo, wrong, photo)]
         )

@@ -50,6 +50,33 @@ def test_a_request_that_has_ended_holds_nothing_more() -> None:
     assert budget.held_bytes == 0
 
 
+def test_what_is_held_for_a_while_counts_with_the_rest_of_its_lease() -> None:
+    budget = MemoryBudget(6_400)
+    lease = budget.lease()
+    lease.grow(1_000)
+    with pytest.raises(NeverFitsError), lease.holding(3_801):
+        pass
+    with lease.holding(3_800):
+        assert budget.held_bytes == 4_800
+    assert budget.held_bytes == 1_000
+    with lease.holding(1):
+        lease.release()
+    assert budget.held_bytes == 0
+
+
+def test_a_lease_lasts_as_long_as_its_last_holder() -> None:
+    budget = MemoryBudget(6_400)
+    lease = budget.lease()
+    lease.grow(100)
+    lease.keep()
+    lease.release()
+    assert budget.held_bytes == 100
+    lease.release()
+    assert budget.held_bytes == 0
+    with pytest.raises(OverBudgetError, match="the request has ended"):
+        lease.keep()
+
+
 @given(st.lists(st.tuples(st.integers(0, 9), st.integers(0, 3_000)), max_size=60))
 def test_whatever_comes_all_is_given_back(steps: list[tuple[int, int]]) -> None:
     budget = MemoryBudget(6_400)

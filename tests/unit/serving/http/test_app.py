@@ -11,6 +11,7 @@ from starlette.responses import PlainTextResponse
 
 from mask_ray.config import ServeSettings
 from mask_ray.images.decode import RGBArray
+from mask_ray.images.decoders import DecodersError
 from mask_ray.images.errors import (
     DecodingStoppedError,
     ImageError,
@@ -124,6 +125,13 @@ def test_a_replica_without_room_says_when_to_come_back() -> None:
     response = predict(StubClassifier(OverBudgetError("it is full")), content=b"image")
 
     assert_problem(response, 429, "The replica is busy: it is full.")
+    assert response.headers["retry-after"] == "1"
+
+
+def test_a_replica_that_cannot_decode_says_when_to_come_back() -> None:
+    response = predict(StubClassifier(DecodersError("fork failed")), content=b"image")
+
+    assert_problem(response, 503, "The replica cannot decode images now.")
     assert response.headers["retry-after"] == "1"
 
 

@@ -9,6 +9,7 @@ import pytest
 from mask_ray.config import ImageLimits
 from mask_ray.images.decode import decode_resized
 from mask_ray.models.predictor import Predictor
+from mask_ray.serving.memory import NeverFitsError, OverBudgetError
 from mask_ray.serving.versions.challenger import Comparer, compare, takes_part
 from mask_ray.serving.versions.events import Comparison
 from mask_ray.serving.versions.follower import LoadedModel, Serving
@@ -97,6 +98,22 @@ def test_what_fails_is_counted_and_the_next_is_compared() -> None:
     comparer.close()
 
     assert events.counts() == {"not_compared_failed": 1, "compared": 1, "agreed": 1}
+
+
+@pytest.mark.parametrize("error", [OverBudgetError, NeverFitsError])
+def test_what_finds_no_room_is_skipped_without_a_warning(
+    error: type[Exception], caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail() -> Comparison:
+        raise error("full")
+
+    events = ModelEventCounts()
+    comparer = Comparer(events)
+    comparer.offer(fail)
+    comparer.close()
+
+    assert events.counts() == {"not_compared_busy": 1}
+    assert not caplog.records
 
 
 def test_nobody_waits_while_there_is_too_much_to_do() -> None:

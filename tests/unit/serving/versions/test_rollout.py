@@ -2,11 +2,13 @@
 
 from dataclasses import dataclass, field
 
+import numpy as np
 import pytest
 
 from mask_ray.models.smoke_test import ModelRefusedError
 from mask_ray.serving.versions.alias_watch import AliasWatch
 from mask_ray.serving.versions.events import Refusal
+from mask_ray.serving.versions.rollout import RESOLVE_TIMEOUT_S, FailedChecks
 
 TRIAL_S = 10
 
@@ -74,21 +76,56 @@ def test_another_replica_tries_if_the_first_one_ends(service: Service) -> None:
     service.all_ask(after_s=1)
     del service.serving["a"]
     assert service.all_ask(after_s=TRIAL_S) == {"b": "1", "c": "1"}
-    assert service.all_ask(after_s=3 * TRIAL_S) == {"b": "1", "c": "2"}
+    # As long as it takes to find a version, and a trial; then two trials more.
+    assert service.all_ask(after_s=RESOLVE_TIMEOUT_S + 1) == {"b": "1", "c": "1"}
+    assert service.all_ask(after_s=2 * TRIAL_S) == {"b": "2", "c": "1"}
     for _ in range(2):
         service.all_ask(after_s=TRIAL_S)
     assert service.all_ask(after_s=1) == {"b": "2", "c": "2"}
 
 
-def test_a_version_that_two_replicas_end_with_reaches_no_other(service: Service) -> None:
+def test_a_version_that_replicas_end_with_reaches_one_at_a_time_ever_later(
+    service: Service,
+) -> None:
+    began_s: list[float] = []
+    for name in "abcdef":
+        service.serving.setdefault(name, "1")
+    for _ in range(5):
+        while "2" not in service.all_ask(after_s=1).values():
+            pass
+        (first,) = (name for name, version in service.serving.items() if version == "2")
+        began_s.append(service.now_s)
+        del service.serving[first]
+    waits_s = np.diff(began_s)
+    assert (np.diff(waits_s) > TRIAL_S).all()
+    assert waits_s[-1] > RESOLVE_TIMEOUT_S + 16 * TRIAL_S
+    # It is not rejected for good.
+    (last,) = service.serving
+    assert service.ask(last) == ()
+
+
+def test_a_replica_that_finds_a_version_slowly_serves_it(service: Service) -> None:
     service.all_ask(after_s=1)
-    del service.serving["a"]
-    service.all_ask(after_s=4 * TRIAL_S)
-    del service.serving["c"]
-    assert service.all_ask(after_s=4 * TRIAL_S) == {"b": "1"}
-    assert service.ask("b")[0].reason == (
-        "2 replicas were lost or did not load it before others had it"
-    )
+    # It answers no sooner than the version is loaded; see `resolve_here`.
+    service.serving["a"] = "1"
+    for _ in range(int(RESOLVE_TIMEOUT_S) - 1):
+        service.now_s += 1
+        for replica in "bc":
+            service.ask(replica)
+    assert service.all_ask(after_s=0)["a"] == "2"
+    service.all_ask(after_s=1)
+    for _ in range(2):
+        service.all_ask(after_s=TRIAL_S)
+    assert set(service.serving.values()) == {"2"}
+
+
+def test_only_failures_in_a_row_with_one_version_are_blamed_on_it() -> None:
+    checks = FailedChecks()
+    for version, has_failed in (("2", True), ("2", False), ("2", True), ("1", True)):
+        checks.note(version, has_failed)
+        assert not checks.blame("1") and not checks.blame("2")
+    checks.note("1", True)
+    assert checks.blame("1") and not checks.blame("2")
 
 
 def test_the_last_good_version_comes_back_when_health_fails_after_a_switch(
