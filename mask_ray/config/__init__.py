@@ -28,6 +28,7 @@ from mask_ray.config.inspection import InspectSettings
 from mask_ray.config.pipeline import PipelineSettings
 from mask_ray.config.promotion import PromotionRule
 from mask_ray.config.serving import (
+    BODY_COPIES,
     DEFAULT_PORT,
     MAX_FORM_FIELDS,
     PORTS_BY_SCHEME,
@@ -44,6 +45,7 @@ from mask_ray.config.uris import Uri, UriError, local_tracking_uri, revealed, tr
 __all__ = [
     "ALPHAS",
     "BLOCKS",
+    "BODY_COPIES",
     "CHALLENGER",
     "CHAMPION",
     "DEFAULT_MODEL_NAME",

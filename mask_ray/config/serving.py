@@ -108,6 +108,12 @@ class PayloadLimits(ImageLimits):
         return -(-self.max_total_bytes // 3) * 4 + self.max_images * _OVERHEAD_BYTES
 
 
+# How often the bytes of a body are in memory at the peak, in whatever form. They are in the request
+# and in the file that is left of an image without metadata; while a batch is decoded, also in the
+# message to the process that decodes it, in what that has received, and in what it unpacks. Before
+# that, JSON is in memory as chunks, joined, as text, and as what its base64 stands for.
+BODY_COPIES = 5
+
 # What a thread of a replica may take to decode an ordinary photo; what takes more waits its turn.
 QUICK_DECODE_BYTES = 64 * 1024 * 1024
 # Of a replica that serves nothing: the model twice, the libraries, the processes that decode.
@@ -301,13 +307,8 @@ class ServeSettings(PayloadLimits, RemoteImageSettings):
                 "max_ongoing_requests must be at least max_batch_size * num_threads "
                 f"({needed}), or batches never fill; got {self.max_ongoing_requests}"
             )
-        # Large requests may use three quarters of it.
-        needed_bytes = -(-self.max_decode_bytes * 4 // 3)
-        if self.request_memory_bytes < needed_bytes:
-            raise ValueError(
-                f"request_memory_bytes must be at least 4/3 of max_decode_bytes ({needed_bytes}), "
-                f"or no image may take that much; got {self.request_memory_bytes}"
-            )
+        self._check_times()
+        self._check_memory()
         if self.max_queued_requests == 0:
             raise ValueError("max_queued_requests must be at least 1, or -1 for no limit; got 0")
         if self.min_replicas > self.max_replicas:
@@ -326,6 +327,35 @@ class ServeSettings(PayloadLimits, RemoteImageSettings):
                 f"and model_poll_s is above 0; got {self.challenger_share:g}"
             )
         return self
+
+    def _check_times(self) -> None:
+        if self.decode_timeout_s >= self.request_timeout_s:
+            raise ValueError(
+                f"decode_timeout_s must be below request_timeout_s ({self.request_timeout_s:g}), "
+                f"or requests end before images are given up; got {self.decode_timeout_s:g}"
+            )
+        if self.max_decode_s > self.decode_timeout_s:
+            raise ValueError(
+                f"max_decode_s must be at most decode_timeout_s ({self.decode_timeout_s:g}), or "
+                f"images that are accepted are given up; got {self.max_decode_s:g}"
+            )
+
+    def _check_memory(self) -> None:
+        """Check that the largest requests that are allowed fit: one image, and a list of photos."""
+        image_bytes = self.max_decode_bytes + BODY_COPIES * self.max_image_bytes
+        list_bytes = BODY_COPIES * max(self.max_json_bytes, self.max_form_bytes)
+        for field, num_bytes, what in (
+            ("max_decode_bytes", image_bytes, f"and {BODY_COPIES} times max_image_bytes"),
+            ("max_total_bytes", list_bytes, f"as JSON {BODY_COPIES} times"),
+        ):
+            # Large requests may use three quarters of it.
+            needed_bytes = -(-num_bytes * 4 // 3)
+            if self.request_memory_bytes < needed_bytes:
+                raise ValueError(
+                    f"request_memory_bytes must be at least 4/3 of {field} {what} "
+                    f"({needed_bytes}), or such a request never fits; "
+                    f"got {self.request_memory_bytes}"
+                )
 
     @property
     def replica_memory_bytes(self) -> int:

@@ -94,6 +94,7 @@ def served(folder: Path, haproxy: bool, **settings: Any) -> Iterator[Service]:
             slow = write_slow_for_red(folder / "slow.onnx")
             impatient = {"model_uri": str(slow), "request_timeout_s": 0.1, "max_replicas": 1}
             impatient |= {"health_check_timeout_s": 60}
+            impatient |= {"decode_timeout_s": 0.0999, "max_decode_s": 0.0999}
             config["applications"].append(
                 usual
                 | {"name": "impatient", "route_prefix": "/impatient"}

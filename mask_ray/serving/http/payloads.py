@@ -12,7 +12,7 @@ from typing import Any
 import pydantic_core
 from starlette.requests import Request
 
-from mask_ray.config import PayloadLimits
+from mask_ray.config import BODY_COPIES, PayloadLimits
 from mask_ray.serving.http.limits import (
     PayloadError,
     check_num_images,
@@ -31,12 +31,6 @@ _JSON_TYPE = "application/json"
 
 # Values of JSON that are not images: enough for an error to name the extra keys.
 _MAX_OTHER_VALUES = 64
-
-
-# The chunks and what they are joined to; then the file that is left of an image without metadata.
-_RAW_COPIES = 3
-# Also the text of a value, and what its base64 stands for.
-_JSON_COPIES = 5
 
 
 @dataclass(frozen=True)
@@ -72,7 +66,7 @@ async def read_images(
     if content_type.startswith("image/") or content_type in _RAW_TYPES:
         return Payload((await _read_raw(request, limits),), is_list=False)
     if content_type == FORM_TYPE:
-        chunks = _chunks(request, limits.max_form_bytes, "form", _RAW_COPIES)
+        chunks = _chunks(request, limits.max_form_bytes, "form")
         form = await read_form(request.headers["content-type"], chunks, limits)
         return Payload(form.files(), form.is_list)
     if content_type == _JSON_TYPE:
@@ -91,7 +85,7 @@ async def read_body(request: Request, max_bytes: int) -> bytes:
         PayloadError: 413, it is longer than `max_bytes`; 415, it is compressed.
     """
     _check_not_compressed(request)
-    return b"".join([chunk async for chunk in _chunks(request, max_bytes, "body", _JSON_COPIES)])
+    return b"".join([chunk async for chunk in _chunks(request, max_bytes, "body")])
 
 
 def decode_base64(text: str, field: str, limits: PayloadLimits) -> bytes:
@@ -128,13 +122,8 @@ def _check_not_compressed(request: Request) -> None:
         )
 
 
-async def _chunks(
-    request: Request, max_bytes: int, what: str, num_copies: int
-) -> AsyncIterator[bytes]:
-    """Yield the body as it arrives, up to the limit. A body declared longer is not read at all.
-
-    `num_copies` is how often its bytes are in memory at the peak, in whatever form.
-    """
+async def _chunks(request: Request, max_bytes: int, what: str) -> AsyncIterator[bytes]:
+    """Yield the body as it arrives, up to the limit. A body declared longer is not read at all."""
     declared = request.headers.get("content-length", "")
     # float and not int, which raises an error of its own on thousands of digits.
     num_bytes = float(declared) if declared.isdecimal() else 0
@@ -144,19 +133,19 @@ async def _chunks(
             num_bytes += len(chunk)
             if num_bytes > max_bytes:
                 break
-            hold(request.scope, num_copies * len(chunk))
+            hold(request.scope, BODY_COPIES * len(chunk))
             yield chunk
     if num_bytes > max_bytes:
         raise PayloadError(413, f"{what} has over {max_bytes} bytes; at most that are allowed")
 
 
 async def _read_raw(request: Request, limits: PayloadLimits) -> bytes:
-    chunks = _chunks(request, limits.max_image_bytes, "image", _RAW_COPIES)
+    chunks = _chunks(request, limits.max_image_bytes, "image")
     return b"".join([chunk async for chunk in chunks])
 
 
 async def _read_json(request: Request, limits: PayloadLimits, fetch: FetchImage | None) -> Payload:
-    chunks = _chunks(request, limits.max_json_bytes, "JSON body", _JSON_COPIES)
+    chunks = _chunks(request, limits.max_json_bytes, "JSON body")
     body = b"".join([chunk async for chunk in chunks])
     _check_num_values(body, 2 * limits.max_images + _MAX_OTHER_VALUES)
     key, value = _only_entry(_parse_json(body), fetch)
@@ -164,7 +153,7 @@ async def _read_json(request: Request, limits: PayloadLimits, fetch: FetchImage 
         return Payload(_decode_list(value, limits), is_list=True)
     text = _string(value, key)
     if key == "url" and fetch is not None:
-        hold(request.scope, _RAW_COPIES * limits.max_image_bytes)
+        hold(request.scope, BODY_COPIES * limits.max_image_bytes)
         return Payload((await fetch(text),), is_list=False)
     return Payload((decode_base64(text, key, limits),), is_list=False)
 

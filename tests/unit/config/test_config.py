@@ -298,9 +298,33 @@ def test_a_run_to_resume_is_named_by_its_id(run_id: str) -> None:
         ),
         (
             ServeSettings,
-            {"max_decode_bytes": 3_000_000, "request_memory_bytes": 3_999_999},
-            "request_memory_bytes must be at least 4/3 of max_decode_bytes (4000000), or no image "
-            "may take that much; got 3999999",
+            {
+                "max_decode_bytes": 2_500_000,
+                "max_image_bytes": 100_000,
+                "max_total_bytes": 100_000,
+                "max_images": 1,
+                "request_memory_bytes": 3_999_999,
+            },
+            "request_memory_bytes must be at least 4/3 of max_decode_bytes and 5 times "
+            "max_image_bytes (4000000), or such a request never fits; got 3999999",
+        ),
+        (
+            ServeSettings,
+            {"max_total_bytes": 300 * 2**20},
+            "request_memory_bytes must be at least 4/3 of max_total_bytes as JSON 5 times "
+            "(2797950294), or such a request never fits; got 1342177280",
+        ),
+        (
+            ServeSettings,
+            {"request_timeout_s": 6},
+            "decode_timeout_s must be below request_timeout_s (6), or requests end before images "
+            "are given up; got 6",
+        ),
+        (
+            ServeSettings,
+            {"decode_timeout_s": 2},
+            "max_decode_s must be at most decode_timeout_s (2), or images that are accepted are "
+            "given up; got 3",
         ),
         (
             ServeSettings,

@@ -162,7 +162,8 @@ def test_a_wrong_parameter_says_what_is_allowed(
 
 
 def test_a_client_that_stalls_is_told_and_let_go(tmp_path: Path) -> None:
-    backend = LocalBackend(write_classifier(tmp_path / "m.onnx"), request_timeout_s=0.2)
+    times = {"request_timeout_s": 0.2, "decode_timeout_s": 0.1, "max_decode_s": 0.1}
+    backend = LocalBackend(write_classifier(tmp_path / "m.onnx"), **times)
     head = b"POST /predict HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1000\r\n\r\n"
 
     with running(http_app(backend)) as url:
