@@ -96,10 +96,10 @@ def _followed_alias(
         has_challenger=settings.challenger_share > 0,
         period_s=settings.model_poll_s,
         limits=_model_limits(settings),
-        # Long enough for one health check after the switch, and for the replica to report it: with
-        # less, a replica that is only asked seldom would be taken for lost.
+        # Long enough for two health checks after the switch, and for the replica to report them:
+        # with less, a replica that is only asked seldom would be taken for lost.
         trial_s=max(
-            settings.health_check_period_s + settings.health_check_timeout_s,
+            2 * (settings.health_check_period_s + settings.health_check_timeout_s),
             settings.model_poll_s,
         ),
     )

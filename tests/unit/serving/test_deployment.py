@@ -31,8 +31,8 @@ def test_a_replica_reserves_the_memory_that_its_settings_allow(
     assert deployment.ray_actor_options["memory"] == expected_mb * MIB
 
 
-@pytest.mark.parametrize(("model_poll_s", "expected_s"), [(1, 3), (10, 10), (600, 600)])
-def test_a_trial_outlasts_a_health_check_and_a_poll(model_poll_s: int, expected_s: int) -> None:
+@pytest.mark.parametrize(("model_poll_s", "expected_s"), [(1, 6), (10, 10), (600, 600)])
+def test_a_trial_outlasts_two_health_checks_and_a_poll(model_poll_s: int, expected_s: int) -> None:
     settings = ServeSettings(
         model_uri="models:/masks@champion",
         model_poll_s=model_poll_s,
