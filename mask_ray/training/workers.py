@@ -56,7 +56,7 @@ def trainer(
             loop(received["worker"])
             return
 
-        # Keras imports scikit-learn for wrappers that nothing here uses: a quarter of the start.
+        # See docs/decisions/no-scikit-learn-in-workers.md: a quarter of the start.
         hidden = sys.modules.setdefault("sklearn", None)  # type: ignore[arg-type]
         from mask_ray.training.loop import train
 
