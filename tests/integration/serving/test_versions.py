@@ -121,6 +121,13 @@ def watches() -> list[dict[str, str]]:
     return [actor for actor in named if actor["namespace"] == "mask_ray"]
 
 
+def no_version_is_on_trial() -> bool:
+    """Whether what one replica tries first, if any, is what all of them serve."""
+    actors: list[Any] = [ray.get_actor(**watch) for watch in watches()]
+    is_free = lambda actor: actor._versions._rollout._trial is None  # noqa: E731
+    return all(ray.get([actor.__ray_call__.remote(is_free) for actor in actors]))
+
+
 @pytest.fixture(scope="module")
 def expected(files: dict[str, Path]) -> dict[tuple[str, int], dict[str, float]]:
     """By version and image, the answer without any server."""
@@ -243,6 +250,8 @@ def test_a_replica_that_starts_late_serves_what_the_others_have(client: httpx.Cl
     run_app(max_replicas=1)
     move("2")
     wait_until(lambda: ask(client)["model"]["version"] == "2")
+    # Replicas of the test before count for a while as others of the same service.
+    wait_until(no_version_is_on_trial)
     move(NAN)
     wait_until(lambda: NAN in refused(client))
     (old,) = replicas(APP)
