@@ -144,7 +144,7 @@ def _length(data: bytes) -> bytes:
 
 
 def png_of_profiles(num_chunks: int = 4_000) -> bytes:
-    """A PNG with thousands of texts that stand for Exif, each of which unpacks to 1 MiB."""
+    """A PNG with thousands of texts. Each stands for Exif, and unpacks to 1 MiB."""
     plain = _photo("PNG")
     packed = zlib.compress(b"\nexif\n  524270\n" + b"0" * (2**20 - 16), 9)
     chunk = _png_chunk(b"zTXt", b"Raw profile type exif\0\0" + packed)

@@ -1,6 +1,6 @@
 """Limits of what is downloaded and unpacked, from the environment of the cluster.
 
-They are no flags: whoever runs the machines sets them, not whoever names a source.
+They are not flags: the operator of the machines sets them, not the user who names a source.
 """
 
 import os

@@ -1,7 +1,7 @@
 """Read again the images that a list of files names, each checked against its digest.
 
 A run's `FileList` says which images its model was tested on. Another run reads them by these paths,
-wherever its own images come from.
+whatever its own source is.
 """
 
 from collections.abc import Sequence

@@ -147,7 +147,7 @@ def join(scored: Sequence[Scored]) -> Scored:
 
 
 def figures(version: str, scored: Scored) -> Figures:
-    """Compute the metrics of a version on images, of which there is at least one."""
+    """Compute the metrics of a version on at least one image."""
     predictions = scored.predictions
     metrics = compute_metrics(predictions)
     present = {predictions.class_names[label] for label in predictions.labels}

@@ -223,7 +223,7 @@ class Decoder:
 def _environment() -> dict[str, str]:
     """Return what the processes need of the environment: no tokens, no keys, no home."""
     kept = {name: os.environ[name] for name in _INHERITED if name in os.environ}
-    # The modules of this process, wherever they came from. No threads before a fork.
+    # Import the same modules as this process. Start no threads before a fork.
     modules = os.pathsep.join(filter(None, sys.path))
     return kept | {"PYTHONPATH": modules, "OPENBLAS_NUM_THREADS": "1"}
 

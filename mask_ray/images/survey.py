@@ -18,7 +18,7 @@ from mask_ray.images.errors import ImageError, ImageTooCostlyError
 from mask_ray.images.orientation import read_orientation
 
 # Segments, chunks or blocks of a file. Encoders write some dozens; a PNG of 10 MiB in chunks of
-# 4 KiB has 2,560. Forged files hold half a million, each of which costs microseconds.
+# 4 KiB has 2,560. Forged files hold half a million, at microseconds each.
 MAX_PARTS = 4_096
 
 _NS = 1e-9

@@ -20,7 +20,7 @@ _FIXED_S = 80e-6
 _BLOCK_NS = 18
 _REFINED_NS = 2
 _BYTE_NS = 25
-# Lossless coding: 64 samples, each of which is predicted and decoded.
+# Lossless coding: 64 samples, each predicted and decoded.
 _LOSSLESS_BLOCK_NS = 64 * 5
 # Arithmetic coding: the same. A byte may stand for many decisions.
 _ARITHMETIC_BLOCK_NS = 250

@@ -33,8 +33,8 @@ class ImageDecoding:
 
     Args:
         settings: Limits of an image, and of the time to decode it.
-        memory: Budget of what is not quick and belongs to no request. What does is taken from the
-            lease of the request, so that one that never fits is told so.
+        memory: Budget for slow images that belong to no request. Those of a request use its own
+            lease, so a request that never fits gets an error that says so.
         on_decoded: Called in any thread after each image with the seconds that it took.
     """
 
@@ -226,8 +226,8 @@ def _submit(
 async def _result(future: "Future[Result]") -> Result:
     """Await a future of a thread, which is cancelled if this is.
 
-    The thread's queue keeps a cancelled future until its turn comes. That of `asyncio.wrap_future`
-    would lead to the frames of whoever awaits it, and to the body there.
+    The thread's queue keeps a cancelled future until its turn comes. A future of
+    `asyncio.wrap_future` would keep the caller's frames alive, and with them the body.
     """
     loop = asyncio.get_running_loop()
     waiting = [loop.create_future()]
