@@ -220,16 +220,8 @@ def survey_gif(encoded: bytes, is_resized: bool) -> Survey:
         at = end
     left, top, frame_width, frame_height = struct.unpack_from("<4H", encoded, at + 1)
     width, height = max(width, left + frame_width), max(height, top + frame_height)
-    num_pixels = width * height
-    return Survey(
-        width,
-        height,
-        _FIXED_S + num_pixels * (_GIF_PIXEL_NS + _CONVERT_NS) * _NS,
-        num_pixels * (_GIF_PIXEL_BYTES + rest(1, is_resized)),
-        f"{width} x {height} pixels",
-        b"".join([*kept, control, memoryview(encoded)[at:]]),
-        1,
-    )
+    contents = b"".join([*kept, control, memoryview(encoded)[at:]])
+    return _by_pixels(width, height, _GIF_PIXEL_NS, _GIF_PIXEL_BYTES, contents, is_resized)
 
 
 def _palette_bytes(flags: int) -> int:
@@ -307,14 +299,26 @@ def survey_bmp(encoded: bytes, is_resized: bool) -> Survey:
     (header_bytes,) = struct.unpack_from("<I", encoded, 14)
     width, height = struct.unpack_from("<2H" if header_bytes == 12 else "<2i", encoded, 18)
     width, height = abs(width), abs(height)
+    return _by_pixels(width, height, _BMP_PIXEL_NS, _BMP_PIXEL_BYTES, encoded, is_resized)
+
+
+def _by_pixels(
+    width: int,
+    height: int,
+    pixel_ns: int,
+    pixel_bytes: int,
+    contents: bytes,
+    is_resized: bool,
+) -> Survey:
+    """Predict the cost of an upright picture, which depends on its pixels alone."""
     num_pixels = width * height
     return Survey(
         width,
         height,
-        _FIXED_S + num_pixels * (_BMP_PIXEL_NS + _CONVERT_NS) * _NS,
-        num_pixels * (_BMP_PIXEL_BYTES + rest(1, is_resized)),
+        _FIXED_S + num_pixels * (pixel_ns + _CONVERT_NS) * _NS,
+        num_pixels * (pixel_bytes + rest(1, is_resized)),
         f"{width} x {height} pixels",
-        encoded,
+        contents,
         1,
     )
 
