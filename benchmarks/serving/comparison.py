@@ -73,6 +73,7 @@ class ServingSettings(Settings):
 
 def _run(settings: ServingSettings) -> None:
     print(machine.describe(*_PACKAGES), flush=True)
+    load.check_wrk()
     photos = load.photos(settings.data, settings.num_photos)
     chosen = _servers(settings)
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:

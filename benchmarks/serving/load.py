@@ -72,14 +72,22 @@ class Load:
         return (self.num_answers - self.num_errors) / self.seconds
 
 
+def check_wrk() -> None:
+    """Check that there is a wrk.
+
+    Raises:
+        MaskRayError: there is none.
+    """
+    if shutil.which("wrk") is None:
+        raise MaskRayError("the load comes from wrk, which is missing: apt-get install wrk")
+
+
 def photos(folder: Path, num_photos: int) -> list[Path]:
     """Readable photos of all classes, in an order that is always the same.
 
     Raises:
-        MaskRayError: there are fewer, or wrk is missing.
+        MaskRayError: there are fewer.
     """
-    if shutil.which("wrk") is None:
-        raise MaskRayError("the load comes from wrk, which is missing: apt-get install wrk")
     labelled = sources.list_labelled(str(folder))
     paths = [Path(path) for path in labelled.reader.names(labelled.files)]
     random.Random(0).shuffle(paths)

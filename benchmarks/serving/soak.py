@@ -69,6 +69,7 @@ class _Watch(threading.Thread):
 
 def _run(settings: SoakSettings) -> None:
     print(machine.describe("ray", "fastapi", "onnxruntime"), flush=True)
+    load.check_wrk()
     photos = load.photos(settings.data, settings.num_photos)
     server = all_servers("")["mask_ray"]
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as name:
