@@ -19,6 +19,8 @@ import struct
 import sys
 from pathlib import Path
 
+import numpy as np
+
 from mask_ray.images import messages
 from mask_ray.images.decode import Examined, decode_examined
 from mask_ray.images.errors import ImageError
@@ -63,19 +65,21 @@ def _work(connection: socket.socket) -> None:
             batch: list[Request] = pickle.loads(messages.receive(connection))
             for examined, image_size in batch:
                 _limit_memory(base_bytes, examined)
-                messages.send(connection, _answer(examined, image_size))
+                messages.send(connection, *_answer(examined, image_size))
             # Not kept until the next batch has come.
             del batch, examined
         except (EOFError, OSError):
             return
 
 
-def _answer(examined: Examined, image_size: int) -> bytes:
+def _answer(examined: Examined, image_size: int) -> tuple[bytes, bytes | memoryview]:
+    """Return the parts of the message for an image."""
     try:
-        return PIXELS + decode_examined(examined, image_size).tobytes()
+        pixels = decode_examined(examined, image_size)
+        return PIXELS, np.ascontiguousarray(pixels).reshape(-1).data
     except ImageError as error:
         name = type(error).__name__
-        return ERROR + name.encode() + ERROR_SEPARATOR + str(error).encode(errors="replace")
+        return ERROR, name.encode() + ERROR_SEPARATOR + str(error).encode(errors="replace")
 
 
 def _limit_memory(base_bytes: int | None, examined: Examined) -> None:

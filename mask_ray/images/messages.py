@@ -10,14 +10,19 @@ import struct
 _LENGTH = struct.Struct("=I")
 
 
-def send(connection: socket.socket, message: bytes) -> None:
-    """Send one message.
+def send(connection: socket.socket, *parts: bytes | memoryview) -> None:
+    """Send one message, given in parts of single bytes.
 
     Raises:
         OSError: the other side has ended, or takes longer than the socket's time limit.
     """
-    connection.sendall(_LENGTH.pack(len(message)))
-    connection.sendall(message)
+    # In one call: the length alone would wake the other side, only to wait for the rest.
+    whole = [_LENGTH.pack(sum(map(len, parts))), *parts]
+    num_sent = connection.sendmsg(whole)
+    for part in whole:
+        if num_sent < len(part):
+            connection.sendall(memoryview(part)[num_sent:])
+        num_sent = max(0, num_sent - len(part))
 
 
 def receive(connection: socket.socket) -> bytearray:

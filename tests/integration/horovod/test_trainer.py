@@ -141,6 +141,22 @@ def metrics_of_unequal_shares(rank: int) -> float:
     return max(abs(averaged[name] - expected[name]) for name in expected)
 
 
+def steps_until_a_loss_is_not_finite(rank: int) -> list[bool]:
+    """What a rank hears of its own steps when the other one's second batch is bad."""
+    import keras
+
+    from mask_ray.horovod.keras import distributed_optimizer
+    from mask_ray.training.steps import compiled_steps
+
+    model = keras.Sequential([keras.layers.Input((4,)), keras.layers.Dense(2, "softmax")])
+    optimizer = distributed_optimizer(keras.optimizers.SGD(0.5))
+    model.compile(optimizer, "sparse_categorical_crossentropy", jit_compile=False)
+    train_step, _ = compiled_steps(model)
+    rows, _ = examples(8)
+    bad = np.full_like(rows, np.nan) if rank == 1 else rows
+    return [bool(train_step(batch, np.zeros(8, np.int64))) for batch in (rows, bad)]
+
+
 def averaged_moving_mean(rank: int) -> list[float]:
     import keras
 
@@ -168,6 +184,7 @@ CLAIMS = (
     two_accumulated_steps,
     one_step_in_fewer_bits,
     metrics_of_unequal_shares,
+    steps_until_a_loss_is_not_finite,
     averaged_moving_mean,
     module_of_a_saved_optimizer,
 )
@@ -241,6 +258,9 @@ class TestTwoWorkers:
 
     def test_count_every_row_once_in_metrics(self, found: dict[str, Any]) -> None:
         assert found["metrics_of_unequal_shares"] < 1e-6
+
+    def test_end_at_the_same_loss_that_is_not_finite(self, found: dict[str, Any]) -> None:
+        assert found["steps_until_a_loss_is_not_finite"] == [True, False]
 
     def test_share_their_batch_statistics(self, found: dict[str, Any]) -> None:
         assert found["averaged_moving_mean"] == [0.5] * 4

@@ -1,20 +1,28 @@
-"""What a worker derives from its settings, and what becomes of one whose images end early."""
+"""What a worker derives from its settings, and when it ends a run."""
 
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import horovod.tensorflow as hvd
+import keras
+import numpy as np
 import pytest
-import ray.train
+from numpy.typing import NDArray
 
-from mask_ray import data, tracking
+from mask_ray import data
 from mask_ray.config import TrainSettings
-from mask_ray.training import loop, workers
+from mask_ray.models import keras_model
+from mask_ray.training import loop
 from mask_ray.training.devices import dtype_policy
 from mask_ray.training.job import Job, check_enough, worker_config
-from mask_ray.training.resources import plan_workers
 from mask_ray.training.worker_config import WorkerConfig
+
+SMALL = TrainSettings(
+    data="photos", image_size=96, alpha=0.35, backbone_weights="photos.h5", batch_size=8
+)
 
 
 @pytest.mark.parametrize(
@@ -70,74 +78,57 @@ def test_fewer_images_than_workers_are_refused() -> None:
         check_enough(settings, data_set(num_train=8))
 
 
-@pytest.mark.usefixtures("ray_local", "store")
-def test_workers_that_differ_in_steps_end_in_one_error(home: Path) -> None:
-    """Without a check, rank 0 would wait without end for the other."""
-
-    # Defined here, it travels by value: workers cannot import this module.
-    def train_short_on_rank_1(config: WorkerConfig) -> None:
-        from itertools import islice
-
-        from mask_ray.training import batches, loop
-
-        if ray.train.get_context().get_world_rank() == 1:
-            whole = batches.ImageBatches.train
-            batches.ImageBatches.train = lambda *given: islice(whole(*given), 1)  # type: ignore[method-assign]
-        loop.train(config)
-
-    settings = small(num_workers=2, finetune_epochs=1)
-    with pytest.raises(loop.ShardError, match=r"of worker 1 ended after 1 of \d steps"):
-        fit(settings, home, loop=train_short_on_rank_1)
+@pytest.fixture(scope="module")
+def classifier() -> Iterator[keras.Model]:
+    """The model of a worker that is alone."""
+    hvd.init()
+    yield keras_model.build(
+        num_classes=2, image_size=SMALL.image_size, alpha=SMALL.alpha, from_scratch=False
+    )
+    hvd.shutdown()
 
 
-@pytest.mark.usefixtures("ray_local", "store")
-def test_every_epoch_has_a_checkpoint_if_none_need_wait(home: Path, tmp_path: Path) -> None:
-    reports = tmp_path / "reports"
-
-    # Defined here, it travels by value: the controller cannot import this module.
-    class CountReports(ray.train.UserCallback):
-        def after_report(self, run_context: Any, metrics: Any, checkpoint: Any) -> None:
-            with reports.open("a") as file:
-                file.write(f"{metrics[0].get('epoch')} {checkpoint is not None}\n")
-
-    settings = small(num_workers=1, finetune_epochs=3, checkpoint_every_s=0)
-    fit(settings, home, callbacks=[CountReports()])
-    lines = reports.read_text().splitlines()
-    assert lines == ["1 True", "2 True", "3 True", "3 True"]
+def features_of(num_images: int) -> NDArray[np.float32]:
+    return np.random.default_rng(0).normal(size=(num_images, 1280)).astype(np.float32)
 
 
-@pytest.mark.usefixtures("ray_local", "store")
-@pytest.mark.parametrize("num_workers", [1, 2])
-def test_training_ends_at_the_first_loss_that_is_not_finite(home: Path, num_workers: int) -> None:
-    """All workers end at once, without a restart, though one alone had the bad batch."""
+def head_phase(
+    folder: Path, classifier: keras.Model, features: NDArray[np.float32]
+) -> loop._RunningPhase:
+    """The phase of a worker that expects 32 images in 4 steps, and finds these."""
+    for split in ("train", "val"):
+        np.save(folder / f"{split}_features.npy", features[:, None])
+        np.save(folder / f"{split}_labels.npy", np.arange(len(features)) % 2)
+        np.save(folder / f"{split}_order.npy", np.arange(len(features)))
+    config = WorkerConfig(
+        settings=SMALL,
+        class_names=["a", "b"],
+        num_train=32,
+        run_id="r",
+        tracking_uri="",
+        storage=folder,
+        features=folder,
+    )
+    return loop._RunningPhase(config, 0, classifier)
 
-    # Defined here, it travels by value: workers cannot import this module.
-    def train_on_a_bad_batch(config: WorkerConfig) -> None:
-        from mask_ray.training import loop
 
-        patched: Any = loop
-        if ray.train.get_context().get_world_rank() == 0:
-            compiled_steps = patched.compiled_steps
+def test_a_worker_whose_images_end_early_says_so(tmp_path: Path, classifier: keras.Model) -> None:
+    """Without a check, the others would wait without end for its steps."""
+    phase = head_phase(tmp_path, classifier, features_of(16))
+    with pytest.raises(loop.ShardError, match="of worker 0 ended after 2 of 4 steps of epoch 1"):
+        phase.train_epoch("head 1/1", 0)
 
-            def with_bad_weights(model: Any) -> Any:
-                train_step, test_step = compiled_steps(model)
-                calls: list[None] = []
 
-                def step(*batch: Any) -> Any:
-                    calls.append(None)
-                    if len(calls) == 2:
-                        bad = [weight * float("nan") for weight in model.get_weights()]
-                        model.set_weights(bad)
-                    return train_step(*batch)
-
-                return step, test_step
-
-            patched.compiled_steps = with_bad_weights
-        loop.train(config)
-
-    settings = small(num_workers=num_workers, finetune_epochs=2)
-    with pytest.raises(loop.DivergedError, match=r"not finite .* at step 2 of \d of epoch 1"):
-        fit(settings, home, loop=train_on_a_bad_batch)
+def test_training_ends_at_the_first_loss_that_is_not_finite(
+    tmp_path: Path, classifier: keras.Model
+) -> None:
+    """On all workers, if it is one's: see `TestTwoWorkers` of horovod/test_trainer.py."""
+    features = features_of(32)
+    features[5] = np.nan
+    phase = head_phase(tmp_path, classifier, features)
+    with pytest.raises(loop.DivergedError, match=r"not finite .* of 4 of epoch 1") as raised:
+        phase.train_epoch("head 1/1", 0)
+    assert f"at step {int(phase.trained.optimizer.iterations)} of 4" in str(raised.value)
 
 
 def test_workers_get_the_weights_of_all_training_images(home: Path) -> None:
@@ -151,18 +142,3 @@ def test_workers_get_the_weights_of_all_training_images(home: Path) -> None:
     given = TrainSettings(data="photos", class_weights="balanced", num_workers=2)
     assert worker_config(given, job, home).class_weights == pytest.approx((2 / 3, 2))
     assert worker_config(TrainSettings(data="photos"), job, home).class_weights is None
-
-
-def small(**given: Any) -> TrainSettings:
-    model = {"image_size": 96, "alpha": 0.35, "backbone_weights": "none"}
-    return TrainSettings(data="synthetic:80", batch_size=16, **model, **given)
-
-
-def fit(settings: TrainSettings, home: Path, **trainer: Any) -> None:
-    plan = plan_workers(settings)
-    images = data.load(settings, settings.image_size, task_cpus=plan.task_cpus)
-    splits = {name: images.split(name) for name in data.SPLITS}
-    with tracking.start_run("test", {}) as run:
-        job = Job(run, plan, images, splits, None)
-        config = worker_config(settings, job, home / "train")
-        workers.trainer(plan, config, splits, **trainer).fit()

@@ -4,6 +4,7 @@ Three runs on the same photos: one with every flag of Horovod, which leaves its 
 cache; one without the cache; and that one made again, with the first one's features.
 """
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import mlflow
 import onnx
 import pandas as pd
 import pytest
+import ray.train
 from mlflow.entities import Run
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.util import tensor_util
@@ -19,6 +21,7 @@ from mask_ray import data, tracking
 from mask_ray.config import tracking_uri
 from mask_ray.images import synthetic
 from mask_ray.models.quantize import Figures, reason_against
+from mask_ray.training import workers
 from tests.support.ray_jobs import Job, run_here
 
 FIGURES = ("loss", "accuracy", "val_loss", "val_accuracy")
@@ -57,12 +60,30 @@ def with_every_flag(cluster: dict[str, str], flags: list[str]) -> Job:
 
 
 @pytest.fixture(scope="module")
-def first(cluster: dict[str, str], flags: list[str]) -> Job:
-    """On one worker, without the cache."""
-    own = ["--seed", "3", "--no-feature-cache", "--no-quantize"]
-    job = run_here("jobs.train", *flags, *own, env=cluster)
+def reports(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A line for each report of the first run: its epoch, and whether it has a checkpoint."""
+    return tmp_path_factory.mktemp("reports") / "reports"
+
+
+@pytest.fixture(scope="module")
+def first(cluster: dict[str, str], flags: list[str], reports: Path) -> Job:
+    """On one worker, without the cache, with a checkpoint after each epoch."""
+    own = ["--seed", "3", "--no-feature-cache", "--no-quantize", "--checkpoint-every-s", "0"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(workers, "trainer", partial(workers.trainer, callbacks=[noting(reports)]))
+        job = run_here("jobs.train", *flags, *own, env=cluster)
     assert job.returncode == 0, job.log[-3000:]
     return job
+
+
+def noting(reports: Path) -> ray.train.UserCallback:
+    # Defined here, it travels by value: the controller cannot import this module.
+    class NoteReports(ray.train.UserCallback):
+        def after_report(self, run_context: Any, metrics: Any, checkpoint: Any) -> None:
+            with reports.open("a") as file:
+                file.write(f"{metrics[0].get('epoch')} {checkpoint is not None}\n")
+
+    return NoteReports()
 
 
 @pytest.fixture(scope="module")
@@ -90,6 +111,12 @@ def curves(job: Job) -> dict[str, list[float]]:
 def test_a_run_without_the_cache_leaves_no_features(first: Job, home: Path) -> None:
     assert not (home / "features").exists()
     assert not (home / "train" / f"{first.run_id}.features").exists()
+
+
+def test_every_epoch_has_a_checkpoint_if_none_need_wait(first: Job, reports: Path) -> None:
+    assert first.returncode == 0
+    # The last one, with the model, is of the last epoch.
+    assert reports.read_text().split("\n") == [*(f"{n} True" for n in (1, 2, 3, 4, 4)), ""]
 
 
 def test_horovod_s_timeline_is_kept(with_every_flag: Job) -> None:
