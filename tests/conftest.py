@@ -31,14 +31,15 @@ FAULTS_TIMEOUT_S = 3600
 # The longest first, so that no process of `pytest -n` is left with a long test at the end.
 FOLDERS = ("faults", "e2e", "integration", "unit")
 SESSION_RAY = "session_ray"
+TRAINING, SERVING = "a Ray that trains", "a Ray that serves"
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Mark each test by its folder, and order and group tests for `pytest -n`.
 
-    Tests that use a Ray, the session's or their own, run in one process, since a Ray at work keeps
-    both cores busy; others stay with those of their file.
+    Tests that use a Ray, the session's or their own, run in two groups, each in one process: those
+    that train, and those that serve, which mostly wait. Others stay with those of their file.
     """
     for item in items:
         folder = _folder(item)
@@ -46,7 +47,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         item.add_marker(pytest.mark.xdist_group(_group(item)))
         if folder == "faults":
             item.add_marker(pytest.mark.timeout(FAULTS_TIMEOUT_S))
-    items.sort(key=lambda item: (_group(item) != SESSION_RAY, FOLDERS.index(_folder(item))))
+    items.sort(key=lambda item: (_rank(_group(item)), FOLDERS.index(_folder(item))))
     commands.is_limited = not any(item.get_closest_marker("faults") for item in items)
 
 
@@ -60,9 +61,15 @@ def _folder(item: pytest.Item) -> str:
 
 
 def _group(item: pytest.Item) -> str:
+    path = str(item.path.relative_to(TESTS))
     starts_ray = item.get_closest_marker("starts_ray") is not None
-    uses_ray = SESSION_RAY in getattr(item, "fixturenames", ())
-    return SESSION_RAY if starts_ray or uses_ray else str(item.path.relative_to(TESTS))
+    if not starts_ray and SESSION_RAY not in getattr(item, "fixturenames", ()):
+        return path
+    return SERVING if path.startswith(("e2e", "integration/serving")) else TRAINING
+
+
+def _rank(group: str) -> int:
+    return [TRAINING, SERVING, group].index(group)
 
 
 @pytest.hookimpl(optionalhook=True)

@@ -148,13 +148,14 @@ def steps_until_a_loss_is_not_finite(rank: int) -> list[bool]:
     from mask_ray.horovod.keras import distributed_optimizer
     from mask_ray.training.steps import compiled_steps
 
-    model = keras.Sequential([keras.layers.Input((4,)), keras.layers.Dense(2, "softmax")])
+    inputs = keras.layers.Input((4,))
+    model = keras.Model(inputs, keras.layers.Dense(2, "softmax")(inputs))
     optimizer = distributed_optimizer(keras.optimizers.SGD(0.5))
     model.compile(optimizer, "sparse_categorical_crossentropy", jit_compile=False)
     train_step, _ = compiled_steps(model)
-    rows, _ = examples(8)
+    rows, labels = examples(8)[0], np.zeros(8, np.int64)
     bad = np.full_like(rows, np.nan) if rank == 1 else rows
-    return [bool(train_step(batch, np.zeros(8, np.int64))) for batch in (rows, bad)]
+    return [bool(train_step(batch, labels)) for batch in (rows, bad)]
 
 
 def averaged_moving_mean(rank: int) -> list[float]:

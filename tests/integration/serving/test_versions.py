@@ -85,6 +85,8 @@ def move(version: str, alias: str = "champion") -> None:
 
 def run_app(**settings: Any) -> None:
     args = {"model_uri": f"models:/{NAME}@champion", "model_poll_s": POLL_S} | settings
+    # Two of them make the trial of a version.
+    args |= {"health_check_period_s": 1}
     serve.run(build_app(args), name=APP, route_prefix="/")
     # Those of the application before it are gone too.
     wait_until(lambda: all_are_running(APP))
