@@ -19,6 +19,7 @@ import numpy as np
 import onnx
 from mlflow import MlflowClient
 from mlflow.entities import Metric, Param
+from mlflow.environment_variables import MLFLOW_RECORD_ENV_VARS_IN_MODEL_LOGGING
 from mlflow.models import infer_signature
 from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID, MLFLOW_RUN_NAME
@@ -173,6 +174,9 @@ class Run:
             Number of the new version.
         """
         model = onnx.load(onnx_path)
+        # While MLflow records which variables of the environment a model reads, any other thread
+        # that reads one can break its loop over them.
+        MLFLOW_RECORD_ENV_VARS_IN_MODEL_LOGGING.set(False)
         with translate_errors():
             info = mlflow.onnx.log_model(
                 model,

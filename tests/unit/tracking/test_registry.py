@@ -1,6 +1,7 @@
 """Models in a real MLflow registry: what is kept with them, and how they are found."""
 
 import hashlib
+import os
 import shutil
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -154,6 +155,20 @@ def test_a_missing_file_is_told_what_is_allowed(uri: str, working_directory: Pat
         "model_uri must be an MLflow model URI (models:/name@alias) or an .onnx file; "
         f"there is no file {working_directory / uri}"
     )
+
+
+def test_the_environment_is_as_it_was_while_a_model_is_registered(
+    store: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """MLflow would replace `os.environ.get` for all threads, and fail if another one calls it."""
+    monkeypatch.delenv("MLFLOW_RECORD_ENV_VARS_IN_MODEL_LOGGING", raising=False)
+    own = os._Environ.get
+    seen: list[Any] = []
+    look: Any = lambda **given: seen.append(os._Environ.get)  # noqa: E731
+    monkeypatch.setattr("mlflow.models.utils._validate_serving_input", look)
+    with start_run("faces", {}) as run:
+        register(run, tmp_path)
+    assert seen == [own]
 
 
 def test_a_version_has_the_digest_of_its_file(in_registry: Registry) -> None:
