@@ -55,14 +55,16 @@ def main(
     # reads these when it is imported, which `stored` may do.
     os.environ.setdefault("RAY_COLOR_PREFIX", "0")
     os.environ.setdefault("RAY_DEDUP_LOGS", "0")
-    settings = parse(settings_class, sys.argv[1:], stored)
     try:
+        settings = parse(settings_class, sys.argv[1:], stored)
         _connect()
         result = job(settings)
     except MaskRayError as error:
         fail(_one_line(error) + _where_logged(), exit_code=1)
-    except KeyboardInterrupt:
-        fail("stopped", exit_code=130)
+    except KeyboardInterrupt as stop:
+        # A job that can be resumed says how.
+        how = " ".join(map(str, stop.args)) or "run the same command to begin again"
+        fail(f"stopped: {how}", exit_code=130)
     except Exception as error:
         if is_full(error):
             fail(f"a disk is full: {error}{_where_logged()}", exit_code=1)

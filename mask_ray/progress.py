@@ -8,14 +8,16 @@ import atexit
 import io
 import os
 import re
+import signal
 import sys
 import time
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, TextIO
+from types import FrameType
+from typing import Any, NoReturn, TextIO
 
 from mask_ray.files import make_private
-from mask_ray.ray_internals import autoscaler_events, mute_upload
+from mask_ray.ray_internals import autoscaler_events, mute_upload, submitted_job_of_caller
 
 _EVERY_S = 10.0
 
@@ -183,12 +185,29 @@ def stderr() -> TextIO:
 
 
 def quiet_submission(**submission: Any) -> None:
-    """Mute what `ray job submit` prints of its upload. `RAY_JOB_SUBMIT_HOOK` names this function.
+    """Mute the upload of `ray job submit`, and let Ctrl-C say that the job goes on running.
+
+    `RAY_JOB_SUBMIT_HOOK` names this function.
 
     Args:
         submission: What is submitted, unused.
     """
     mute_upload()
+    submitted_job = submitted_job_of_caller()
+
+    def stop(signum: int, frame: FrameType | None) -> NoReturn:
+        if job := submitted_job():
+            print(
+                f"\nCtrl-C stops only this view: the job goes on. To stop it: ray job stop {job}\n"
+                f"To view it again: ray job logs --follow {job}",
+                file=sys.stderr,
+                flush=True,
+            )
+            raise SystemExit(130)
+        raise KeyboardInterrupt
+
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, stop)
 
 
 class Progress:

@@ -2,17 +2,22 @@
 
 Ray may rename any of them in any release: an upgrade starts with this file. All were seen in Ray
 2.60. They are imported where they are used, so that a process pays only for the ones it calls.
-Two private methods are overridden elsewhere, in `mask_ray.horovod.trainer.HorovodTrainer`.
+A private method is overridden elsewhere, in `mask_ray.horovod.trainer.HorovodTrainer`.
 """
 
 import json
 import logging
 import os
+import sys
+import time
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from ray.data import DataContext, Dataset
+    from ray.util.placement_group import PlacementGroup
 
 # A resource of the head node alone, which `ray start --head` and `ray.init` define.
 HEAD_NODE = "node:__internal_head__"
@@ -49,6 +54,139 @@ def free_resources_by_node() -> list[dict[str, float]]:
     from ray._private.state import state
 
     return [*state.available_resources_per_node().values()]
+
+
+def cpus_in_words() -> str:
+    """Return how many CPUs of the cluster are free, for messages."""
+    import ray
+
+    free = sum(node.get("CPU", 0) for node in free_resources_by_node())
+    return f"{free:g} of {ray.cluster_resources().get('CPU', 0):g} CPUs free"
+
+
+@contextmanager
+def data_tasks_in(group: "PlacementGroup") -> Iterator[None]:
+    """Run the tasks of the data sets that this process makes in the bundles of a placement group.
+
+    `ray.data.DataContext.scheduling_strategy`, which Ray deprecates and offers no other way for.
+    """
+    import ray.data
+    from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+
+    context = ray.data.DataContext.get_current()
+    before = context.scheduling_strategy, context.scheduling_strategy_large_args
+    placed = PlacementGroupSchedulingStrategy(group)
+    _schedule_data_tasks(context, placed, placed)
+    try:
+        yield
+    finally:
+        _schedule_data_tasks(context, *before)
+
+
+def _schedule_data_tasks(context: "DataContext", small: Any, large: Any) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        context.scheduling_strategy, context.scheduling_strategy_large_args = small, large
+
+
+def are_data_tasks_placed() -> bool:
+    """Return whether the tasks of new data sets run in a placement group; see `data_tasks_in`."""
+    import ray.data
+
+    return not isinstance(ray.data.DataContext.get_current().scheduling_strategy, str)
+
+
+def start_controller(
+    group: "PlacementGroup | None", first_bundle: int, arguments: dict[str, Any]
+) -> Any:
+    """Start Ray Train's controller, on this node; return the actor.
+
+    As `DataParallelTrainer._initialize_and_run_controller` of `ray.train.v2` does, but its workers
+    run in bundles that are reserved already.
+
+    Args:
+        group: Placement group with the bundles; None to reserve them when the workers start.
+        first_bundle: Index of the first worker's bundle.
+        arguments: Arguments of the controller.
+    """
+    import ray
+    from ray.train.v2._internal.constants import get_env_vars_to_propagate
+    from ray.train.v2._internal.execution.controller import TrainController
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    actor = TrainController if group is None else _placed_controller(group, first_bundle)
+    here = ray.get_runtime_context().get_node_id()
+    # The controller waits in an async method, which Ray would warn of.
+    env_vars = {"RAY_WARN_BLOCKING_GET_INSIDE_ASYNC": "0"} | get_env_vars_to_propagate()
+    return (
+        ray.remote(actor)
+        .options(
+            num_cpus=0,
+            scheduling_strategy=NodeAffinitySchedulingStrategy(here, soft=False),
+            runtime_env={"env_vars": env_vars},
+        )
+        .remote(**arguments)
+    )
+
+
+def _placed_controller(group: "PlacementGroup", first_bundle: int) -> type:
+    """Return a controller whose workers run in the bundles of a group, which it does not remove.
+
+    Subclasses of `TrainController`, `WorkerGroup` and `DefaultPlacementGroupHandle`. When a node is
+    lost, Ray moves its bundles to another node once there is room; until then workers run in those
+    that are left.
+    """
+    from ray.train.v2._internal.execution.controller import TrainController
+    from ray.train.v2._internal.execution.worker_group.placement_group_handle import (
+        DefaultPlacementGroupHandle,
+    )
+    from ray.train.v2._internal.execution.worker_group.worker_group import WorkerGroup
+
+    class Held(DefaultPlacementGroupHandle):
+        def __init__(self, num_workers: int, last_bundle: int) -> None:
+            super().__init__(group)
+            self._num_workers, self._last_bundle = num_workers, last_bundle
+
+        def bundles(self) -> list[int]:
+            """Return the bundles that are on a node, of those for these workers."""
+            return placed_bundles(group, range(first_bundle, self._last_bundle + 1))
+
+        def wait(self, timeout_seconds: float = 30) -> bool:
+            deadline = time.monotonic() + timeout_seconds
+            while len(self.bundles()) < self._num_workers:
+                if time.monotonic() > deadline:
+                    return False
+                time.sleep(0.5)
+            return True
+
+        def shutdown(self) -> None:
+            """Keep the group for the next start of the workers."""
+
+    class PlacedWorkers(WorkerGroup):
+        def _create_placement_group(self, scaling_config: Any, worker_group_context: Any) -> Any:
+            last_bundle = first_bundle + scaling_config.max_workers - 1
+            self._held = Held(worker_group_context.num_workers, last_bundle)
+            return self._held
+
+        def _create_workers(self, num_workers: int, *arguments: Any, **options: Any) -> Any:
+            bundles = self._held.bundles()[:num_workers]
+            options["placement_group_bundle_indices"] = bundles
+            return super()._create_workers(num_workers, *arguments, **options)
+
+    class Controller(TrainController):
+        worker_group_cls = PlacedWorkers
+
+    return Controller
+
+
+def placed_bundles(group: "PlacementGroup", wanted: range) -> list[int]:
+    """Return those of the wanted bundles that are on a node that lives."""
+    import ray
+    from ray.util.placement_group import placement_group_table
+
+    nodes = placement_group_table(group).get("bundles_to_node_id", {})
+    alive = {node["NodeID"] for node in ray.nodes() if node["Alive"]}
+    return [bundle for bundle in wanted if nodes.get(bundle) in alive]
 
 
 def started_ray() -> bool:
@@ -154,6 +292,21 @@ def mute_upload() -> None:
         "ray._private.runtime_env.working_dir": logging.ERROR,
     }.items():
         logging.getLogger(name).setLevel(level)
+
+
+def submitted_job_of_caller() -> Callable[[], str | None]:
+    """Return a function that returns the id of the job that `ray job submit` has submitted so far.
+
+    For its hook, which `submit` of `ray.dashboard.modules.job.cli` calls before it has one: the
+    variable `job_id` of `submit` gets it. None before that, and in any other caller.
+    """
+    submit = sys._getframe(2)
+
+    def job_id() -> str | None:
+        found = submit.f_locals.get("job_id")
+        return found if isinstance(found, str) and "client" in submit.f_locals else None
+
+    return job_id
 
 
 def serve_http_host() -> str | None:

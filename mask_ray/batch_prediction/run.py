@@ -10,6 +10,7 @@ import logging
 import math
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -26,6 +27,7 @@ from mask_ray.config.prediction import PredictSettings
 from mask_ray.data import sources
 from mask_ray.models.predictor import Predictor
 from mask_ray.progress import Progress, say
+from mask_ray.stalls import watched
 
 # Files in a block: a few seconds of work for an actor.
 _BLOCK_SIZE = 512
@@ -62,9 +64,10 @@ def predict_files(settings: PredictSettings) -> dict[str, Any]:
         if len(done):
             say(f"resuming: {len(done)} images are done already")
         progress = Progress("predicting", len(files) - len(done))
-        predicted = _predict(settings, files, reader, onnx, done)
-        num_predicted = _write(predicted, parts, model, progress)
-        counts = parts.join(settings.output_format)
+        with _saying_how_to_resume():
+            predicted = _predict(settings, files, reader, onnx, done)
+            num_predicted = _write(predicted, parts, model, progress)
+            counts = parts.join(settings.output_format)
     seconds = time.perf_counter() - started
     return {
         "output": str(settings.output.absolute()),
@@ -76,6 +79,15 @@ def predict_files(settings: PredictSettings) -> dict[str, Any]:
         "seconds": round(seconds, 2),
         "images_per_second": round(num_predicted / seconds, 1),
     }
+
+
+@contextmanager
+def _saying_how_to_resume() -> Iterator[None]:
+    """Add to Ctrl-C what becomes of the rows."""
+    try:
+        yield
+    except KeyboardInterrupt as stop:
+        raise KeyboardInterrupt("finished rows are kept; run the same command to resume") from stop
 
 
 def _schema(class_names: tuple[str, ...]) -> pa.Schema:
@@ -149,7 +161,7 @@ def _write(
 def _in_parts(predicted: Dataset, progress: Progress) -> Iterator[data.Batch]:
     """Yield batches of at least `_ROWS_PER_PART` rows; the last may be smaller."""
     waiting: list[data.Batch] = []
-    for batch in predicted.iter_batches(batch_size=None):
+    for batch in watched(predicted.iter_batches(batch_size=None), "predicting"):
         progress.add(len(batch["path"]))
         waiting.append(batch)
         if sum(len(batch["path"]) for batch in waiting) >= _ROWS_PER_PART:

@@ -10,6 +10,7 @@ from mask_ray.data.dataset import (
     map_rows,
     open_source,
     params,
+    spare_cpus,
     take_stock,
 )
 from mask_ray.data.splits import SPLITS, split_of
@@ -28,6 +29,7 @@ __all__ = [
     "map_rows",
     "open_source",
     "params",
+    "spare_cpus",
     "split_of",
     "summarise",
     "take_stock",

@@ -16,6 +16,7 @@ import ray
 from numpy.typing import NDArray
 from ray.data import Dataset
 
+from mask_ray import ray_internals
 from mask_ray.config import DataSettings, ImageLimits, SplitName
 from mask_ray.data import near_duplicates, sources
 from mask_ray.data.file_list import FileList
@@ -23,7 +24,7 @@ from mask_ray.data.inventory import Inventory
 from mask_ray.data.sources import DataError as DataError
 from mask_ray.data.sources import is_synthetic as is_synthetic
 from mask_ray.data.sources import num_drawn as num_drawn
-from mask_ray.data.sources.reading import num_blocks
+from mask_ray.data.sources.reading import num_blocks, task_options
 from mask_ray.data.splits import LEFT_OUT, SplitConflictError, assign
 from mask_ray.data.splits import SPLITS as SPLITS
 from mask_ray.data.splits import split_of as split_of
@@ -32,6 +33,7 @@ from mask_ray.images import synthetic
 from mask_ray.images.decode import decode, resize
 from mask_ray.images.errors import ImageError
 from mask_ray.progress import Progress
+from mask_ray.stalls import watched
 
 # Decoded images are kept between epochs if they take less than this share of Ray's object store,
 # which holds them as read, by split, and for a while without the test split, for features.
@@ -105,7 +107,7 @@ def load(
     image_size: int,
     *,
     needed: Sequence[SplitName] = SPLITS,
-    task_cpus: float = LEAST_TASK_CPUS,
+    task_cpus: float | None = None,
     file_list: Path | None = None,
 ) -> ImageData:
     """Read, check, split and decode a data set. Ray must be running.
@@ -114,14 +116,15 @@ def load(
         settings: Source, limits and shares of the splits.
         image_size: Side of the decoded images, in pixels.
         needed: Splits that must have images of every class.
-        task_cpus: CPUs that each task reserves: a whole core if all nodes have one to spare.
-            With less, Ray keeps more processes than cores, and starts new ones at each pass.
+        task_cpus: CPUs that each task reserves; None for what is free. With less than a whole
+            core, Ray keeps more processes than cores, and starts new ones at each pass.
         file_list: File for the `FileList` of all files; None to write none.
 
     Raises:
         DataError: a source cannot be read, there are fewer than two classes, or a class has no
             readable images in a needed split.
     """
+    task_cpus = spare_cpus() if task_cpus is None else task_cpus
     source = _open_all(settings, task_cpus)
     every = _decoded(source, image_size, settings, task_cpus)
     kept = fits_object_store(source.num_files, image_size)
@@ -246,8 +249,19 @@ def map_rows(
     # Whole blocks: with a batch size, Ray would read files in separate tasks, and send their bytes
     # to the tasks that decode.
     return dataset.map_batches(
-        apply, batch_size=None, zero_copy_batch=True, num_cpus=task_cpus, fn_kwargs=arguments
+        apply, batch_size=None, zero_copy_batch=True, fn_kwargs=arguments, **task_options(task_cpus)
     )
+
+
+def spare_cpus() -> float:
+    """Return the CPUs that a task should reserve beside other jobs: none if they hold them all.
+
+    Tasks of no CPUs take turns with what runs; others would wait for it to end.
+    """
+    if ray_internals.are_data_tasks_placed():  # bundles may be smaller than a task
+        return 0
+    free = max((n.get("CPU", 0) for n in ray_internals.free_resources_by_node()), default=0)
+    return LEAST_TASK_CPUS if free >= LEAST_TASK_CPUS else 0
 
 
 def fits_object_store(num_files: int, image_size: int) -> bool:
@@ -329,7 +343,7 @@ def take_stock(
     parts: list[Inventory] = []
     bad_files: dict[str, str] = {}
     progress = Progress("reading", num_files)
-    for batch in _without(decoded, "image"):
+    for batch in watched(_without(decoded, "image"), "reading"):
         progress.add(len(batch["label"]))
         listed.add(batch)
         bad = batch["error"] != ""

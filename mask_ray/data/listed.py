@@ -13,7 +13,7 @@ import pyarrow as pa
 import ray
 
 from mask_ray.config import ImageLimits
-from mask_ray.data.dataset import LEAST_TASK_CPUS, Batch, fits_object_store, map_rows
+from mask_ray.data.dataset import Batch, fits_object_store, map_rows, spare_cpus
 from mask_ray.data.sources.location import DataError, Place, locate
 from mask_ray.data.sources.reading import num_blocks, read_each
 from mask_ray.data.summary import digest_of
@@ -58,7 +58,7 @@ def read_listed(
     dataset = map_rows(
         ray.data.from_arrow(blocks),
         decode_listed,
-        LEAST_TASK_CPUS,
+        spare_cpus(),
         image_size=image_size,
         limits=limits,
     )

@@ -26,9 +26,15 @@ from ray.train import Checkpoint, DataConfig, Result, RunConfig, ScalingConfig
 from ray.train.backend import Backend, BackendConfig
 from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 from ray.train.v2.api.exceptions import WorkerGroupError
+from ray.util.placement_group import PlacementGroup
 
 from mask_ray import ray_internals
 from mask_ray.config import MaskRayError
+
+# A placement group, and the index of its bundle for the first worker.
+Placement = tuple[PlacementGroup, int]
+
+_LOOK_EVERY_S = 2.0
 
 
 @dataclass
@@ -61,8 +67,11 @@ class HorovodTrainer(DataParallelTrainer):
     `FailureConfig(max_failures=N)` bounds the restarts. A MaskRayError causes no restart, since
     the user has to act on it. Ctrl-C ends the workers and is raised as KeyboardInterrupt.
 
+    Two more arguments than that of Ray: `placement` runs the workers in bundles that are reserved
+    already, and `while_running` is called every few seconds; an error that it raises ends the run.
+
     Raises:
-        MaskRayError: from `fit`, when a worker raised it.
+        MaskRayError: from `fit`, when a worker or `while_running` raised it.
         ray.train.TrainingFailedError: from `fit`, when the function fails more often than
             allowed.
     """
@@ -79,7 +88,11 @@ class HorovodTrainer(DataParallelTrainer):
         datasets: dict[str, Any] | None = None,
         metadata: dict[str, Any] | None = None,
         resume_from_checkpoint: Checkpoint | None = None,
+        placement: Placement | None = None,
+        while_running: Callable[[], None] = lambda: None,
     ) -> None:
+        self._placement = placement
+        self._while_running = while_running
         super().__init__(
             train_loop_per_worker=train_loop_per_worker,
             train_loop_config=train_loop_config,
@@ -96,22 +109,28 @@ class HorovodTrainer(DataParallelTrainer):
         """Run the workers until they end, or fail with an error that no restart mends."""
         try:
             return super().fit()
-        except KeyboardInterrupt:
-            # The controller ends itself when it aborts, which Ray reports as an error.
-            with suppress(ray.exceptions.RayActorError):
-                ray.get(self._controller.abort.remote())
-            raise
         except WorkerGroupError as error:
             raise _for_user(error) or error from error
 
     def _initialize_and_run_controller(self, **kwargs: Any) -> Result:
         assert self.run_config.failure_config is not None, "RunConfig fills it in"
         policy = ray_internals.failure_policy(self.run_config.failure_config, _is_for_user)
-        return super()._initialize_and_run_controller(**kwargs | {"failure_policy": policy})
-
-    def _register_sigint_handler(self, controller: Any) -> None:
-        """Do not install Ray's handler of Ctrl-C: it ends the process before `fit` returns."""
-        self._controller = controller
+        group, first = self._placement or (None, 0)
+        controller = ray_internals.start_controller(
+            group, first, kwargs | {"failure_policy": policy}
+        )
+        running = controller.run.remote()
+        try:
+            while not ray.wait([running], timeout=_LOOK_EVERY_S)[0]:
+                self._while_running()
+        except BaseException:
+            # The controller ends itself when it aborts, which Ray reports as an error.
+            with suppress(ray.exceptions.RayActorError):
+                ray.get(controller.abort.remote())
+            raise
+        ray.get(running)
+        result: Result = ray.get(controller.get_result.remote())
+        return result
 
 
 def _is_for_user(error: Exception) -> bool:

@@ -157,7 +157,7 @@ def fetch_pictures(
 
     Returns pictures by digest and label, at most as many as the report shows of a group.
     """
-    fetched = data.map_rows(dataset, _picture, data.LEAST_TASK_CPUS, digests=digests, limits=limits)
+    fetched = data.map_rows(dataset, _picture, data.spare_cpus(), digests=digests, limits=limits)
     pictures: dict[tuple[str, int], list[Picture]] = {}
     for row in fetched.iter_rows():
         alike = pictures.setdefault((row["digest"], row["label"]), [])

@@ -67,7 +67,8 @@ def _features(
         _Extractor,
         fn_constructor_args=(ray.put(backbone), settings),
         batch_size=64,
-        num_cpus=1,
+        # Without a core to spare, they take turns with what runs.
+        num_cpus=1 if data.spare_cpus() else 0,
         compute=ActorPoolStrategy(size=max(1, int(ray.cluster_resources()["CPU"]) - 1)),
     )
     by_digest: dict[str, NDArray[np.float16]] = {}

@@ -60,7 +60,7 @@ def inspect(settings: DataSettings, backbone_weights: str = "none", alpha: float
     Raises: as `inspect_data`.
     """
     started = time.perf_counter()
-    source = data.open_source(settings, data.LEAST_TASK_CPUS)
+    source = data.open_source(settings, data.spare_cpus())
     stock = take_stock(source.dataset, source.num_files, settings)
     inventory = stock.inventory
     groups = replace(inventory, given_groups=np.zeros_like(inventory.given_groups)).groups()

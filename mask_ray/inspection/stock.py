@@ -46,7 +46,7 @@ class Stock:
 
 def take_stock(dataset: Dataset, num_files: int, limits: ImageLimits) -> Stock:
     """Decode every image, and count."""
-    examined = data.map_rows(dataset, _examine_batch, data.LEAST_TASK_CPUS, limits=limits)
+    examined = data.map_rows(dataset, _examine_batch, data.spare_cpus(), limits=limits)
     progress = Progress("inspecting", num_files)
     stock, parts = Stock(Inventory.empty()), []
     for batch in examined.iter_batches(batch_size=4096, batch_format="numpy"):

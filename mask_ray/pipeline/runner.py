@@ -157,6 +157,8 @@ def _naming_stage(stage: Stage) -> Iterator[None]:
         raise PipelineError(
             f"stage {stage.name} failed: {error}. Run the same command to resume"
         ) from error
+    except KeyboardInterrupt as stop:
+        raise KeyboardInterrupt(f"in stage {stage.name}; run the same command to resume") from stop
 
 
 def _run_stage(stage: Stage, experiment: str, parent: tracking.Run, outcome: Outcome) -> Result:

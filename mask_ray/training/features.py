@@ -30,6 +30,7 @@ from mask_ray.files import make_private, publish_folder
 from mask_ray.images.augment import augment
 from mask_ray.models.predictor import FeatureExtractor
 from mask_ray.progress import Progress, say
+from mask_ray.stalls import watched
 
 # Increase it when the code computes other features for the same key.
 _FORMAT = 2
@@ -179,7 +180,7 @@ def _compute(
         files = _Files(unfinished, images.summary)
         progress = Progress("features", files.num_images)
         extracted = _extracted(key, images, backbone, num_cpus)
-        for batch in extracted.iter_batches(batch_size=256):
+        for batch in watched(extracted.iter_batches(batch_size=256), "features"):
             files.write(batch)
             progress.add(len(batch["label"]))
         files.finish()

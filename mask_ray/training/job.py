@@ -13,7 +13,7 @@ import ray
 from ray.data import Dataset
 
 from mask_ray import data, tracking
-from mask_ray.config import SplitName, TrainSettings, home, tracking_uri
+from mask_ray.config import SplitName, TrainSettings, TuneSettings, home, tracking_uri
 from mask_ray.data import sources
 from mask_ray.data.file_list import FILE_LIST
 from mask_ray.evaluation import grounds
@@ -24,8 +24,8 @@ from mask_ray.progress import say
 from mask_ray.tracking import node_metrics, provenance
 from mask_ray.training import features
 from mask_ray.training.class_weights import balanced, imbalance
-from mask_ray.training.resources import Plan, plan_workers
-from mask_ray.training.resume import SETTINGS_FILE, check_resumable, locked
+from mask_ray.training.resources import Plan, plan_workers, reserved
+from mask_ray.training.resume import SETTINGS_FILE, check_resumable, locked, saying_how
 from mask_ray.training.worker_config import WorkerConfig
 
 _DATA_REPORT = "data_report.json"
@@ -85,14 +85,18 @@ class Clock:
 
 @contextmanager
 def open_job(
-    settings: TrainSettings, clock: Clock, tags: Mapping[str, str] | None = None
+    settings: TrainSettings,
+    clock: Clock,
+    tags: Mapping[str, str] | None = None,
+    num_trials: int = 1,
 ) -> Iterator[Job]:
-    """Check settings and cluster, open the run in MLflow, and read the data.
+    """Check settings, reserve CPUs and GPUs, open the run in MLflow, and read the data.
 
     Args:
         settings: Settings of the run.
         clock: Gets the seconds of the stage `data`.
         tags: Further tags of the MLflow run.
+        num_trials: Trials that run at a time.
 
     Raises:
         data.DataError: the data set cannot be used.
@@ -102,7 +106,7 @@ def open_job(
         resume.ResumeError: the run to resume is finished, active, or has other settings.
     """
     tracking.check_shared(num_nodes=sum(node["Alive"] for node in ray.nodes()))
-    plan = plan_workers(settings)
+    planned = plan_workers(settings, num_trials)
     sources.check(settings.data)
     if settings.test_data is not None:
         sources.check(settings.test_data)
@@ -112,6 +116,7 @@ def open_job(
     pretrained = _open_pretrained(settings)
     check_resumable(settings)
     with (
+        reserved(planned) as plan,
         tracking.start_run(
             settings.experiment, provenance_tags() | dict(tags or {}), settings.resume
         ) as tracked,
@@ -121,19 +126,29 @@ def open_job(
         say(f"MLflow run {tracked.run_id} in {tracking_uri()}")
         if settings.resume is None or not tracked.has_file(SETTINGS_FILE):
             _log_settings(tracked, settings)
-        with clock.stage("data"):
-            images = _load(tracked, settings, plan)
-            check_enough(settings, images)
-            # Decode all splits now, while the processes that decode are still warm.
-            splits = {name: images.split(name) for name in data.SPLITS}
-        _log_data(tracked, images)
-        is_weighted = settings.class_weights == "balanced"
-        if unequal := imbalance(images.summary.counts["train"], is_weighted):
-            say(unequal)
-        _say_what_differs(tracked, settings)
-        if settings.data_report and images.kept and not tracked.has_file(_DATA_REPORT):
-            _log_inspection(tracked, settings)
-        yield Job(tracked, plan, images, splits, pretrained)
+        module = "jobs.tune" if isinstance(settings, TuneSettings) else "jobs.train"
+        with saying_how(module, tracked):
+            with clock.stage("data"):
+                images, splits = _read(tracked, settings, plan)
+            yield Job(tracked, plan, images, splits, pretrained)
+
+
+def _read(
+    tracked: tracking.Run, settings: TrainSettings, plan: Plan
+) -> tuple[data.ImageData, dict[SplitName, Dataset]]:
+    """Read the images, decode all splits, and say what they hold."""
+    images = _load(tracked, settings, plan)
+    check_enough(settings, images)
+    # Decode all splits now, while the processes that decode are still warm.
+    splits = {name: images.split(name) for name in data.SPLITS}
+    _log_data(tracked, images)
+    is_weighted = settings.class_weights == "balanced"
+    if unequal := imbalance(images.summary.counts["train"], is_weighted):
+        say(unequal)
+    _say_what_differs(tracked, settings)
+    if settings.data_report and images.kept and not tracked.has_file(_DATA_REPORT):
+        _log_inspection(tracked, settings)
+    return images, splits
 
 
 def _load(tracked: tracking.Run, settings: TrainSettings, plan: Plan) -> data.ImageData:

@@ -36,6 +36,7 @@ from mask_ray.training import checkpoints
 from mask_ray.training.batches import Batches, FeatureBatches, ImageBatches
 from mask_ray.training.devices import use_devices
 from mask_ray.training.loss import loss_of
+from mask_ray.training.pulse import Beats
 from mask_ray.training.schedule import Phase, Position, phases_of, schedule_of
 from mask_ray.training.steps import compiled_steps
 from mask_ray.training.tensorboard import EventFiles
@@ -151,6 +152,8 @@ class _RunningPhase:
         self._batch_size = max(1, settings.batch_size // hvd.size())
         self._num_steps = -(-self.num_images // self._batch_size)
         self._batches = _open_batches(self.phase, config)
+        self._beats = Beats(config.pulse if hvd.rank() == 0 else None)
+        self._title = self.phase.name
         self.trained = _trained_in(self.phase, settings, model)
         self.trained.compile(
             optimizer=_optimizer(self.phase, settings, self._num_steps),
@@ -167,6 +170,7 @@ class _RunningPhase:
     def train_epoch(self, title: str, epoch: int) -> dict[str, float]:
         """Pass once over this worker's rows; return metrics over the images of all workers."""
         progress = Progress(title, self.num_images, shown=hvd.rank() == 0)
+        self._title = title
         self.trained.reset_metrics()
         batches = self._batches.train(epoch, self._batch_size)
         for step in range(self._num_steps):
@@ -179,6 +183,7 @@ class _RunningPhase:
             if not self._train_step(*batch):
                 raise _diverged(f"step {step + 1} of {self._num_steps} of epoch {epoch + 1}")
             progress.add(len(batch[1]))
+            self._beats.beat(title)
         metrics = global_metrics(self.trained)
         average_batch_statistics(self.trained)
         check_ranks_agree(self.trained)
@@ -189,6 +194,7 @@ class _RunningPhase:
         self.trained.reset_metrics()
         for batch in self._batches.val():
             self._test_step(*batch)
+            self._beats.beat(f"validation of {self._title}")
         return {f"val_{name}": value for name, value in global_metrics(self.trained).items()}
 
     def keep_as_best(self) -> None:

@@ -1,14 +1,30 @@
-"""Plan a run's share of the Ray cluster: its workers, and the CPUs that feed them."""
+"""Plan a run's share of the Ray cluster, and reserve it before anything starts.
+
+Each worker gets a bundle of CPUs on one node, with room for the tasks of Ray Data that feed it. All
+bundles are one placement group: Ray gives either all of them or none, so no two runs can each hold
+a part of what both need.
+"""
 
 import math
-from dataclasses import dataclass
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from typing import Any
 
 import ray
 import ray.train
+from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
 
 from mask_ray import data, ray_internals
 from mask_ray.config import MaskRayError, TrainSettings
+from mask_ray.progress import say
+
+# A run that has just ended gives its CPUs back within seconds.
+_WAIT_S = 15
+# Nodes of a cluster that grows on demand may take long to start.
+_GROW_S = 30 * 60
+_SAY_EVERY_S = 60
 
 
 class ClusterError(MaskRayError):
@@ -21,108 +37,174 @@ class Plan:
 
     Args:
         scaling: Number and resources of the Horovod workers.
-        num_cpus: CPUs for computing features, before the workers start.
-        task_cpus: CPUs that each task of Ray Data reserves, beside the workers.
+        bundle: Resources to reserve for each worker: its own, and CPUs for the tasks that feed it.
+        num_bundles: Number of bundles: the workers of all trials that run at a time.
+        task_cpus: CPUs that each task of Ray Data reserves.
+        group: The reserved bundles; None before they are, and on Ray Train V1.
+        first_bundle: Index of the bundle of the first worker.
     """
 
     scaling: ray.train.ScalingConfig
-    num_cpus: float
+    bundle: dict[str, float]
+    num_bundles: int
     task_cpus: float
+    group: PlacementGroup | None = None
+    first_bundle: int = 0
+
+    @property
+    def num_cpus(self) -> float:
+        """CPUs to compute features on before the workers start: whole ones, or a part of one."""
+        cpus = self.bundle["CPU"]
+        return self.num_bundles * int(cpus) if cpus >= 1 else cpus
 
 
-def plan_workers(settings: TrainSettings) -> Plan:
+def plan_workers(settings: TrainSettings, num_trials: int = 1) -> Plan:
     """Choose the workers' number and resources, and leave Ray Data enough CPUs to feed them.
+
+    Args:
+        settings: Settings of the run, or of each trial.
+        num_trials: Trials that run at a time.
 
     Raises:
         ClusterError: the cluster cannot hold that many workers.
     """
-    most = ray_internals.resources_when_grown() or ray.cluster_resources()
-    resource = "GPU" if settings.use_gpu else "CPU"
-    if settings.num_workers > most.get(resource, 0):
+    num_bundles = settings.num_workers * num_trials
+    _check_size(settings, num_bundles)
+    nodes = ray_internals.free_resources_by_node()
+    free = [n.get("CPU", 0) for n in nodes if n.get("GPU", 0) >= 1 or not settings.use_gpu]
+    grown = ray_internals.resources_when_grown()
+    if grown:
+        # What is free now says little. Its nodes are not known, so the room is that of one.
+        free = [grown["CPU"]]
+    given = settings.cpus_per_worker or (1 if grown else None)
+    try:
+        cpus, room = _shares(given, num_bundles, free)
+    except ClusterError as error:
+        if num_trials == 1:
+            raise
         raise ClusterError(
-            f"num_workers must be at most the cluster's {resource}s "
-            f"({most.get(resource, 0):g}); got {settings.num_workers}"
-        )
-    cpus = settings.cpus_per_worker or _cpus_per_worker(settings)
-    if most["CPU"] - cpus * settings.num_workers < data.LEAST_TASK_CPUS:
-        raise ClusterError(
-            f"cpus_per_worker times num_workers must leave {data.LEAST_TASK_CPUS} of the "
-            f"cluster's {most['CPU']:g} CPUs for Ray Data; got {cpus:g} times "
-            f"{settings.num_workers}"
-        )
+            f"--max-concurrent is too large: {num_trials} trials at a time do not fit. {error}"
+        ) from error
+    task_cpus = min(1, room - cpus)
+    if settings.cpus_per_worker is not None:
+        # Tasks may be as many as there are CPUs for them; only some of those CPUs are reserved.
+        task_cpus = min(task_cpus, (room - cpus) * num_bundles / (sum(free) - cpus * num_bundles))
+    gpu = {"GPU": 1.0} if settings.use_gpu else {}
+    return Plan(
+        _scaling(settings, {"CPU": cpus} | gpu),
+        {"CPU": room} | gpu,
+        num_bundles,
+        max(0.01, math.floor(task_cpus * 100) / 100),
+    )
+
+
+def _scaling(settings: TrainSettings, each: dict[str, float]) -> ray.train.ScalingConfig:
     num_workers: Any = settings.num_workers
     if settings.min_workers not in (None, settings.num_workers):
-        _check_room_on_every_node(settings)
         num_workers = (settings.min_workers, settings.num_workers)
     # V1 would reserve a CPU for itself; V2 rejects the argument.
     v1_only: Any = {} if ray_internals.is_train_v2() else {"trainer_resources": {"CPU": 0}}
-    scaling = ray.train.ScalingConfig(
+    return ray.train.ScalingConfig(
         num_workers=num_workers,
         use_gpu=settings.use_gpu,
-        resources_per_worker={"CPU": cpus} | ({"GPU": 1} if settings.use_gpu else {}),
+        resources_per_worker=each,
         **v1_only,
     )
-    return Plan(scaling, ray.available_resources().get("CPU", 0), _task_cpus(settings))
 
 
-def _check_room_on_every_node(settings: TrainSettings) -> None:
-    """Reject workers that would fill a node, which may become the only one of an elastic run.
-
-    Without a task to feed them they would wait without end.
+def _check_size(settings: TrainSettings, num_bundles: int) -> None:
+    """Reject what the cluster could not hold even if nothing else ran.
 
     Raises:
-        ClusterError: the workers of some node would leave no CPU for Ray Data.
+        ClusterError: there are too few CPUs or GPUs.
     """
-    share = settings.cpus_per_worker
-    if share is None:  # `largest_share` leaves room
-        return
-    for node in ray.nodes():
-        cpus = node["Resources"].get("CPU", 0) if node["Alive"] else 0
-        placed = min(settings.num_workers, math.floor(cpus / share))
-        if placed and cpus - placed * share < data.LEAST_TASK_CPUS:
-            raise ClusterError(
-                f"with min_workers, cpus_per_worker must leave {data.LEAST_TASK_CPUS} CPUs of "
-                f"every node for Ray Data; got {share:g}, and {placed} workers of that fill the "
-                f"node {node['NodeManagerAddress']} of {cpus:g} CPUs"
-            )
-
-
-def _task_cpus(settings: TrainSettings) -> float:
-    """Return the CPUs of a task: 1 if `largest_share` leaves a core on every node."""
-    free = [n.get("CPU", 0) for n in ray_internals.free_resources_by_node()]
-    return 1 if settings.cpus_per_worker is None and min(free) >= 2 else data.LEAST_TASK_CPUS
-
-
-def _cpus_per_worker(settings: TrainSettings) -> float:
-    """Return an equal share of the free CPUs, without one for Ray Data; whole CPUs if possible.
-
-    Raises:
-        ClusterError: other work holds nearly every CPU.
-    """
-    if ray_internals.resources_when_grown():
-        return 1  # the cluster grows on demand, so what is free now says little
-    nodes = ray_internals.free_resources_by_node()
-    free = [n.get("CPU", 0) for n in nodes if n.get("GPU", 0) >= 1 or not settings.use_gpu]
-    share = largest_share(free, settings.num_workers)
-    if share < 0.01:
+    most = ray_internals.resources_when_grown() or ray.cluster_resources()
+    resource = "GPU" if settings.use_gpu else "CPU"
+    if num_bundles > most.get(resource, 0):
         raise ClusterError(
-            f"the cluster has {sum(free):g} free CPUs, too few for {settings.num_workers} workers "
-            "and Ray Data; wait for other jobs, or stop them"
+            f"--num-workers must be at most the cluster's {resource}s "
+            f"({most.get(resource, 0):g}); got {num_bundles}"
         )
-    return math.floor(share) if share >= 1 else math.floor(share * 100) / 100
+    cpus = settings.cpus_per_worker
+    if cpus is not None and most["CPU"] - cpus * num_bundles < data.LEAST_TASK_CPUS:
+        raise ClusterError(
+            f"--cpus-per-worker times --num-workers must leave {data.LEAST_TASK_CPUS} of the "
+            f"cluster's {most['CPU']:g} CPUs for Ray Data; got {cpus:g} times {num_bundles}"
+        )
 
 
-def largest_share(free: list[float], num_workers: int) -> float:
-    """Return the most CPUs that each worker can have, with no worker spread over two nodes.
+def _shares(given: float | None, num_bundles: int, free: list[float]) -> tuple[float, float]:
+    """Return the CPUs of each worker, whole ones if possible, and of its bundle.
 
     Args:
-        free: Free CPUs of each node. Ray Data keeps one of them, or half if there are fewer
-            than two, on every node, since any node may become the last one.
-        num_workers: Number of workers to place.
+        given: CPUs of each worker; None for an equal share.
+        num_bundles: Number of bundles to place.
+        free: Free CPUs of each node.
+
+    Raises:
+        ClusterError: other work holds too many CPUs.
     """
-    free = [cpus - min(1, cpus / 2) for cpus in free]
-    shares = {cpus / count for cpus in free for count in range(1, num_workers + 1) if cpus > 0}
+    room = math.floor(largest_share(free, num_bundles) * 100) / 100
+    if given is None:
+        cpus = math.floor(room - 1) if room >= 2 else math.floor(room * 50) / 100
+        is_held = cpus == 0
+    else:
+        cpus, room = given, min(room, given + 1)
+        is_held = (room - cpus) * num_bundles < data.LEAST_TASK_CPUS - 1e-9
+    if is_held:
+        each = "" if given is None else f" of {given:g}"
+        raise ClusterError(
+            f"the cluster has {sum(free):g} free CPUs, too few for {num_bundles} workers{each} "
+            "and the tasks that feed each on its node; wait for other jobs, or stop them"
+        )
+    return cpus, room
+
+
+def largest_share(free: list[float], num_bundles: int) -> float:
+    """Return the most CPUs that each bundle can have, with no bundle spread over two nodes.
+
+    Args:
+        free: Free CPUs of each node.
+        num_bundles: Number of bundles to place.
+    """
+    shares = {cpus / count for cpus in free for count in range(1, num_bundles + 1) if cpus > 0}
     for share in sorted(shares, reverse=True):
-        if sum(math.floor(cpus / share + 1e-9) for cpus in free) >= num_workers:
+        if sum(math.floor(cpus / share + 1e-9) for cpus in free) >= num_bundles:
             return share
     return 0.0
+
+
+@contextmanager
+def reserved(plan: Plan) -> Iterator[Plan]:
+    """Hold all bundles of a plan, and run Ray Data's tasks in them; yield the plan with its group.
+
+    On Ray Train V1, which reserves what it needs by itself, nothing is held.
+
+    Raises:
+        ClusterError: the cluster does not have them free.
+    """
+    if not ray_internals.is_train_v2():
+        yield plan
+        return
+    group = placement_group([plan.bundle] * plan.num_bundles, strategy="PACK")
+    try:
+        _wait_for(group, plan)
+        with ray_internals.data_tasks_in(group):
+            yield replace(plan, group=group)
+    finally:
+        remove_placement_group(group)
+
+
+def _wait_for(group: PlacementGroup, plan: Plan) -> None:
+    cpus = plan.bundle["CPU"]
+    needed = f"{plan.num_bundles} x {cpus:g}" if plan.num_bundles > 1 else f"{cpus:g}"
+    wait_s = _GROW_S if ray_internals.resources_when_grown() else _WAIT_S
+    deadline = time.monotonic() + wait_s
+    while not group.wait(min(_SAY_EVERY_S, wait_s)):
+        if time.monotonic() >= deadline:
+            raise ClusterError(
+                f"this run needs {needed} CPUs at once, and the cluster has "
+                f"{ray_internals.cpus_in_words()}: another job has reserved the others. Wait for "
+                "it, or stop it (`ray job list`, `ray job stop ID`)"
+            )
+        say(f"waiting for {needed} CPUs: the cluster has {ray_internals.cpus_in_words()}")

@@ -6,9 +6,10 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from mask_ray import tracking
+from mask_ray import ray_internals, tracking
 from mask_ray.config import MaskRayError, TrainSettings, Uri, changeable_fields, home
 from mask_ray.files import make_private
+from mask_ray.stalls import StalledError
 
 SETTINGS_FILE = "settings.json"
 
@@ -74,3 +75,28 @@ def locked(tracked: tracking.Run) -> Iterator[None]:
     except Timeout as error:
         raise ResumeError(f"run {tracked.run_id} is active in another process") from error
     path.unlink(missing_ok=True)
+
+
+def command(module: str, run_id: str) -> str:
+    """Return the command that resumes a run, submitted again if this job was."""
+    own = f"python -m {module} --resume {run_id}"
+    if ray_internals.submission_id() is None:
+        return own
+    return f"ray job submit --working-dir . -- {own}"
+
+
+@contextmanager
+def saying_how(module: str, tracked: tracking.Run) -> Iterator[None]:
+    """Add the command that resumes the run to Ctrl-C, and to the error of a run that stands still.
+
+    Args:
+        module: Job that resumes it.
+        tracked: The run, with its settings stored.
+    """
+    how = f"resume with {command(module, tracked.run_id)}"
+    try:
+        yield
+    except KeyboardInterrupt as stop:
+        raise KeyboardInterrupt(f"run {tracked.run_id} is KILLED; {how}") from stop
+    except StalledError as error:
+        raise StalledError(f"{error}. To go on, {how}") from error

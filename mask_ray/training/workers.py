@@ -17,6 +17,7 @@ from mask_ray import ray_internals
 from mask_ray.config import SplitName, TrainSettings
 from mask_ray.horovod import HorovodTrainer
 from mask_ray.training.batches import augmented, start_epoch_actor
+from mask_ray.training.pulse import start_pulse, watch_of
 from mask_ray.training.resources import Plan
 from mask_ray.training.schedule import phases_of
 from mask_ray.training.worker_config import WorkerConfig
@@ -42,7 +43,7 @@ def trainer(
 
     Args:
         plan: Number and resources of the workers, and of the tasks that feed them.
-        config: What each worker gets; its `epoch` is set here.
+        config: What each worker gets; its `epoch` and `pulse` are set here.
         splits: Decoded images.
         callbacks: Callbacks of Ray Train.
         loop: Function that each worker calls (default: `loop.train`).
@@ -67,9 +68,12 @@ def trainer(
 
     settings = config.settings
     epoch, datasets = _image_datasets(settings, splits, plan.task_cpus)
+    pulse, own = start_pulse(), {}
+    if plan.group is not None:  # Ray Train V1 reserves and watches by itself
+        own = {"placement": (plan.group, plan.first_bundle), "while_running": watch_of(pulse)}
     return HorovodTrainer(
         train_worker,
-        train_loop_config={"worker": replace(config, epoch=epoch)},
+        train_loop_config={"worker": replace(config, epoch=epoch, pulse=pulse)},
         scaling_config=plan.scaling,
         run_config=ray.train.RunConfig(
             name=config.run_id,
@@ -80,6 +84,7 @@ def trainer(
         ),
         datasets=datasets,
         dataset_config=ShardConfig(),
+        **own,
     )
 
 

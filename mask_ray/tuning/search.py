@@ -22,7 +22,7 @@ from mask_ray import data, ray_internals, tracking
 from mask_ray.config import TrainSettings, TuneSettings, home
 from mask_ray.files import make_private
 from mask_ray.progress import say
-from mask_ray.training import resources, resume, workers
+from mask_ray.training import resume, workers
 from mask_ray.training.job import Clock, Job, open_job, prepare_features, worker_config
 from mask_ray.training.worker_config import WorkerConfig
 from mask_ray.tuning import trials
@@ -89,7 +89,7 @@ def search_settings(settings: TuneSettings) -> dict[str, Any]:
     }
     settings = settings.model_copy(update=decided)
     drawn = trials.draw(settings)
-    with open_job(settings, clock) as job:
+    with open_job(settings, clock, num_trials=decided["max_concurrent"]) as job:
         folder = make_private(home() / "tune") / job.tracked.run_id
         search = _Search(settings, drawn, job, decided["max_concurrent"], folder)
         with clock.stage("features"):
@@ -155,31 +155,12 @@ def num_concurrent(settings: TuneSettings, num_cpus: float, num_gpus: float) -> 
     return max(1, min(fitting))
 
 
-def _plan_trial(settings: TuneSettings, num_concurrent: int) -> resources.Plan:
-    """Plan the workers of one trial, with their share of the cluster.
-
-    Raises:
-        resources.ClusterError: the cluster cannot hold so many trials at a time.
-    """
-    if num_concurrent == 1:
-        return resources.plan_workers(settings)
-    num_workers = settings.num_workers * num_concurrent
-    together = settings.model_copy(update={"num_workers": num_workers, "min_workers": None})
-    try:
-        share: Any = resources.plan_workers(together).scaling.resources_per_worker
-    except resources.ClusterError as error:
-        raise resources.ClusterError(
-            f"max_concurrent is too large: {num_concurrent} trials at a time do not fit. {error}"
-        ) from error
-    return resources.plan_workers(settings.model_copy(update={"cpus_per_worker": share["CPU"]}))
-
-
 def _parts(search: _Search) -> dict[str, Any]:
     """Compute the features, and return what the trials share; Ray passes it by reference."""
-    plan = _plan_trial(search.settings, search.num_concurrent)
     return {
         "configs": _worker_configs(search),
-        "plan": plan,
+        "plan": search.job.plan,
+        "num_slots": search.num_concurrent,
         "splits": {name: search.job.splits[name] for name in ("train", "val")},
     }
 
@@ -276,8 +257,10 @@ def _trial_function() -> Any:
 
         from mask_ray.training import workers
 
+        plan = parts["plan"]
+        num_workers = plan.num_bundles // parts["num_slots"]
         workers.trainer(
-            parts["plan"],
+            replace(plan, first_bundle=config["slot"] * num_workers),
             replace(parts["configs"][config["number"]], run_id=config["run_id"]),
             parts["splits"],
             callbacks=[TuneReportCallback()],
@@ -304,17 +287,23 @@ class _Trials(Searcher):
         self._scheduler = scheduler
         self._handed_out = 0
         self._running: dict[str, int] = {}
+        # Each trial that runs has a slot: its part of the bundles that are reserved for all.
+        self._num_slots = search.num_concurrent
+        self._slots: dict[str, int] = {}
         self._run_ids = _run_ids(search.job.tracked)
 
     def suggest(self, trial_id: str) -> Any:
-        """Open the run of the next trial; return its number and run id."""
+        """Open the run of the next trial; return its number, its run id and its bundles."""
         if self._handed_out == len(self._drawn):
             return Searcher.FINISHED
         number = self._handed_out
         self._open(number)
         self._handed_out += 1
         self._running[trial_id] = number
-        return {"number": number, "run_id": self._run_ids[number]}
+        taken = Counter(self._slots.values())
+        slot = min(range(self._num_slots), key=lambda each: taken[each])
+        self._slots[trial_id] = slot
+        return {"number": number, "run_id": self._run_ids[number], "slot": slot}
 
     def _open(self, number: int) -> None:
         """Open the trial's run, or reopen it in a resumed search."""
@@ -333,6 +322,7 @@ class _Trials(Searcher):
     ) -> None:
         """Close the trial's run with its status."""
         number = self._running.pop(trial_id)
+        self._slots.pop(trial_id)
         run = tracking.Run(self._run_ids[number])
         done = error or (result or {}).get("finished", False)
         early = not done and (result or {}).get("epoch", 0) < self._num_epochs
@@ -351,6 +341,7 @@ class _Trials(Searcher):
         state = {
             "handed_out": self._handed_out,
             "running": self._running,
+            "slots": self._slots,
             "scheduler": vars(self._scheduler),
         }
         Path(checkpoint_path).write_bytes(pickle.dumps(state))
@@ -359,6 +350,7 @@ class _Trials(Searcher):
         """Restore a saved state, and reopen the runs of the trials that were running."""
         state = pickle.loads(Path(checkpoint_path).read_bytes())
         self._handed_out, self._running = state["handed_out"], state["running"]
+        self._slots = state["slots"]
         vars(self._scheduler).update(state["scheduler"])
         # Newer than the state: trials may have started since it was saved.
         self._run_ids = _run_ids(tracking.Run(self._parent_id))

@@ -10,6 +10,7 @@ import pytest
 import ray
 import ray.train
 from ray.cluster_utils import Cluster
+from ray.util.placement_group import placement_group
 
 from tests.integration.horovod.test_trainer import fit, report
 from tests.support import polling
@@ -48,7 +49,10 @@ def count_to_four(config: dict[str, Any]) -> None:
         report(metrics, {"count": str(count)})
 
 
-def test_the_run_goes_on_with_the_node_that_is_left(nodes: Cluster, tmp_path: Path) -> None:
+@pytest.mark.parametrize("is_reserved", [False, True])
+def test_the_run_goes_on_with_the_node_that_is_left(
+    nodes: Cluster, tmp_path: Path, is_reserved: bool
+) -> None:
     def lose_a_node() -> None:
         polling.wait_until(lambda: len(list(tmp_path.glob("waiting-*"))) == 2, "both workers")
         nodes.remove_node(nodes.list_all_nodes()[-1], allow_graceful=False)
@@ -56,7 +60,11 @@ def test_the_run_goes_on_with_the_node_that_is_left(nodes: Cluster, tmp_path: Pa
     loser = threading.Thread(target=lose_a_node)
     loser.start()
     config = {"folder": str(tmp_path)}
-    result = fit(count_to_four, tmp_path, (1, 2), cpus=1, max_failures=3, train_loop_config=config)
+    # Bundles that were reserved before the start, with room beside each worker.
+    own = {"placement": (placement_group([{"CPU": 1}] * 2), 0)} if is_reserved else {}
+    result = fit(
+        count_to_four, tmp_path, (1, 2), cpus=0.75, max_failures=3, train_loop_config=config, **own
+    )
     loser.join()
     assert result.metrics["count"] == 4
     assert result.metrics["size"] == 1

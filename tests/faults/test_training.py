@@ -96,8 +96,9 @@ def test_a_stopped_run_and_one_whose_disk_is_full_are_resumed(
             env=cluster,
             events={"scratch 4/8  loss": lambda process: process.send_signal(signal.SIGTERM)},
         )
-        assert (stopped.returncode, stopped.errors) == (130, ["error: stopped"])
         run_id = stopped.run_id
+        how = f"run {run_id} is KILLED; resume with python -m jobs.train --resume {run_id}"
+        assert (stopped.returncode, stopped.errors) == (130, [f"error: stopped: {how}"])
         assert status(run_id) == "KILLED"
 
         filler = home / "train" / "filler"

@@ -29,7 +29,13 @@ from mask_ray.data.sources.location import (
     shown,
 )
 from mask_ray.data.sources.manifests import has_metadata, read_image_folder, read_manifest
-from mask_ray.data.sources.reading import Files, num_blocks, places_of, read_each
+from mask_ray.data.sources.reading import (
+    Files,
+    num_blocks,
+    places_of,
+    read_each,
+    task_options,
+)
 from mask_ray.images import synthetic
 from mask_ray.progress import say
 
@@ -212,7 +218,7 @@ def read(labelled: Labelled, seed: int, task_cpus: float) -> Dataset:
     return ray.data.read_datasource(
         Files(labelled.roots, labelled.files, seed),
         override_num_blocks=num_blocks(len(labelled.files)),
-        num_cpus=task_cpus,
+        **task_options(task_cpus),
     )
 
 

@@ -29,6 +29,16 @@ def num_blocks(num_files: int) -> int:
     return max(math.ceil(num_files / 256), min(num_files, 8))
 
 
+def task_options(task_cpus: float) -> dict[str, Any]:
+    """Return the options of tasks that reserve so many CPUs each.
+
+    Where they reserve none, only their number keeps them from being more than there are cores.
+    """
+    if task_cpus:
+        return {"num_cpus": task_cpus}
+    return {"num_cpus": 0, "concurrency": max(1, int(ray.cluster_resources().get("CPU", 1)))}
+
+
 class Files(Datasource):
     """Rows `path` (path or URI), `bytes`, `error` (empty if the file could be read), and the other
     columns of `files`.

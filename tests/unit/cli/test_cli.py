@@ -402,8 +402,24 @@ def test_ctrl_c_ends_with_130(run_job: Callable[..., tuple[Any, str, str]]) -> N
     assert run_job(raising(KeyboardInterrupt())) == (
         130,
         "connecting\nworking\n",
-        "error: stopped\n",
+        "error: stopped: run the same command to begin again\n",
     )
+
+
+def test_ctrl_c_says_how_to_resume(run_job: Callable[..., tuple[Any, str, str]]) -> None:
+    _, _, err = run_job(raising(KeyboardInterrupt("resume with python -m jobs.train")))
+    assert err == "error: stopped: resume with python -m jobs.train\n"
+
+
+def test_ctrl_c_while_settings_are_read_is_one_line_too(
+    run_job: Callable[..., tuple[Any, str, str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*arguments: Any) -> NoReturn:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli, "parse", interrupted)
+    code, _, err = run_job(raising(KeyboardInterrupt()))
+    assert (code, err) == (130, "error: stopped: run the same command to begin again\n")
 
 
 def test_a_bug_keeps_its_traceback(run_job: Callable[..., tuple[Any, str, str]]) -> None:

@@ -13,6 +13,7 @@ import pytest
 
 from mask_ray import progress
 from mask_ray.progress import Progress, say
+from tests.support.interrupts import accept_sigint
 from tests.support.project import ROOT
 
 
@@ -279,6 +280,44 @@ def test_a_submission_prints_nothing_of_the_upload(tmp_path: Path) -> None:
     loud, quiet, _ = packed.stderr.split("packed\n")
     assert ".gitignore" in loud and "Directory '.venv'" in loud
     assert quiet == ""
+
+
+# As `ray job submit` calls its hook, gets an id, and follows the log until Ctrl-C.
+SUBMIT = """
+import asyncio, os, signal
+from mask_ray import progress
+
+async def follow():
+    os.kill(os.getpid(), signal.SIGINT)
+    await asyncio.sleep(60)
+
+def submit(job_id=None, is_sent=True):
+    progress.quiet_submission(working_dir=".")
+    if is_sent:
+        client, job_id = object(), "raysubmit_1"
+    asyncio.run(follow())
+
+submit(is_sent=SENT)
+"""
+
+
+@pytest.mark.parametrize("is_sent", [True, False])
+def test_ctrl_c_on_a_submission_says_that_the_job_goes_on(is_sent: bool) -> None:
+    stopped = subprocess.run(
+        [sys.executable, "-c", SUBMIT.replace("SENT", str(is_sent))],
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        preexec_fn=accept_sigint,
+    )
+    says_so = (
+        "Ctrl-C stops only this view: the job goes on. To stop it: ray job stop raysubmit_1\n"
+        "To view it again: ray job logs --follow raysubmit_1\n"
+    )
+    assert (says_so in stopped.stderr) == is_sent
+    assert ("Traceback" in stopped.stderr) != is_sent
+    assert stopped.returncode == 130 if is_sent else stopped.returncode != 0
 
 
 def test_a_terminal_is_not_commanded_by_names_of_files(capfd: pytest.CaptureFixture[str]) -> None:

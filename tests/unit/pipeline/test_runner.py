@@ -152,3 +152,15 @@ def test_the_same_pipeline_does_not_run_twice_at_a_time() -> None:
     ):
         Line().run()
     assert len(runs()) == 0
+
+
+def test_ctrl_c_names_the_stage_and_how_to_resume() -> None:
+    line = Line()
+
+    def stop(name: str, where: str) -> None:
+        if name == "train":
+            raise KeyboardInterrupt("resume with another command")
+
+    line.die = stop
+    with pytest.raises(KeyboardInterrupt, match="in stage train; run the same command to resume"):
+        line.run()

@@ -4,9 +4,10 @@ from typing import Any
 
 import pytest
 
-from mask_ray import tracking
+from mask_ray import ray_internals, tracking
 from mask_ray.config import TrainSettings, changeable_fields
-from mask_ray.training.resume import ResumeError, check_resumable
+from mask_ray.stalls import StalledError
+from mask_ray.training.resume import ResumeError, check_resumable, saying_how
 
 RUN_ID = "0" * 32
 STORED = TrainSettings(data="photos", learning_rate=0.01).model_dump(mode="json")
@@ -98,3 +99,26 @@ def test_what_is_stored_of_a_run_has_no_secret(monkeypatch: pytest.MonkeyPatch) 
         check_resumable(resumed(data="others"))
     assert "s3cret" not in str(caught.value)
     assert "s3cret" not in str(resumed(data=SECRET_URI).model_dump(mode="json"))
+
+
+@pytest.mark.parametrize(
+    ("submission", "command"),
+    [
+        (None, f"python -m jobs.train --resume {RUN_ID}"),
+        (
+            "raysubmit_1",
+            f"ray job submit --working-dir . -- python -m jobs.train --resume {RUN_ID}",
+        ),
+    ],
+)
+def test_ctrl_c_and_a_standstill_name_the_command_that_resumes(
+    submission: str | None, command: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ray_internals, "submission_id", lambda: submission)
+    run = tracking.Run(RUN_ID)
+    with pytest.raises(KeyboardInterrupt) as stopped, saying_how("jobs.train", run):
+        raise KeyboardInterrupt
+    assert str(stopped.value) == f"run {RUN_ID} is KILLED; resume with {command}"
+    with pytest.raises(StalledError) as ended, saying_how("jobs.train", run):
+        raise StalledError("reading made no progress")
+    assert str(ended.value) == f"reading made no progress. To go on, resume with {command}"

@@ -1,0 +1,78 @@
+"""What a run needs is reserved at once, and its tasks run in what is reserved."""
+
+import time
+from typing import Any
+
+import pytest
+import ray
+from ray.util.placement_group import get_current_placement_group
+
+from mask_ray import data, ray_internals
+from mask_ray.config import TrainSettings
+from mask_ray.training import resources
+from mask_ray.training.resources import ClusterError, plan_workers, reserved
+
+
+@pytest.fixture
+def plan(ray_local: None) -> resources.Plan:
+    """A plan that takes every CPU."""
+    deadline = time.monotonic() + 60
+    while ray.available_resources().get("CPU", 0) < ray.cluster_resources()["CPU"]:
+        assert time.monotonic() < deadline, "an earlier test holds CPUs"
+        time.sleep(0.2)
+    return plan_workers(TrainSettings(data="synthetic"))
+
+
+def test_of_two_runs_that_both_found_room_one_is_refused(
+    plan: resources.Plan, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(resources, "_WAIT_S", 1)
+    with (
+        reserved(plan),
+        pytest.raises(ClusterError, match="another job has reserved the others"),
+        reserved(plan),
+    ):
+        pass
+    with reserved(plan) as held:
+        assert held.group is not None
+
+
+def test_what_is_reserved_is_given_back_after_an_error(
+    plan: resources.Plan, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(RuntimeError), reserved(plan):
+        raise RuntimeError
+    with reserved(plan):
+        pass
+
+
+def where(batch: data.Batch) -> data.Batch:
+    group = get_current_placement_group()
+    batch["group"] = [group.id.hex() if group else ""] * len(batch["id"])
+    return batch
+
+
+def groups_of_tasks(task_cpus: float) -> set[str]:
+    dataset = data.map_rows(ray.data.range(20, override_num_blocks=4), where, task_cpus)
+    return set(dataset.to_pandas()["group"])
+
+
+def test_tasks_of_a_run_need_nothing_beside_what_is_reserved(plan: resources.Plan) -> None:
+    with reserved(plan) as held:
+        group: Any = held.group
+        assert ray_internals.free_resources_by_node()[0].get("CPU", 0) == 0
+        assert groups_of_tasks(held.task_cpus) == {group.id.hex()}
+        # As in evaluations that follow the training.
+        assert data.spare_cpus() == 0
+        assert groups_of_tasks(data.spare_cpus()) == {group.id.hex()}
+    assert groups_of_tasks(data.spare_cpus()) == {""}
+
+
+def test_other_jobs_read_while_a_run_holds_every_cpu(plan: resources.Plan) -> None:
+    group = ray.util.placement_group([plan.bundle] * plan.num_bundles)
+    try:
+        assert group.wait(30)
+        assert data.spare_cpus() == 0
+        assert groups_of_tasks(data.spare_cpus()) == {""}
+    finally:
+        ray.util.remove_placement_group(group)
