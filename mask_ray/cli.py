@@ -7,9 +7,11 @@ goes to a log file in `logs/` of `MASK_RAY_HOME`; an error's line ends with its 
 """
 
 import argparse
+import difflib
 import json
 import logging
 import os
+import re
 import sys
 import tempfile
 import time
@@ -60,7 +62,7 @@ def main(
         _connect()
         result = job(settings)
     except MaskRayError as error:
-        fail(_one_line(error) + _where_logged(), exit_code=1)
+        fail(with_flags(settings_class, _one_line(error)) + _where_logged(), exit_code=1)
     except KeyboardInterrupt as stop:
         # A job that can be resumed says how.
         how = " ".join(map(str, stop.args)) or "run the same command to begin again"
@@ -89,9 +91,30 @@ def parse(settings_class: type[S], arguments: list[str], stored: Stored | None =
             values = stored(run_id) | values
         return settings_class(**values)
     except ValidationError as error:
-        fail(explain(error), exit_code=2)
+        fail(with_flags(settings_class, explain(error)), exit_code=2)
     except MaskRayError as error:
-        fail(_one_line(error), exit_code=2)
+        fail(with_flags(settings_class, _one_line(error)), exit_code=2)
+
+
+# After a name that begins a sentence, and so is a setting and no ordinary word.
+_VERB = r"(?= (?:must|is|are|holds?|has|have|cannot|does|and) )"
+
+
+def with_flags(settings_class: type[Settings], message: str) -> str:
+    """Write names of settings as they are typed: `num_workers` as `--num-workers`.
+
+    Not inside of paths and other names. A name of one word is replaced only where it begins a
+    sentence about it, such as `data must ...`.
+    """
+    positional = _positional_names(settings_class)
+    for name in settings_class.model_fields:
+        typed = name.upper() if name in positional else f"--{name.replace('_', '-')}"
+        if "_" in name:
+            pattern = rf"(?<![\w/.:{{@=-]){name}(?![\w/.@=-]*[\w/@=-])"
+        else:
+            pattern = rf"(?:(?<=^)|(?<=; )){name}{_VERB}"
+        message = re.sub(pattern, typed, message)
+    return message
 
 
 def _read_flags(settings_class: type[Settings], arguments: list[str]) -> dict[str, Any]:
@@ -164,7 +187,19 @@ def _usage(settings_class: type[Settings]) -> str:
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
+        unknown = message.removeprefix("unrecognized arguments: ")
+        if unknown != message and unknown.startswith("-"):
+            message = self._about_unknown(unknown.split()[0].partition("=")[0])
         raise MaskRayError(message)
+
+    def _about_unknown(self, flag: str) -> str:
+        """Say that there is no such flag, and name those that were perhaps meant."""
+        known = [name for name in self._option_string_actions if name.startswith("--")]
+        words = set(flag.strip("-").split("-"))
+        holding = [name for name in known if words <= set(name.strip("-").split("-"))]
+        meant = holding or difflib.get_close_matches(flag, known, n=1, cutoff=0.7)
+        question = f"; did you mean {' or '.join(meant[:4])}?" if meant else "."
+        return f"there is no flag {flag}{question} --help lists all"
 
 
 class _Store(argparse.Action):
@@ -210,14 +245,14 @@ def _read_config(path: str | None) -> dict[str, Any]:
     try:
         content = yaml.safe_load(Path(path).read_text())
     except (OSError, UnicodeDecodeError) as error:
-        raise MaskRayError(f"config must be a readable YAML file; got {path}: {error}") from error
+        raise MaskRayError(f"--config must be a readable YAML file; got {path}: {error}") from error
     except yaml.YAMLError as error:
         raise MaskRayError(
-            f"config must be a readable YAML file; got {path}: {_yaml_mistake(error)}"
+            f"--config must be a readable YAML file; got {path}: {_yaml_mistake(error)}"
         ) from error
     if not isinstance(content, dict):
         held = "nothing" if content is None else f"a {type(content).__name__}"
-        raise MaskRayError(f"config must hold a mapping of settings; {path} holds {held}")
+        raise MaskRayError(f"--config must hold a mapping of settings; {path} holds {held}")
     return {str(key).replace("-", "_"): value for key, value in content.items()}
 
 

@@ -258,6 +258,8 @@ def spare_cpus() -> float:
 
     Tasks of no CPUs take turns with what runs; others would wait for it to end.
     """
+    if not ray.is_initialized():
+        return LEAST_TASK_CPUS
     if ray_internals.are_data_tasks_placed():  # bundles may be smaller than a task
         return 0
     free = max((n.get("CPU", 0) for n in ray_internals.free_resources_by_node()), default=0)

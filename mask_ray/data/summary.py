@@ -48,7 +48,7 @@ class Summary:
         if self.num_grouped:
             lines.append(f"{self.num_grouped} of them share a picture or group, and its split")
         if self.num_left_out:
-            lines.append(f"{self.num_left_out} more left out: test_data has their picture")
+            lines.append(f"{self.num_left_out} more left out: --test-data has their picture")
         if self.bad_files:
             lines.append(f"{len(self.bad_files)} unreadable files left out:")
             named = itertools.islice(self.bad_files.items(), _NUM_BAD_FILES_SHOWN)

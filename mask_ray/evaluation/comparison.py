@@ -8,7 +8,6 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,6 +28,10 @@ Key = tuple[str, int]
 
 class NotFiniteError(GroundError):
     """A model's answers are not numbers."""
+
+
+class ClassesError(GroundError):
+    """A model has other classes than the images."""
 
 
 @dataclass(frozen=True)
@@ -91,21 +94,6 @@ class Scored:
     def without(self, digests: AbstractSet[str]) -> "Scored":
         """Return the images whose digest is not among these."""
         return self.select(np.array([key[0] not in digests for key in self.keys], bool))
-
-
-def load(path: Path, class_names: Sequence[str], num_threads: int) -> Predictor:
-    """Load a model file, and check that it has these classes.
-
-    Raises:
-        GroundError: it has others.
-    """
-    predictor = Predictor(path, num_threads=num_threads)
-    if list(predictor.class_names) != list(class_names):
-        raise GroundError(
-            f"its classes are {', '.join(predictor.class_names)}, those of the images "
-            f"{', '.join(class_names)}"
-        )
-    return predictor
 
 
 def score(predictor: Predictor, part: Part) -> Scored:
@@ -199,11 +187,11 @@ def _reason_of_recall(rule: PromotionRule, challenger: Figures) -> str | None:
     figure = f"its recall of {worst} is {recall:.4f}"
     if rule.min_recall is not None:
         enough = recall >= rule.min_recall
-        return None if enough else f"{figure}, below min_recall ({rule.min_recall:g})"
+        return None if enough else f"{figure}, below --min-recall ({rule.min_recall:g})"
     chance = 1 / len(challenger.recall)
     if recall > chance + _ROUNDING:
         return None
-    return f"{figure}, no more than chance ({chance:g}); min_recall can set another limit"
+    return f"{figure}, no more than chance ({chance:g}); --min-recall can set another limit"
 
 
 def _gain(rule: PromotionRule, challenger: Figures, champion: Figures) -> float:

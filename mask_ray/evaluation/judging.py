@@ -11,9 +11,17 @@ from dataclasses import dataclass, field
 import pyarrow as pa
 
 from mask_ray import tracking
-from mask_ray.config import MaskRayError, PromotionRule
+from mask_ray.config import DEFAULT_MODEL_NAME, MaskRayError, PromotionRule
 from mask_ray.evaluation import comparison, grounds
-from mask_ray.evaluation.comparison import Figures, Key, NotFiniteError, Pair, Part, Scored
+from mask_ray.evaluation.comparison import (
+    ClassesError,
+    Figures,
+    Key,
+    NotFiniteError,
+    Pair,
+    Part,
+    Scored,
+)
 from mask_ray.evaluation.grounds import GroundError, HeldOutImages
 from mask_ray.models.predictor import Predictor
 
@@ -96,9 +104,20 @@ class Judge:
             grounds_of = (champion, version) if is_mutual else (champion,)
             return self._decide(predictor, (champion, version), grounds_of, given[0], parts, rule)
         except MaskRayError as error:
-            against = "it" if champion is None else f"the champion, version {champion},"
-            reason = f"{against} cannot be compared: {error}"
+            reason = self._why_not_compared(version, champion, error)
             return Decision(version, promoted=False, reason=reason, challenger=own)
+
+    def _why_not_compared(self, version: str, champion: str | None, error: MaskRayError) -> str:
+        if champion is None:
+            return f"it cannot be compared: {error}"
+        if not isinstance(error, ClassesError):
+            return f"the champion, version {champion}, cannot be compared: {error}"
+        name = "" if self.model.name == DEFAULT_MODEL_NAME else f" --register-as {self.model.name}"
+        return (
+            f"the champion cannot be compared: {error}. Train under a name of its own with "
+            "--register-as NAME, or replace the champion with "
+            f"`python -m jobs.promote {version}{name} --force`"
+        )
 
     def _decide_alone(self, version: str, scored: Scored, rule: PromotionRule) -> Decision:
         self._check_classes(scored)
@@ -145,7 +164,14 @@ class Judge:
     def _load(self, version: str) -> Predictor:
         """Load a version, and check that it has the classes of the images."""
         path = tracking.resolve_model(f"models:/{self.model.name}/{version}").path
-        return comparison.load(path, self._images.class_names, os.cpu_count() or 1)
+        predictor = Predictor(path, num_threads=os.cpu_count() or 1)
+        if list(predictor.class_names) != self._images.class_names:
+            raise ClassesError(
+                f"version {version} of {self.model.name} has the classes "
+                f"{', '.join(predictor.class_names)}, and the images have "
+                f"{', '.join(self._images.class_names)}"
+            )
+        return predictor
 
     def _score_all(self, predictor: Predictor, parts: list[Part]) -> list[Scored]:
         return [comparison.score(predictor, part) for part in parts]

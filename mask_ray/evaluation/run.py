@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from mask_ray import data, tracking
-from mask_ray.config import EvaluateSettings
+from mask_ray.config import EvaluateSettings, SplitName
 from mask_ray.data import sources
 from mask_ray.evaluation import report
 from mask_ray.evaluation.examination import examine
@@ -43,9 +43,36 @@ def evaluate(settings: EvaluateSettings) -> tuple[report.Report, tracking.Resolv
             f"data must have the model's classes, {', '.join(predictor.class_names)}; "
             f"got {', '.join(images.class_names)}"
         )
+    if settings.split != "all":
+        say(_about_split(settings.split, images, _trained_on(resolved)))
     examination = examine(images.named(*splits), predictor, settings.robustness_images)
     about = _about(resolved, settings)
     return report.make(examination, resolved.path, predictor, about, settings.seed), resolved
+
+
+def _trained_on(model: tracking.ResolvedModel) -> str | None:
+    """Return the digest of the data that a registered version was trained on; None if unknown."""
+    if model.version is None:
+        return None
+    try:
+        run_id = tracking.RegisteredModel(model.name).run_id_of(model.version)
+        return tracking.Run(run_id).tags().get("data_digest")
+    except tracking.TrackingError:  # the run was deleted
+        return None
+
+
+def _about_split(split: SplitName, images: data.ImageData, trained_on: str | None) -> str:
+    """Say how many of the images count, and how to count all of a set that was not trained on."""
+    counts = images.summary.counts
+    line = (
+        f"evaluating the {split} split: {counts[split].total()} of "
+        f"{images.summary.num_images} images"
+    )
+    if trained_on == images.summary.digest:
+        return line
+    if trained_on is None:
+        return f"{line}; --split all counts every image, for data that the model never saw"
+    return f"{line}. The model was trained on other data: --split all counts every image"
 
 
 def _about(model: tracking.ResolvedModel, settings: EvaluateSettings) -> dict[str, str]:

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from mask_ray import data, reports
-from mask_ray.config import DataSettings, InspectSettings
+from mask_ray.config import DataSettings, InspectSettings, TrainSettings
 from mask_ray.data import sources
 from mask_ray.inspection import mislabelled
 from mask_ray.inspection.findings import (
@@ -27,6 +27,9 @@ from mask_ray.inspection.findings import (
 )
 from mask_ray.inspection.stock import take_stock
 from mask_ray.progress import say
+
+# Pictures are compared as a training of default size does.
+_IMAGE_SIZE: int = TrainSettings.model_fields["image_size"].default
 
 
 def inspect_data(settings: InspectSettings) -> dict[str, Any]:
@@ -49,19 +52,25 @@ def inspect_data(settings: InspectSettings) -> dict[str, Any]:
     return findings.figures | {"report": str(report)}
 
 
-def inspect(settings: DataSettings, backbone_weights: str = "none", alpha: float = 1.0) -> Findings:
+def inspect(
+    settings: DataSettings,
+    backbone_weights: str = "none",
+    alpha: float = 1.0,
+    image_size: int = _IMAGE_SIZE,
+) -> Findings:
     """Inspect every image of `settings.data`.
 
     Args:
         settings: Where the images are, and their limits.
         backbone_weights: `none`, `imagenet` or the path of an .h5 file.
         alpha: Width multiplier of these weights.
+        image_size: Image size of the training, at which pictures are compared.
 
     Raises: as `inspect_data`.
     """
     started = time.perf_counter()
     source = data.open_source(settings, data.spare_cpus())
-    stock = take_stock(source.dataset, source.num_files, settings)
+    stock = take_stock(source.dataset, source.num_files, settings, image_size)
     inventory = stock.inventory
     groups = replace(inventory, given_groups=np.zeros_like(inventory.given_groups)).groups()
     suspects = mislabelled.find(source.dataset, inventory, settings, backbone_weights, alpha)

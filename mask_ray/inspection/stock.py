@@ -17,9 +17,8 @@ from mask_ray.data.inventory import Inventory
 from mask_ray.images.decode import decode, read_header, resize
 from mask_ray.images.errors import ImageError
 from mask_ray.progress import Progress
+from mask_ray.stalls import watched
 
-# Images are decoded small, but large enough for signatures.
-_SIDE_PX = 96
 _NUM_BAD_FILES_NAMED = 1000
 
 
@@ -44,12 +43,23 @@ class Stock:
     num_bytes: int = 0
 
 
-def take_stock(dataset: Dataset, num_files: int, limits: ImageLimits) -> Stock:
-    """Decode every image, and count."""
-    examined = data.map_rows(dataset, _examine_batch, data.spare_cpus(), limits=limits)
+def take_stock(dataset: Dataset, num_files: int, limits: ImageLimits, side_px: int) -> Stock:
+    """Decode every image, and count.
+
+    Args:
+        dataset: Rows of files.
+        num_files: Number of rows.
+        limits: Limits of the decoder.
+        side_px: Size at which pictures are compared: as in the training, so that both find the
+            same groups.
+    """
+    examined = data.map_rows(
+        dataset, _examine_batch, data.spare_cpus(), limits=limits, side_px=side_px
+    )
     progress = Progress("inspecting", num_files)
     stock, parts = Stock(Inventory.empty()), []
-    for batch in examined.iter_batches(batch_size=4096, batch_format="numpy"):
+    batches = examined.iter_batches(batch_size=4096, batch_format="numpy")
+    for batch in watched(iter(batches), "inspecting"):
         progress.add(len(batch["label"]))
         is_bad = batch["error"] != ""
         stock.bad.update(_without_details(reason) for reason in batch["error"][is_bad])
@@ -64,8 +74,8 @@ def take_stock(dataset: Dataset, num_files: int, limits: ImageLimits) -> Stock:
     return replace(stock, inventory=Inventory.joined(parts))
 
 
-def _examine_batch(batch: data.Batch, limits: ImageLimits) -> dict[str, Any]:
-    columns = zip(*(_examine(encoded, limits) for encoded in batch["bytes"]), strict=True)
+def _examine_batch(batch: data.Batch, limits: ImageLimits, side_px: int) -> dict[str, Any]:
+    columns = zip(*(_examine(encoded, limits, side_px) for encoded in batch["bytes"]), strict=True)
     names = ("digest", "num_bytes", "error", "format", "side", "signature")
     examined = {name: np.array(values) for name, values in zip(names, columns, strict=True)}
     examined["error"] = np.where(batch["error"] == "", examined["error"], batch["error"])
@@ -73,16 +83,16 @@ def _examine_batch(batch: data.Batch, limits: ImageLimits) -> dict[str, Any]:
 
 
 def _examine(
-    encoded: bytes, limits: ImageLimits
+    encoded: bytes, limits: ImageLimits, side_px: int
 ) -> tuple[str, int, str, str, int, NDArray[np.uint8]]:
     digest = data.digest_of(encoded)
     try:
-        picture = decode(encoded, limits, at_least_px=_SIDE_PX)
+        picture = decode(encoded, limits, at_least_px=side_px)
     except ImageError as error:
         nothing = np.zeros(near_duplicates.SIGNATURE_BYTES, np.uint8)
         return digest, len(encoded), str(error), "", 0, nothing
     header = read_header(encoded, limits)
-    signature = near_duplicates.signature(resize(picture, _SIDE_PX), *picture.shape[:2])
+    signature = near_duplicates.signature(resize(picture, side_px), *picture.shape[:2])
     return digest, len(encoded), "", header.format_name, max(header.width, header.height), signature
 
 

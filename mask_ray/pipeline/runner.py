@@ -50,7 +50,8 @@ class Attempt:
     @contextmanager
     def open(self) -> Iterator[tracking.Run]:
         """Open the run, and close it at the end."""
-        with tracking.start_run(self.experiment, self.tags, self.resume) as run:
+        tags = tracking.name_tag(self.tags[_STAGE_TAG]) | self.tags
+        with tracking.start_run(self.experiment, tags, self.resume) as run:
             yield run
 
 

@@ -139,11 +139,17 @@ class _Stages:
         }
 
     def _inspect_inputs(self, results: Results) -> Result:
-        return results["fetch"] | self._data_settings(results)
+        size = {"image_size": self._settings.image_size}
+        return results["fetch"] | self._data_settings(results) | size
 
     def _inspect(self, results: Results, run: tracking.Run) -> Result:
         settings = DataSettings(**self._data_settings(results))
-        findings = inspect(settings, self._settings.backbone_weights, self._settings.alpha)
+        findings = inspect(
+            settings,
+            self._settings.backbone_weights,
+            self._settings.alpha,
+            self._settings.image_size,
+        )
         run.log_text(html(settings.data, findings), "inspection.html")
         run.log_json(as_json(findings), "inspection.json")
         run.log_metrics(evaluation.flatten(_only_numbers(findings.figures)))

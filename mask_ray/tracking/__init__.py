@@ -12,7 +12,14 @@ from mask_ray.tracking.registry import (
     aliases,
     resolve_model,
 )
-from mask_ray.tracking.runs import Run, find_runs, name_tag, start_run, system_metrics
+from mask_ray.tracking.runs import (
+    Run,
+    find_runs,
+    name_tag,
+    overview_tags,
+    start_run,
+    system_metrics,
+)
 from mask_ray.tracking.store import TrackingError, UnreachableError, answer_soon, check_shared
 
 __all__ = [
@@ -28,6 +35,7 @@ __all__ = [
     "check_shared",
     "find_runs",
     "name_tag",
+    "overview_tags",
     "resolve_model",
     "start_run",
     "system_metrics",

@@ -18,11 +18,18 @@ import mlflow
 import numpy as np
 import onnx
 from mlflow import MlflowClient
-from mlflow.entities import Metric, Param
+from mlflow.entities import Dataset, DatasetInput, Metric, Param, SourceType
 from mlflow.environment_variables import MLFLOW_RECORD_ENV_VARS_IN_MODEL_LOGGING
 from mlflow.models import infer_signature
 from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
-from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID, MLFLOW_RUN_NAME
+from mlflow.utils.mlflow_tags import (
+    MLFLOW_GIT_COMMIT,
+    MLFLOW_PARENT_RUN_ID,
+    MLFLOW_RUN_NAME,
+    MLFLOW_RUN_NOTE,
+    MLFLOW_SOURCE_NAME,
+    MLFLOW_SOURCE_TYPE,
+)
 from numpy.typing import NDArray
 
 from mask_ray.config import CHALLENGER
@@ -33,6 +40,9 @@ from mask_ray.tracking.store import (
     find_or_create_experiment,
     translate_errors,
 )
+
+# Longest digest of a data set in MLflow's database.
+_DIGEST_LENGTH = 36
 
 _MODEL_NEEDS = ("onnx", "onnxruntime", "numpy")
 
@@ -97,6 +107,29 @@ class Run:
         logged = [Param(key, str(value)) for key, value in params.items()]
         with translate_errors():
             self._client.log_batch(self.run_id, params=logged)
+
+    def describe(self, text: str) -> None:
+        """Set the description of the run, in Markdown."""
+        self.set_tags({MLFLOW_RUN_NOTE: text})
+
+    def log_dataset(self, name: str, digest: str, source: str, profile: Mapping[str, Any]) -> None:
+        """Log the data set that the run uses, which MLflow's page shows in a column of its own.
+
+        Args:
+            name: Name of the data set.
+            digest: Digest of its content; MLflow keeps the first 36 characters.
+            source: Where it is, without secrets.
+            profile: Counts to show with it.
+        """
+        dataset = Dataset(
+            name=name,
+            digest=digest[:_DIGEST_LENGTH],
+            source_type="local" if "://" not in source else "uri",
+            source=json.dumps({"uri": source}),
+            profile=json.dumps(dict(profile)),
+        )
+        with translate_errors():
+            self._client.log_inputs(self.run_id, [DatasetInput(dataset)])
 
     def log_metrics(self, metrics: Mapping[str, float], step: int = 0) -> None:
         """Log numbers at a step (an epoch)."""
@@ -240,6 +273,21 @@ def start_run(experiment: str, tags: Mapping[str, str], run_id: str | None = Non
 def name_tag(name: str) -> dict[str, str]:
     """Return the tag that gives a run this name."""
     return {MLFLOW_RUN_NAME: name}
+
+
+def overview_tags(name: str, source: str, commit: str) -> dict[str, str]:
+    """Return the tags by which MLflow's page shows what a run is.
+
+    Args:
+        name: Name of the run.
+        source: The command that made it, in the column *Source*.
+        commit: Its git commit, in the column *Version*; `unknown` for none.
+    """
+    tags = {
+        MLFLOW_SOURCE_NAME: source,
+        MLFLOW_SOURCE_TYPE: SourceType.to_string(SourceType.JOB),
+    }
+    return name_tag(name) | tags | ({} if commit == "unknown" else {MLFLOW_GIT_COMMIT: commit})
 
 
 def find_runs(experiment: str, tags: Mapping[str, str]) -> list[Run]:

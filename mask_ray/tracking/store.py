@@ -6,10 +6,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import mlflow
+from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 
 from mask_ray.config import MaskRayError, home, local_tracking_uri, tracking_uri
 from mask_ray.files import PRIVATE_FILE, make_private
+
+# MLflow's page opens an experiment of this kind with its runs, and any other with its traces.
+_KIND_TAG = "mlflow.experimentKind"
+_KIND = "custom_model_development"
 
 
 class TrackingError(MaskRayError):
@@ -73,11 +78,13 @@ def find_or_create_experiment(name: str) -> str:
     """Return the id of the experiment of this name."""
     experiment = mlflow.get_experiment_by_name(name)
     if experiment is not None:
+        if _KIND_TAG not in experiment.tags:  # made by an earlier version
+            MlflowClient().set_experiment_tag(experiment.experiment_id, _KIND_TAG, _KIND)
         return str(experiment.experiment_id)
     # Without a server, MLflow's default is a folder in the working directory, which is deleted
     # after a submitted job.
     location = None if is_server() else (home() / "mlartifacts").as_uri()
-    return str(mlflow.create_experiment(name, artifact_location=location))
+    return str(mlflow.create_experiment(name, artifact_location=location, tags={_KIND_TAG: _KIND}))
 
 
 @contextmanager

@@ -1,6 +1,13 @@
-"""How unequal the classes of a data set are, and weights that make up for it. Imports no Keras."""
+"""How unequal and how small the classes of a data set are, and weights that make up for it.
+
+Imports no Keras.
+"""
 
 from collections.abc import Mapping, Sequence
+
+# With fewer images of a class in a split, a figure of it is rough, and a run says so: of 10, one
+# image is 10 points of recall.
+LEAST_HELD_OUT = 10
 
 # Beyond this ratio of the largest class to the smallest, a run says so.
 MAX_RATIO = 5
@@ -34,3 +41,24 @@ def imbalance(counts: Mapping[str, int], is_weighted: bool) -> str | None:
     sizes = f"{counts[most]} {most} to {counts[least]} {least}"
     advice = "" if is_weighted else "; --class-weights balanced makes up for it"
     return f"the classes are unequal: {sizes}, {counts[most] / counts[least]:.1f} to 1{advice}"
+
+
+def few_held_out(counts: Mapping[str, Mapping[str, int]], has_test_data: bool) -> str | None:
+    """Return a line about splits that are too small to judge by; None if there are none.
+
+    Args:
+        counts: Images by split and class.
+        has_test_data: Whether the test split is a source of its own.
+    """
+    small = []
+    for split in ("test", "val"):
+        least = min(counts[split], key=lambda name: counts[split][name])
+        if counts[split][least] < LEAST_HELD_OUT:
+            small.append(f"{split} {sum(counts[split].values())} ({counts[split][least]} {least})")
+    if not small:
+        return None
+    flags = ["--val-fraction"] if has_test_data else ["--test-fraction", "--val-fraction"]
+    return (
+        f"few images to judge by: {', '.join(small)}; figures on them are rough. Add images, or "
+        f"raise {' and '.join(flags)}"
+    )

@@ -57,12 +57,15 @@ def choose(
         tracked: The MLflow run, which gets the figures that were compared.
     """
     onnx = trained / checkpoints.ONNX_FILE
+    num_test = images.summary.counts["test"].total()
+    say(f"calibrating the model, and evaluating it on {num_test} test images")
     float32 = _calibrated(settings, images, splits, onnx, scratch / "float32.onnx")
     encoded = (trained / checkpoints.KERAS_FILE).read_bytes()
     calibrated = onnx_edit.keras_with_temperature(encoded, float32.temperature)
     (scratch / checkpoints.KERAS_FILE).write_bytes(calibrated)
     if not settings.quantize:
         return float32
+    say("making an int8 model, and evaluating it too")
     examples = splits["train"].take_batch(quantize.NUM_CALIBRATION_IMAGES)["image"]
     uncalibrated = scratch / "uncalibrated.onnx"
     quantize.quantize(onnx, uncalibrated, examples)
@@ -109,9 +112,16 @@ def _better_of(float32: Export, int8: Export, examples: Images, tracked: trackin
     against = quantize.reason_against(*figures)
     by_name = {name: asdict(own) for name, own in zip(("float32", "int8"), figures, strict=True)}
     tracked.log_metrics(evaluation.flatten(by_name))
-    say(f"int8 is not served: {against}" if against else f"int8 is served: {by_name}")
+    say(f"int8 is not used: {against}" if against else f"int8 is used: {_gain(*figures)}")
     chosen, name = (float32, "float32") if against else (int8, "int8")
     return replace(chosen, metadata={"quantization": by_name | {"served": name}})
+
+
+def _gain(float32: quantize.Figures, int8: quantize.Figures) -> str:
+    return (
+        f"test accuracy {int8.accuracy:.4f}, in float32 {float32.accuracy:.4f}; "
+        f"{int8.images_per_second:.0f} images/s, in float32 {float32.images_per_second:.0f}"
+    )
 
 
 def _figures(exports: list[Export], examples: Images) -> list[quantize.Figures]:

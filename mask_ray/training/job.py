@@ -23,10 +23,13 @@ from mask_ray.models import onnx_export, pretrained
 from mask_ray.progress import say
 from mask_ray.tracking import node_metrics, provenance
 from mask_ray.training import features
-from mask_ray.training.class_weights import balanced, imbalance
+from mask_ray.training.class_weights import balanced, few_held_out, imbalance
 from mask_ray.training.resources import Plan, plan_workers, reserved
 from mask_ray.training.resume import SETTINGS_FILE, check_resumable, locked, saying_how
 from mask_ray.training.worker_config import WorkerConfig
+
+# MLflow's page cuts longer tags. All names are in the model's metadata.
+_TAG_LENGTH = 250
 
 _DATA_REPORT = "data_report.json"
 
@@ -118,7 +121,7 @@ def open_job(
     with (
         reserved(planned) as plan,
         tracking.start_run(
-            settings.experiment, provenance_tags() | dict(tags or {}), settings.resume
+            settings.experiment, _tags_of(settings) | dict(tags or {}), settings.resume
         ) as tracked,
         locked(tracked),
         node_metrics.record(tracked) if settings.system_metrics else nullcontext(),
@@ -126,8 +129,7 @@ def open_job(
         say(f"MLflow run {tracked.run_id} in {tracking_uri()}")
         if settings.resume is None or not tracked.has_file(SETTINGS_FILE):
             _log_settings(tracked, settings)
-        module = "jobs.tune" if isinstance(settings, TuneSettings) else "jobs.train"
-        with saying_how(module, tracked):
+        with saying_how(_module(settings), tracked):
             with clock.stage("data"):
                 images, splits = _read(tracked, settings, plan)
             yield Job(tracked, plan, images, splits, pretrained)
@@ -141,14 +143,34 @@ def _read(
     check_enough(settings, images)
     # Decode all splits now, while the processes that decode are still warm.
     splits = {name: images.split(name) for name in data.SPLITS}
-    _log_data(tracked, images)
+    _log_data(tracked, settings, images)
     is_weighted = settings.class_weights == "balanced"
     if unequal := imbalance(images.summary.counts["train"], is_weighted):
         say(unequal)
+    if few := few_held_out(images.summary.counts, settings.test_data is not None):
+        say(few)
     _say_what_differs(tracked, settings)
     if settings.data_report and images.kept and not tracked.has_file(_DATA_REPORT):
         _log_inspection(tracked, settings)
     return images, splits
+
+
+def _module(settings: TrainSettings) -> str:
+    return "jobs.tune" if isinstance(settings, TuneSettings) else "jobs.train"
+
+
+def _tags_of(settings: TrainSettings) -> dict[str, str]:
+    """Return the tags of a run's origin, and those by which MLflow's page lists it.
+
+    A resumed run keeps its name.
+    """
+    own = provenance_tags()
+    if settings.resume is not None:
+        return own
+    kind = "search" if isinstance(settings, TuneSettings) else "train"
+    name = f"{kind} {sources.title(settings.data)} {time.strftime('%Y-%m-%d %H:%M:%S')}"
+    source = f"python -m {_module(settings)}"
+    return own | tracking.overview_tags(name, source, own["git_commit"].removesuffix("-dirty"))
 
 
 def _load(tracked: tracking.Run, settings: TrainSettings, plan: Plan) -> data.ImageData:
@@ -207,9 +229,24 @@ def provenance_tags() -> dict[str, str]:
     return provenance.tags() | {"ray_job_id": provenance.ray_job_id()}
 
 
-def _log_data(tracked: tracking.Run, images: data.ImageData) -> None:
+def _describe_data(tracked: tracking.Run, settings: TrainSettings, images: data.ImageData) -> None:
+    """Fill in the description and the data set of the run, as MLflow's page shows them."""
+    summary, shown = images.summary, sources.shown(settings.data)
+    sizes = {split: counts.total() for split, counts in summary.counts.items()}
+    tracked.log_dataset(sources.title(settings.data), summary.digest, shown, {"num_images": sizes})
+    in_words = ", ".join(f"{split} {size}" for split, size in sizes.items())
+    tracked.describe(
+        f"{len(images.class_names)} classes, {summary.num_images} images ({in_words}) of\n\n"
+        + "\n".join(f"- `{source}`" for source in sources.several(shown))
+    )
+
+
+def _log_data(tracked: tracking.Run, settings: TrainSettings, images: data.ImageData) -> None:
     summary = images.summary
-    tracked.set_tags({"data_digest": summary.digest, "class_names": json.dumps(images.class_names)})
+    tracked.set_tags({"data_digest": summary.digest})
+    if len(names := json.dumps(images.class_names)) <= _TAG_LENGTH:
+        tracked.set_tags({"class_names": names})
+    _describe_data(tracked, settings, images)
     tracked.log_metrics(
         {"num_bad_files": len(summary.bad_files)}
         | {
@@ -224,7 +261,7 @@ def _log_data(tracked: tracking.Run, images: data.ImageData) -> None:
 
 def _log_inspection(tracked: tracking.Run, settings: TrainSettings) -> None:
     """Inspect the data and log the report, which reads every file again, twice."""
-    findings = inspect(settings)
+    findings = inspect(settings, image_size=settings.image_size)
     tracked.log_text(html(settings.data, findings), "data_report.html")
     tracked.log_json(as_json(findings), _DATA_REPORT)
 

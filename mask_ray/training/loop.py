@@ -37,7 +37,14 @@ from mask_ray.training.batches import Batches, FeatureBatches, ImageBatches
 from mask_ray.training.devices import use_devices
 from mask_ray.training.loss import loss_of
 from mask_ray.training.pulse import Beats
-from mask_ray.training.schedule import Phase, Position, phases_of, schedule_of
+from mask_ray.training.schedule import (
+    Phase,
+    Position,
+    last_epoch,
+    phases_of,
+    schedule_of,
+    title_of,
+)
 from mask_ray.training.steps import compiled_steps
 from mask_ray.training.tensorboard import EventFiles
 from mask_ray.training.worker_config import WorkerConfig
@@ -297,13 +304,14 @@ class _Session:
         saved = checkpoints.read(checkpoint)
         current = _RunningPhase(self._config, saved.phase, self._model, saved)
         if hvd.rank() == 0:
-            say(f"resuming after epoch {saved.position.epoch} on {hvd.size()} workers")
+            after = last_epoch(phases_of(self._config.settings), saved.phase, saved.position)
+            say(f"resuming after {after} on {hvd.size()} workers")
         return current, saved.position
 
     def _epoch(self, current: _RunningPhase, position: Position) -> Position:
         """Train one epoch, report it, and return the position after it."""
         phase = current.phase
-        title = f"{phase.name} {position.phase_epoch + 1}/{phase.epochs}"
+        title = title_of(phase, position.phase_epoch + 1)
         started = time.perf_counter()
         with self._around_epoch():
             metrics = current.train_epoch(title, position.epoch)
@@ -317,7 +325,8 @@ class _Session:
         }
         if metrics["val_loss"] < position.best_loss:
             current.keep_as_best()
-        done = position.after(metrics["val_loss"], phase.epochs, self._config.settings.patience)
+        patience = self._config.settings.patience
+        done = position.after(metrics["val_loss"], phase.epochs, patience, title)
         if done.phase > position.phase:
             current.return_to_best()
         self._report(title, metrics, current, done)
@@ -331,6 +340,9 @@ class _Session:
         if self._run is not None:
             say(_progress_line(title, metrics))
             self._run.log_metrics(metrics, step=done.epoch - 1)
+            if done.phase > current.index and done.best_epoch:
+                say(f"kept {done.best_epoch}, of the lowest val_loss: {done.best_loss:.4f}")
+                self._run.set_tags({"best_epoch": done.best_epoch})
         if self._events is not None:
             self._events.add(current.phase.name, done.epoch - 1, metrics)
         due = time.perf_counter() - self._reported >= self._config.settings.checkpoint_every_s
@@ -354,6 +366,7 @@ class _Session:
         if self._run is None or not self._config.export:
             ray.train.report(ended)
             return
+        say("exporting the kept epoch to ONNX")
         with tempfile.TemporaryDirectory() as folder, self._explained_failure():
             last = _save(Path(folder), current, position)
             self._export(Path(folder))

@@ -100,8 +100,8 @@ def _train(settings: TrainSettings, job: Job, clock: Clock) -> ray.train.Checkpo
     except ray.train.TrainingFailedError as error:
         note(str(error))
         raise ClusterError(
-            f"training failed more than max_failures ({settings.max_failures}) times. Last error: "
-            f"{str(error).strip().splitlines()[-1]}. Its checkpoints are kept: resume with "
+            f"training failed more than --max-failures ({settings.max_failures}) times. Last "
+            f"error: {str(error).strip().splitlines()[-1]}. Its checkpoints are kept: resume with "
             f"--resume {job.tracked.run_id}"
         ) from error
     assert last is not None, "the workers' last report has a checkpoint"
@@ -111,6 +111,7 @@ def _train(settings: TrainSettings, job: Job, clock: Clock) -> ray.train.Checkpo
 
 def _report(settings: TrainSettings, job: Job, exported: Export) -> dict[str, Any]:
     tracked, predictions = job.tracked, exported.examination.predictions
+    say("writing the evaluation report")
     about = {"run": tracked.run_id, "data": sources.shown(settings.data), "split": "test"}
     report = evaluation.make_report(
         exported.examination, exported.onnx, exported.predictor(), about, settings.seed
@@ -126,6 +127,7 @@ def _report(settings: TrainSettings, job: Job, exported: Export) -> dict[str, An
 def _promote(settings: TrainSettings, job: Job, version: str) -> tuple[bool, str]:
     if not settings.promote:
         return False, "promote is off"
+    say("comparing the version with the champion, if there is one")
     images = grounds.load_held_out(settings, settings.image_size, job.images)
     decision = promotion.promote_if_better(settings.register_as, version, images, settings)
     return decision.promoted, decision.reason
@@ -133,6 +135,7 @@ def _promote(settings: TrainSettings, job: Job, version: str) -> tuple[bool, str
 
 def _register(settings: TrainSettings, job: Job, exported: Export, scratch: Path) -> str:
     """Register the exported model; return its version."""
+    say("registering the model")
     example = job.splits["test"].take_batch(1)["image"]
     version = job.tracked.register_model(
         exported.onnx,

@@ -75,6 +75,7 @@ class Position:
         phase_epoch: Finished epochs of the current phase.
         best_loss: Lowest validation loss of any epoch.
         stale_epochs: Epochs since the lowest loss, or since this phase began.
+        best_epoch: Title of the epoch with the lowest loss, such as `head 27/30`.
     """
 
     epoch: int = 0
@@ -82,19 +83,42 @@ class Position:
     phase_epoch: int = 0
     best_loss: float = inf
     stale_epochs: int = 0
+    best_epoch: str = ""
 
-    def after(self, val_loss: float, num_epochs: int, patience: int) -> "Position":
+    def after(self, val_loss: float, num_epochs: int, patience: int, title: str = "") -> "Position":
         """Return the position after one more epoch of the current phase.
 
         Args:
             val_loss: Validation loss of the epoch.
             num_epochs: Largest number of epochs of the phase.
             patience: Epochs without a lower loss after which the phase ends.
+            title: Title of the epoch.
         """
         better = val_loss < self.best_loss
         best_loss = val_loss if better else self.best_loss
+        best_epoch = title if better else self.best_epoch
         stale_epochs = 0 if better else self.stale_epochs + 1
         epoch = self.epoch + 1
         if self.phase_epoch + 1 == num_epochs or stale_epochs >= patience:
-            return Position(epoch, self.phase + 1, 0, best_loss, 0)
-        return Position(epoch, self.phase, self.phase_epoch + 1, best_loss, stale_epochs)
+            return Position(epoch, self.phase + 1, 0, best_loss, 0, best_epoch)
+        return Position(
+            epoch, self.phase, self.phase_epoch + 1, best_loss, stale_epochs, best_epoch
+        )
+
+
+def last_epoch(phases: list[Phase], phase: int, done: Position) -> str:
+    """Return the title of the last finished epoch, as it was printed.
+
+    Args:
+        phases: Phases of the run.
+        phase: Index of the phase of that epoch.
+        done: Position after it.
+    """
+    if done.phase > phase:
+        return f"the end of {phases[phase].name}"
+    return title_of(phases[phase], done.phase_epoch)
+
+
+def title_of(phase: Phase, number: int) -> str:
+    """Return the title of an epoch, counted from 1 in its phase."""
+    return f"{phase.name} {number}/{phase.epochs}"

@@ -52,4 +52,6 @@ def test_a_mistake_is_one_line_and_starts_nothing(tmp_path: Path) -> None:
     )
     assert done.returncode == 1
     assert done.stdout == ""
-    assert re.fullmatch(r"error: a source must be .*; got .*/nowhere\. .*\n", done.stderr)
+    assert re.fullmatch(
+        r"error: a source must be .*; there is nothing at .*/nowhere\. .*\n", done.stderr
+    )

@@ -270,7 +270,7 @@ def test_the_run_goes_on_with_the_node_that_is_left(outcome: Outcome) -> None:
     assert outcome.exit_code == 0, outcome.log[-3000:]
     # The other node held decoded images.
     assert re.search(r"recover \d+ lost objects", outcome.logged)
-    assert re.search(r"resuming after epoch \d+ on 1 workers\n", outcome.log)
+    assert re.search(r"resuming after scratch \d+/\d+ on 1 workers\n", outcome.log)
     assert outcome.log.count(f"scratch {NUM_EPOCHS}/{NUM_EPOCHS}  loss") == 1
     assert outcome.result["test"]["num_images"] > 10
     assert outcome.result["model_uri"] == "models:/mask-detector/1"

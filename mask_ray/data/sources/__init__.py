@@ -11,6 +11,7 @@ from mask_ray.data.sources.location import (
     num_drawn,
     several,
     shown,
+    title,
 )
 from mask_ray.data.sources.open import (
     ImageReader,
@@ -42,4 +43,5 @@ __all__ = [
     "several",
     "shown",
     "stats",
+    "title",
 ]

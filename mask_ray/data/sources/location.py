@@ -1,5 +1,6 @@
 """Interpret the text of a source: its kind, and the file system it is in."""
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -26,6 +27,7 @@ KINDS = (
     "an http(s) URL of an archive, or a URI such as s3://bucket/folder"
 )
 
+_TITLE_LENGTH = 80
 _OF_ARROW = ("s3", "gs", "gcs", "hdfs", "viewfs")
 
 
@@ -97,6 +99,12 @@ def reached(place: object, read: Callable[[], Any]) -> Any:
 def shown(data: str) -> str:
     """Remove what may be secret in URIs, so that sources may be printed: user, password, query."""
     return "\n".join(line.bare for line in several(data))
+
+
+def title(data: str) -> str:
+    """Return a short name of sources: the last parts of their paths."""
+    paths = [re.split("[?#]", line.bare)[0].rstrip("/") for line in several(data)]
+    return " + ".join(path.rpartition("/")[2] or path for path in paths)[:_TITLE_LENGTH]
 
 
 def several(data: str) -> list[Uri]:

@@ -115,8 +115,9 @@ def _fetch(source: str) -> str:
         return source
     path = Path(place.path)
     if not (path.is_dir() or (path.is_file() and is_manifest(place))):
+        found = "got" if path.exists() else "there is nothing at"
         raise DataError(
-            f"a source must be {KINDS}; got {shown(source)}. "
+            f"a source must be {KINDS}; {found} {shown(source)}. "
             "A submitted job runs in a copy of the working directory: give an absolute path"
         )
     return str(path.resolve())
@@ -151,8 +152,18 @@ def _check_classes(class_names: Sequence[str], sources: Sequence[str]) -> None:
         raise DataError(
             "data must hold at least 2 folders of images, one per class, or 2 labels; "
             f"{', '.join(map(shown, sources))} holds {len(class_names)}: "
-            f"{', '.join(class_names) or 'none'}"
+            f"{', '.join(class_names) or 'none'}{_about_parents(sources)}"
         )
+
+
+def _about_parents(sources: Sequence[str]) -> str:
+    """Return a hint if a source is a folder of one class, beside those of other classes."""
+    for place in map(locate, sources):
+        if _is_class_folder(place) and not class_folders(Path(place.path)):
+            parent = Path(place.path).resolve().parent
+            if len(class_folders(parent)) > 1 and any(Path(place.path).iterdir()):
+                return f". If {place.path} is one class, give the folder above it, {parent}"
+    return ""
 
 
 def list_labelled(data: str) -> Labelled:

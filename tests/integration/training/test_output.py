@@ -11,7 +11,16 @@ from tests.support.ray_jobs import Job
 _EVERY_10_S = "every 10 s of long work"
 _EACH_EPOCH = "each epoch from scratch"
 _ALWAYS = {"always", "unless resumed"}
-_PERHAPS = {"if any do", "unless `--no-quantize`", "if it wins", _EVERY_10_S, _EACH_EPOCH}
+_PERHAPS = {
+    "if any do",
+    "below 10 images of a class in these splits",
+    "at the end of each phase",
+    "unless `--no-quantize`",
+    "unless `--no-promote`",
+    "if it wins",
+    _EVERY_10_S,
+    _EACH_EPOCH,
+}
 
 
 @dataclass(frozen=True)
@@ -56,6 +65,7 @@ def test_a_training_run_prints_the_documented_lines_and_nothing_else(trained: Jo
         row.printed in _ALWAYS for row in rows
     )
     assert sum(row.printed == _EACH_EPOCH for row in printed) == 2
+    assert sum(row.printed == "at the end of each phase" for row in printed) == 1
     in_order = [rows.index(row) for row in printed if row.printed != _EVERY_10_S]
     assert in_order == sorted(in_order)
 

@@ -132,7 +132,7 @@ def test_the_served_file_is_int8_where_that_is_as_good_and_faster(with_every_fla
     told = info.metadata["quantization"]
     against = reason_against(Figures(**told["float32"]), Figures(**told["int8"]))
     assert told["served"] == ("int8" if against is None else "float32")
-    assert f"int8 is {'not ' if against else ''}served" in with_every_flag.log
+    assert f"int8 is {'not ' if against else ''}used: " in with_every_flag.log
     assert result["test"]["accuracy"] == told[told["served"]]["accuracy"]
     metrics = load(with_every_flag).data.metrics
     for name in ("float32", "int8"):

@@ -182,7 +182,7 @@ class TestResume:
     ) -> None:
         with pytest.raises(SystemExit):
             cli.parse(TrainSettings, ["--from-run", RUN_ID, "--resume", RUN_ID], self.stored)
-        assert "resume and from_run exclude each other" in capsys.readouterr().err
+        assert "--resume and --from-run exclude each other" in capsys.readouterr().err
 
     def test_is_not_asked_for_by_other_runs(self) -> None:
         def stored(run_id: str) -> NoReturn:
@@ -204,18 +204,50 @@ class TestResume:
 
 
 def test_missing_data_is_named(refusal: Callable[..., str]) -> None:
-    assert refusal() == "data is required"
+    assert refusal() == "--data is required"
 
 
 def test_a_bad_value_is_told_what_is_allowed(refusal: Callable[..., str]) -> None:
     assert refusal("--data", "photos", "--image-size", "100") == (
-        "image_size must be one of 96, 128, 160, 192, 224; got 100"
+        "--image-size must be one of 96, 128, 160, 192, 224; got 100"
     )
 
 
 @pytest.mark.parametrize("flag", ["--num-wokers", "--num-work", "--num_workers"])
 def test_an_unknown_flag_is_named(refusal: Callable[..., str], flag: str) -> None:
-    assert refusal("--data", "photos", flag, "2") == f"unrecognized arguments: {flag} 2"
+    assert refusal("--data", "photos", flag, "2") == (
+        f"there is no flag {flag}; did you mean --num-workers? --help lists all"
+    )
+
+
+def test_flags_that_hold_the_words_of_an_unknown_one_are_named(
+    refusal: Callable[..., str],
+) -> None:
+    assert refusal("--data", "photos", "--epochs=3") == (
+        "there is no flag --epochs; did you mean --warmup-epochs or --head-epochs or "
+        "--finetune-epochs? --help lists all"
+    )
+    assert refusal("--data", "photos", "--colour", "red") == (
+        "there is no flag --colour. --help lists all"
+    )
+
+
+def test_messages_name_flags_and_leave_paths_and_other_words() -> None:
+    def shown(message: str) -> str:
+        return cli.with_flags(TrainSettings, message)
+
+    assert shown("min_workers must be at most num_workers (2)") == (
+        "--min-workers must be at most --num-workers (2)"
+    )
+    assert shown("data must hold images; data is in /a/num_workers/x; seed is bad") == (
+        "--data must hold images; --data is in /a/num_workers/x; --seed is bad"
+    )
+    assert shown("the test split of data holds; see test_data.csv") == (
+        "the test split of data holds; see test_data.csv"
+    )
+    assert shown("head_epochs + finetune_epochs must be at least 1.") == (
+        "--head-epochs + --finetune-epochs must be at least 1."
+    )
 
 
 @pytest.mark.parametrize("flag", ["--data", "--config"])
@@ -225,7 +257,7 @@ def test_a_flag_without_its_value_is_named(refusal: Callable[..., str], flag: st
 
 def test_a_missing_file_is_named(refusal: Callable[..., str], tmp_path: Path) -> None:
     message = refusal("--config", str(tmp_path / "nope.yaml"))
-    assert message.startswith(f"config must be a readable YAML file; got {tmp_path}/nope.yaml: ")
+    assert message.startswith(f"--config must be a readable YAML file; got {tmp_path}/nope.yaml: ")
     assert "No such file" in message
 
 
@@ -234,7 +266,9 @@ def test_a_file_that_is_no_yaml_is_named(
     refusal: Callable[..., str], tmp_path: Path, text: str
 ) -> None:
     message = refusal("--config", config_file(tmp_path, text))
-    assert message.startswith(f"config must be a readable YAML file; got {tmp_path}/config.yaml: ")
+    assert message.startswith(
+        f"--config must be a readable YAML file; got {tmp_path}/config.yaml: "
+    )
     assert "line " in message
 
 
@@ -247,7 +281,7 @@ def test_a_binary_file_is_named(refusal: Callable[..., str], tmp_path: Path) -> 
 def test_a_broken_file_is_not_repeated(refusal: Callable[..., str], tmp_path: Path) -> None:
     path = config_file(tmp_path, "data: photos\nroot: secret: 0\n")
     assert refusal("--config", path) == (
-        f"config must be a readable YAML file; got {path}: "
+        f"--config must be a readable YAML file; got {path}: "
         "mapping values are not allowed here, line 2, column 13"
     )
 
@@ -257,7 +291,7 @@ def test_a_file_must_hold_a_mapping(
     refusal: Callable[..., str], tmp_path: Path, text: str, held: str
 ) -> None:
     assert refusal("--config", config_file(tmp_path, text)) == (
-        f"config must hold a mapping of settings; {tmp_path}/config.yaml holds {held}"
+        f"--config must hold a mapping of settings; {tmp_path}/config.yaml holds {held}"
     )
 
 
@@ -273,7 +307,7 @@ def test_a_bad_value_in_the_file_is_told_what_is_allowed(
     refusal: Callable[..., str], tmp_path: Path
 ) -> None:
     path = config_file(tmp_path, "data: photos\nnum-workers: 0\n")
-    assert refusal("--config", path) == ("num_workers must be greater than or equal to 1; got 0")
+    assert refusal("--config", path) == ("--num-workers must be greater than or equal to 1; got 0")
 
 
 @pytest.fixture(scope="module", params=JOBS)
@@ -367,7 +401,7 @@ def test_an_error_that_the_user_can_mend_is_one_line(
     assert run_job(raising(error)) == (
         1,
         "connecting\nworking\n",
-        "error: data has no images; got photos\n",
+        "error: --data has no images; got photos\n",
     )
 
 
@@ -434,7 +468,7 @@ def test_a_mistake_is_found_before_ray_is_started(
     monkeypatch.setattr(sys, "argv", ["job", "--seed", "-1"])
     code, out, err = run_job(raising(AssertionError("not reached")))
     assert (code, out) == (2, "")
-    assert err == "error: data is required; seed must be greater than or equal to 0; got '-1'\n"
+    assert err == "error: --data is required; --seed must be greater than or equal to 0; got '-1'\n"
 
 
 def test_a_cluster_that_does_not_answer_is_one_line(

@@ -339,12 +339,12 @@ def test_the_threshold_is_the_servers(run: Run, files: list[str], server: Predic
     ("arguments", "message"),
     [
         ([], "the following arguments are required: PATHS"),
-        (["x", "--concurrency=0"], "concurrency must be greater than or equal to 1; got '0'"),
-        (["x", "--url=localhost:8000"], "url must begin with http:// or https://; got localhost"),
-        (["x", "--output=no/such.csv"], "output must be a file that can be written: "),
-        (["x", "--token-file=none"], "token_file must be a readable file: "),
+        (["x", "--concurrency=0"], "--concurrency must be greater than or equal to 1; got '0'"),
+        (["x", "--url=localhost:8000"], "--url must begin with http:// or https://; got localhost"),
+        (["x", "--output=no/such.csv"], "--output must be a file that can be written: "),
+        (["x", "--token-file=none"], "--token-file must be a readable file: "),
         ([""], "paths.0 must name a file or a folder; got an empty string"),
-        (["x", "--colour=red"], "unrecognized arguments: --colour=red"),
+        (["x", "--colour=red"], "there is no flag --colour. --help lists all"),
     ],
 )
 def test_wrong_usage_is_one_line(run: Run, arguments: list[str], message: str) -> None:

@@ -112,7 +112,7 @@ def test_drawn_faces_are_asked_about_that_are_not_trained_on() -> None:
 @pytest.mark.parametrize(
     ("make", "error"),
     [
-        (lambda folder: folder / "nowhere", "a source must be .*; got .*/nowhere"),
+        (lambda folder: folder / "nowhere", "a source must be .*; there is nothing at .*/nowhere"),
         (lambda folder: folder, "data must hold at least 2 folders of images"),
     ],
 )

@@ -61,7 +61,7 @@ FIGURES = Figures(
             {"min_recall": 0.8},
             {"accuracy": 0.99, "recall": {"with_mask": 1.0, "without_mask": 0.79}},
             False,
-            "its recall of without_mask is 0.7900, below min_recall (0.8)",
+            "its recall of without_mask is 0.7900, below --min-recall (0.8)",
         ),
     ],
 )
@@ -254,8 +254,9 @@ def test_a_champion_of_other_classes_gives_way_only_to_force(
     decision = promotion.promote_if_better(NAME, "1", labelled_as(files["1"]), RULE)
     assert not decision.promoted
     assert decision.reason == (
-        "the champion, version 4, cannot be compared: its classes are cat, dog, those of the "
-        "images with_mask, without_mask"
+        f"the champion cannot be compared: version 4 of {NAME} has the classes cat, dog, and the "
+        "images have with_mask, without_mask. Train under a name of its own with --register-as "
+        "NAME, or replace the champion with `python -m jobs.promote 1 --force`"
     )
     assert promotion.force_promotion(NAME, "1").promoted
     assert tracking.aliases(NAME)["champion"] == "1"

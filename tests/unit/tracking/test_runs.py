@@ -82,7 +82,10 @@ def test_a_stopped_job_leaves_a_killed_run(store: None) -> None:
         [sys.executable, "-c", STOPPED_JOB], cwd=ROOT, capture_output=True, text=True
     )
 
-    assert (ended.returncode, ended.stderr) == (130, "error: stopped\n")
+    assert (ended.returncode, ended.stderr) == (
+        130,
+        "error: stopped: run the same command to begin again\n",
+    )
     assert stored(ended.stdout.strip()).info.status == "KILLED"
 
 
@@ -355,3 +358,29 @@ def test_an_error_of_the_store_has_no_password(monkeypatch: pytest.MonkeyPatch) 
         "the tracking store postgresql://***@127.0.0.1:1/runs fails: "
         "no answer of postgresql://***@127.0.0.1:1/runs for ***"
     )
+
+
+def test_a_run_is_listed_with_its_name_source_and_data(store: None) -> None:
+    tags = tracking.overview_tags("train photos 2026-01-02", "python -m jobs.train", "abc")
+    with start_run("faces", tags) as run:
+        run.describe("2 classes")
+        run.log_dataset("photos", "0" * 64, "/data/photos", {"num_images": {"train": 7}})
+    found = stored(run.run_id)
+    assert found.info.run_name == "train photos 2026-01-02"
+    assert found.data.tags["mlflow.source.name"] == "python -m jobs.train"
+    assert found.data.tags["mlflow.source.git.commit"] == "abc"
+    assert found.data.tags["mlflow.note.content"] == "2 classes"
+    (dataset,) = (each.dataset for each in found.inputs.dataset_inputs)
+    assert (dataset.name, dataset.digest) == ("photos", "0" * 36)
+    assert "mlflow.source.git.commit" not in tracking.overview_tags("a", "b", "unknown")
+
+
+@pytest.mark.parametrize("is_older", [False, True])
+def test_an_experiment_opens_with_its_runs(store: None, is_older: bool) -> None:
+    if is_older:
+        with start_run("other", {}):
+            mlflow.create_experiment("faces")
+    with start_run("faces", {}):
+        pass
+    experiment: Any = mlflow.get_experiment_by_name("faces")
+    assert experiment.tags["mlflow.experimentKind"] == "custom_model_development"

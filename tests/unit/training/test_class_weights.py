@@ -2,7 +2,7 @@
 
 import pytest
 
-from mask_ray.training.class_weights import balanced, imbalance
+from mask_ray.training.class_weights import balanced, few_held_out, imbalance
 
 
 def test_every_class_weighs_the_same_in_all() -> None:
@@ -27,3 +27,12 @@ def test_a_larger_ratio_is_said_with_what_helps() -> None:
     assert imbalance(counts, is_weighted=False) == (
         f"{line}; --class-weights balanced makes up for it"
     )
+
+
+def test_splits_of_few_images_are_said_with_what_helps() -> None:
+    counts = {"train": {"cat": 5}, "val": {"cat": 40, "dog": 10}, "test": {"cat": 5, "dog": 1}}
+    line = "few images to judge by: test 6 (1 dog); figures on them are rough. Add images, or raise"
+    assert few_held_out(counts, False) == f"{line} --test-fraction and --val-fraction"
+    assert few_held_out(counts, True) == f"{line} --val-fraction"
+    enough = counts | {"test": {"cat": 10, "dog": 10}}
+    assert few_held_out(enough, False) is None

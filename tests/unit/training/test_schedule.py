@@ -6,7 +6,14 @@ from typing import Any
 import pytest
 
 from mask_ray.config import TrainSettings
-from mask_ray.training.schedule import Phase, Position, Schedule, phases_of, schedule_of
+from mask_ray.training.schedule import (
+    Phase,
+    Position,
+    Schedule,
+    last_epoch,
+    phases_of,
+    schedule_of,
+)
 
 
 def settings(**given: Any) -> TrainSettings:
@@ -123,3 +130,17 @@ class TestPosition:
         assert after([nan, nan, nan]) == Position(
             epoch=3, phase=1, phase_epoch=0, best_loss=inf, stale_epochs=0
         )
+
+    def test_remembers_the_title_of_the_best_epoch(self) -> None:
+        position = Position()
+        for number, loss in enumerate([0.5, 0.3, 0.4], start=1):
+            position = position.after(loss, 3, 3, f"head {number}/3")
+        assert position.best_epoch == "head 2/3"
+        assert position.after(0.6, 2, 3, "finetune 1/2").best_epoch == "head 2/3"
+
+
+def test_the_epoch_to_resume_after_is_named_as_it_was_printed() -> None:
+    phases = [Phase("head", 30, 0.1), Phase("finetune", 3, 0.1)]
+    assert last_epoch(phases, 1, Position(epoch=31, phase=1, phase_epoch=1)) == "finetune 1/3"
+    assert last_epoch(phases, 0, Position(epoch=30, phase=1, phase_epoch=0)) == "the end of head"
+    assert last_epoch(phases, 1, Position(epoch=33, phase=2)) == "the end of finetune"
