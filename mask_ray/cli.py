@@ -106,6 +106,8 @@ def with_flags(settings_class: type[Settings], message: str) -> str:
     Not inside of paths and other names. A name of one word is replaced only where it begins a
     sentence about it, such as `data must ...`.
     """
+    if message.startswith("search "):  # the names that follow are values of this flag
+        return f"--{message}"
     positional = _positional_names(settings_class)
     for name in settings_class.model_fields:
         typed = name.upper() if name in positional else f"--{name.replace('_', '-')}"

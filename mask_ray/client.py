@@ -129,7 +129,7 @@ def read_token(token_file: Path | None) -> str | None:
         try:
             token = token_file.read_text()
         except (OSError, UnicodeDecodeError) as error:
-            raise MaskRayError(f"token_file must be a readable file: {error}") from error
+            raise MaskRayError(f"--token-file must be a readable file: {error}") from error
     token = token.strip()
     if not re.fullmatch(r"[\x21-\x7e]*", token) or (token_file is not None and not token):
         raise MaskRayError(f"{source} must hold one token of ASCII characters without spaces")
@@ -364,7 +364,7 @@ def _open_output(output: Path | None) -> Iterator[TextIO]:
             closefd=output is not None,
         )
     except OSError as error:
-        raise MaskRayError(f"output must be a file that can be written: {error}") from error
+        raise MaskRayError(f"--output must be a file that can be written: {error}") from error
     with stream:
         yield stream
 

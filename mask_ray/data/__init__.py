@@ -13,6 +13,7 @@ from mask_ray.data.dataset import (
     spare_cpus,
     take_stock,
 )
+from mask_ray.data.sources.reading import task_options
 from mask_ray.data.splits import SPLITS, split_of
 from mask_ray.data.summary import Summary, digest_of, summarise
 
@@ -33,4 +34,5 @@ __all__ = [
     "split_of",
     "summarise",
     "take_stock",
+    "task_options",
 ]

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import ray
 from numpy.typing import NDArray
 from ray.data import Dataset
@@ -131,11 +132,11 @@ def load(
     if kept:
         every = every.materialize()
     with FileList(file_list, source.class_names) as listed:
-        inventory, bad_files = take_stock(every, source.num_files, listed)
+        inventory, bad_files = take_stock(every, source.num_files, listed, task_cpus)
         try:
             assignment = assign(inventory, settings)
         except SplitConflictError as error:
-            raise DataError(error.describe(_paths_by_digest(every))) from error
+            raise DataError(error.describe(_paths_by_digest(every, task_cpus))) from error
         listed.finish((*SPLITS, LEFT_OUT), assignment.indices)
     summary = summarise(inventory, assignment, source.class_names, bad_files)
     _check_no_class_is_empty(summary, source.class_names, needed)
@@ -185,8 +186,9 @@ def _mark(batch: Batch, held_out: bool) -> Batch:
     return batch | {"held_out": np.full(len(batch["label"]), held_out)}
 
 
-def _paths_by_digest(decoded: Dataset) -> dict[str, str]:
-    return {row["digest"]: row["path"] for row in _rows(decoded, ["digest", "path"])}
+def _paths_by_digest(decoded: Dataset, task_cpus: float) -> dict[str, str]:
+    rows = _rows(decoded, ["digest", "path"], task_cpus)
+    return {row["digest"]: row["path"] for row in rows}
 
 
 def open_source(settings: DataSettings, task_cpus: float) -> Source:
@@ -217,9 +219,11 @@ def params(settings: DataSettings) -> dict[str, Any]:
 
 
 def _drawn(num_images: int, seed: int, task_cpus: float) -> Source:
-    indices = ray.data.range(num_images, override_num_blocks=num_blocks(num_images))
+    # Not `ray.data.range`, whose tasks take a whole CPU each.
+    parts = np.array_split(np.arange(num_images), num_blocks(num_images))
+    blocks = [pa.table({"id": part}) for part in parts]
     return Source(
-        map_rows(indices, _draw_batch, task_cpus, seed=seed),
+        map_rows(ray.data.from_blocks(blocks), _draw_batch, task_cpus, seed=seed),
         list(synthetic.CLASS_NAMES),
         num_images,
     )
@@ -335,7 +339,7 @@ def _select(
 
 
 def take_stock(
-    decoded: Dataset, num_files: int, listed: FileList
+    decoded: Dataset, num_files: int, listed: FileList, task_cpus: float
 ) -> tuple[Inventory, dict[str, str]]:
     """Collect all but the pixels of readable images, and the errors of bad files, in one pass.
 
@@ -345,7 +349,7 @@ def take_stock(
     parts: list[Inventory] = []
     bad_files: dict[str, str] = {}
     progress = Progress("reading", num_files)
-    for batch in watched(_without(decoded, "image"), "reading"):
+    for batch in watched(_without(decoded, "image", task_cpus), "reading"):
         progress.add(len(batch["label"]))
         listed.add(batch)
         bad = batch["error"] != ""
@@ -359,12 +363,14 @@ def take_stock(
     return Inventory.joined(parts), bad_files
 
 
-def _without(dataset: Dataset, column: str) -> Iterator[Batch]:
-    return iter(dataset.drop_columns([column]).iter_batches(batch_size=4096, batch_format="numpy"))
+def _without(dataset: Dataset, column: str, task_cpus: float) -> Iterator[Batch]:
+    rest = dataset.drop_columns([column], **task_options(task_cpus))
+    return iter(rest.iter_batches(batch_size=4096, batch_format="numpy"))
 
 
-def _rows(dataset: Dataset, columns: list[str]) -> Iterator[dict[str, Any]]:
-    for batch in dataset.select_columns(columns).iter_batches(batch_size=4096):
+def _rows(dataset: Dataset, columns: list[str], task_cpus: float) -> Iterator[dict[str, Any]]:
+    selected = dataset.select_columns(columns, **task_options(task_cpus))
+    for batch in selected.iter_batches(batch_size=4096):
         for values in zip(*(batch[column] for column in columns), strict=True):
             yield dict(zip(columns, values, strict=True))
 

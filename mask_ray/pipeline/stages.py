@@ -288,7 +288,9 @@ def _test_images(
 ) -> list[live_service.LabelledImage]:
     """Return the first images of the test split that can be decoded, as encoded files."""
     images = data.load(settings, image_size, needed=())
-    rows = images.decoded(("test",)).select_columns(["path", "label", "split", "error"])
+    rows = images.decoded(("test",)).select_columns(
+        ["path", "label", "split", "error"], **data.task_options(images.task_cpus)
+    )
     chosen: list[live_service.LabelledImage] = []
     for row in rows.iter_rows():
         if row["split"] == "test" and not row["error"]:

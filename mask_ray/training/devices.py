@@ -1,9 +1,12 @@
-"""What a worker computes on and in: its GPU, its threads, the precision of its layers."""
+"""What a worker computes on and in: its GPU, threads, precision, and the settings of Horovod."""
 
 import os
+from pathlib import Path
 
 import keras
 import tensorflow as tf
+
+from mask_ray.config import TrainSettings
 
 
 def use_devices(precision: str, num_threads: int | None, local_rank: int, local_size: int) -> None:
@@ -49,3 +52,18 @@ def dtype_policy(precision: str, compute_capability: tuple[int, int]) -> str:
     if precision == "auto":
         precision = "bfloat16" if compute_capability >= (8, 0) else "float32"
     return "mixed_bfloat16" if precision == "bfloat16" else "float32"
+
+
+def horovod_environment(settings: TrainSettings, timeline: Path) -> dict[str, str]:
+    """Return what Horovod reads at `init`.
+
+    https://horovod.readthedocs.io/en/stable/tensor-fusion.html
+    """
+    env: dict[str, str] = {}
+    if settings.fusion_threshold_mb is not None:
+        env["HOROVOD_FUSION_THRESHOLD"] = str(int(settings.fusion_threshold_mb * 2**20))
+    if settings.cycle_time_ms is not None:
+        env["HOROVOD_CYCLE_TIME"] = str(settings.cycle_time_ms)
+    if settings.timeline:
+        env["HOROVOD_TIMELINE"] = str(timeline)
+    return env

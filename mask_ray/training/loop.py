@@ -34,7 +34,7 @@ from mask_ray.models import keras_model as models
 from mask_ray.progress import Progress, say
 from mask_ray.training import checkpoints
 from mask_ray.training.batches import Batches, FeatureBatches, ImageBatches
-from mask_ray.training.devices import use_devices
+from mask_ray.training.devices import horovod_environment, use_devices
 from mask_ray.training.loss import loss_of
 from mask_ray.training.pulse import Beats
 from mask_ray.training.schedule import (
@@ -81,7 +81,7 @@ def train(config: WorkerConfig, around_epoch: AroundEpoch = nullcontext) -> None
     """
     settings = config.settings
     timeline = Path(tempfile.mkdtemp(), "timeline.json")
-    os.environ.update(_horovod_environment(settings, timeline))
+    os.environ.update(horovod_environment(settings, timeline))
     hvd.init()
     for name in ray_internals.train_logger_names():
         logging.getLogger(name).setLevel(logging.WARNING)
@@ -98,21 +98,6 @@ def train(config: WorkerConfig, around_epoch: AroundEpoch = nullcontext) -> None
         run.log_file(timeline)
     if run is not None and config.tensorboard is not None:
         run.log_folder(config.tensorboard / run.run_id, "tensorboard")
-
-
-def _horovod_environment(settings: TrainSettings, timeline: Path) -> dict[str, str]:
-    """Return what Horovod reads at `init`.
-
-    https://horovod.readthedocs.io/en/stable/tensor-fusion.html
-    """
-    env: dict[str, str] = {}
-    if settings.fusion_threshold_mb is not None:
-        env["HOROVOD_FUSION_THRESHOLD"] = str(int(settings.fusion_threshold_mb * 2**20))
-    if settings.cycle_time_ms is not None:
-        env["HOROVOD_CYCLE_TIME"] = str(settings.cycle_time_ms)
-    if settings.timeline:
-        env["HOROVOD_TIMELINE"] = str(timeline)
-    return env
 
 
 def _build(config: WorkerConfig) -> keras.Model:

@@ -16,7 +16,7 @@ from mask_ray import data
 from mask_ray.config import TrainSettings
 from mask_ray.models import keras_model
 from mask_ray.training import loop
-from mask_ray.training.devices import dtype_policy
+from mask_ray.training.devices import dtype_policy, horovod_environment
 from mask_ray.training.job import Job, check_enough, worker_config
 from mask_ray.training.worker_config import WorkerConfig
 
@@ -58,7 +58,7 @@ def test_horovod_is_told_what_is_given_and_nothing_else(
     given: dict[str, Any], environment: dict[str, str]
 ) -> None:
     settings = TrainSettings(data="photos", **given)
-    assert loop._horovod_environment(settings, Path("/tmp/timeline.json")) == environment
+    assert horovod_environment(settings, Path("/tmp/timeline.json")) == environment
 
 
 def data_set(num_train: int) -> data.ImageData:

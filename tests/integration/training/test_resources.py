@@ -3,6 +3,7 @@
 import time
 from typing import Any
 
+import pyarrow as pa
 import pytest
 import ray
 from ray.util.placement_group import get_current_placement_group
@@ -53,7 +54,8 @@ def where(batch: data.Batch) -> data.Batch:
 
 
 def groups_of_tasks(task_cpus: float) -> set[str]:
-    dataset = data.map_rows(ray.data.range(20, override_num_blocks=4), where, task_cpus)
+    blocks = [pa.table({"id": [number]}) for number in range(4)]
+    dataset = data.map_rows(ray.data.from_blocks(blocks), where, task_cpus)
     return set(dataset.to_pandas()["group"])
 
 

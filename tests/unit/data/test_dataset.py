@@ -10,7 +10,9 @@ from mask_ray.data import sources
 
 
 def test_a_missing_folder_is_named(tmp_path: Path) -> None:
-    with pytest.raises(data.DataError, match=r"got .*/nowhere\. A submitted job .* absolute path"):
+    with pytest.raises(
+        data.DataError, match=r"nothing at .*/nowhere\. A submitted job .* absolute path"
+    ):
         sources.check(str(tmp_path / "nowhere"))
 
 

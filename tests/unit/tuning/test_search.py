@@ -58,7 +58,10 @@ def test_what_has_an_effect_and_is_not_given_is_searched(flags: str, searched: s
             "search must name a setting if all of them have values: learning_rate, batch_size, "
             "augmented_views",
         ),
-        ("--grace-epochs 34", "grace_epochs must be at most head_epochs + finetune_epochs (33)"),
+        (
+            "--grace-epochs 34",
+            "--grace-epochs must be at most --head-epochs + --finetune-epochs (33)",
+        ),
     ],
     ids=["no effect", "unknown", "nothing left", "grace"],
 )
