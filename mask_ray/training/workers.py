@@ -68,7 +68,8 @@ def trainer(
 
     settings = config.settings
     epoch, datasets = _image_datasets(settings, splits, plan.task_cpus)
-    pulse, own = start_pulse(), {}
+    pulse = start_pulse()
+    own: dict[str, Any] = {}
     if plan.group is not None:  # Ray Train V1 reserves and watches by itself
         own = {"placement": (plan.group, plan.first_bundle), "while_running": watch_of(pulse)}
     return HorovodTrainer(
