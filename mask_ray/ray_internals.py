@@ -110,10 +110,20 @@ def start_controller(
         arguments: Arguments of the controller.
     """
     import ray
+    from ray.train.v2._internal.callbacks import PlacementGroupCleanerCallback
     from ray.train.v2._internal.constants import get_env_vars_to_propagate
     from ray.train.v2._internal.execution.controller import TrainController
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+    if group is not None:
+        # It would remove the group when a trial is stopped, and end the trials beside it.
+        arguments = arguments | {
+            "callbacks": [
+                callback
+                for callback in arguments["callbacks"]
+                if not isinstance(callback, PlacementGroupCleanerCallback)
+            ]
+        }
     actor = TrainController if group is None else _placed_controller(group, first_bundle)
     here = ray.get_runtime_context().get_node_id()
     # The controller waits in an async method, which Ray would warn of.
