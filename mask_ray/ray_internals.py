@@ -110,7 +110,9 @@ def start_controller(
         arguments: Arguments of the controller.
     """
     import ray
-    from ray.train.v2._internal.callbacks import PlacementGroupCleanerCallback
+    from ray.train.v2._internal.callbacks.placement_group_callback import (
+        PlacementGroupCleanerCallback,
+    )
     from ray.train.v2._internal.constants import get_env_vars_to_propagate
     from ray.train.v2._internal.execution.controller import TrainController
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
