@@ -50,15 +50,16 @@ def few_held_out(counts: Mapping[str, Mapping[str, int]], has_test_data: bool) -
         counts: Images by split and class.
         has_test_data: Whether the test split is a source of its own.
     """
-    small = []
+    small, flags = [], []
     for split in ("test", "val"):
         least = min(counts[split], key=lambda name: counts[split][name])
         if counts[split][least] < LEAST_HELD_OUT:
             small.append(f"{split} {sum(counts[split].values())} ({counts[split][least]} {least})")
+            is_own = split == "test" and has_test_data
+            flags += [] if is_own else [f"--{split}-fraction"]
     if not small:
         return None
-    flags = ["--val-fraction"] if has_test_data else ["--test-fraction", "--val-fraction"]
+    advice = f", or raise {' and '.join(flags)}" if flags else ""
     return (
-        f"few images to judge by: {', '.join(small)}; figures on them are rough. Add images, or "
-        f"raise {' and '.join(flags)}"
+        f"few images to judge by: {', '.join(small)}; figures on them are rough. Add images{advice}"
     )

@@ -31,8 +31,8 @@ def test_a_larger_ratio_is_said_with_what_helps() -> None:
 
 def test_splits_of_few_images_are_said_with_what_helps() -> None:
     counts = {"train": {"cat": 5}, "val": {"cat": 40, "dog": 10}, "test": {"cat": 5, "dog": 1}}
-    line = "few images to judge by: test 6 (1 dog); figures on them are rough. Add images, or raise"
-    assert few_held_out(counts, False) == f"{line} --test-fraction and --val-fraction"
-    assert few_held_out(counts, True) == f"{line} --val-fraction"
+    line = "few images to judge by: test 6 (1 dog); figures on them are rough. Add images"
+    assert few_held_out(counts, False) == f"{line}, or raise --test-fraction"
+    assert few_held_out(counts, True) == line
     enough = counts | {"test": {"cat": 10, "dog": 10}}
     assert few_held_out(enough, False) is None
