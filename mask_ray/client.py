@@ -31,11 +31,10 @@ from rich import progress
 from rich.console import Console
 
 from mask_ray import cli
-from mask_ray.config import IMAGE_FORMATS, MaskRayError
+from mask_ray.config import MaskRayError
 from mask_ray.config.client import TOKEN_VARIABLE, ClientSettings
 from mask_ray.csv_cells import safe_cell
-
-IMAGE_SUFFIXES = sorted(suffix for each in IMAGE_FORMATS for suffix in each.suffixes)
+from mask_ray.photo_folders import IMAGE_SUFFIXES, Skipped, images_below
 
 # Busy; a replica lost in mid-answer; no replica ready; a replica that hangs. What the service
 # refuses or gives up for the file itself has another status, such as 413 or 422.
@@ -139,21 +138,18 @@ def read_token(token_file: Path | None) -> str | None:
 def list_files(paths: list[str]) -> list[str]:
     """Replace each folder by the images in and below it, sorted by path.
 
-    A folder without images stays in the list, so that its row can say so.
+    A folder without images stays in the list, so that its row can say so. What folders hold beside
+    images is counted and named on standard error.
     """
-    return [file for path in paths for file in (_images_below(path) or [path])]
+    skipped = Skipped()
+    files = [file for path in paths for file in (_images_below(path, skipped) or [path])]
+    for line in skipped.describe():
+        print(line, file=sys.stderr)
+    return files
 
 
-def _images_below(path: str) -> list[str]:
-    folder = Path(path)
-    return sorted(
-        str(file)
-        for file in folder.rglob("*")
-        # Systems keep hidden files of their own there, such as ._photo.jpg.
-        if file.suffix.lower() in IMAGE_SUFFIXES
-        and not any(part.startswith(".") for part in file.relative_to(folder).parts)
-        and file.is_file()
-    )
+def _images_below(path: str, skipped: Skipped) -> list[str]:
+    return images_below(path, skipped) if Path(path).is_dir() else []
 
 
 async def _classify_all(
