@@ -36,6 +36,7 @@ class Skipped:
         linked: Linked folders, which could form a circle.
         special: Neither files nor folders, such as pipes.
         unreadable: Folders that may not be read.
+        outside: Files outside the folders of classes.
         other: Files whose names are not those of images.
     """
 
@@ -43,6 +44,7 @@ class Skipped:
     linked: list[str] = field(default_factory=list)
     special: list[str] = field(default_factory=list)
     unreadable: list[str] = field(default_factory=list)
+    outside: list[str] = field(default_factory=list)
     other: list[str] = field(default_factory=list)
 
     def describe(self) -> list[str]:
@@ -52,10 +54,11 @@ class Skipped:
             (self.linked, "linked folders", "; give their own paths to include them"),
             (self.special, "names that are no files", ""),
             (self.unreadable, "folders that may not be read", ""),
+            (self.outside, "files outside the folders of classes", ""),
             (self.other, "files that are not named as images", ""),
         )
         return [
-            f"skipped {len(paths)} {what}: {_first(paths)}{advice}"
+            f"skipped {what}: {len(paths)} ({_first(paths)}){advice}"
             for paths, what, advice in reasons
             if paths
         ]

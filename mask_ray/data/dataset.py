@@ -24,7 +24,7 @@ from mask_ray.data.sources import DataError as DataError
 from mask_ray.data.sources import is_synthetic as is_synthetic
 from mask_ray.data.sources import num_drawn as num_drawn
 from mask_ray.data.sources.reading import num_blocks
-from mask_ray.data.splits import LEFT_OUT, SplitConflictError, assign
+from mask_ray.data.splits import LEFT_OUT, SplitConflictError, assign, dropped_key
 from mask_ray.data.splits import SPLITS as SPLITS
 from mask_ray.data.splits import split_of as split_of
 from mask_ray.data.summary import Summary, digest_of, summarise
@@ -132,7 +132,7 @@ def load(
         try:
             assignment = assign(inventory, settings)
         except SplitConflictError as error:
-            raise DataError(error.describe(_paths_by_digest(every))) from error
+            raise DataError(error.describe(_paths(every))) from error
         listed.finish((*SPLITS, LEFT_OUT), assignment.indices)
     summary = summarise(inventory, assignment, source.class_names, bad_files)
     _check_no_class_is_empty(summary, source.class_names, needed)
@@ -182,8 +182,9 @@ def _mark(batch: Batch, held_out: bool) -> Batch:
     return batch | {"held_out": np.full(len(batch["label"]), held_out)}
 
 
-def _paths_by_digest(decoded: Dataset) -> dict[str, str]:
-    return {row["digest"]: row["path"] for row in _rows(decoded, ["digest", "path"])}
+def _paths(decoded: Dataset) -> list[str]:
+    """Return the paths of readable images, in the order of the inventory."""
+    return [row["path"] for row in _rows(decoded, ["path", "error"]) if not row["error"]]
 
 
 def open_source(settings: DataSettings, task_cpus: float) -> Source:
@@ -302,7 +303,13 @@ def _keep_splits(
 ) -> Batch:
     """Select the rows of these splits, and add the column `split`."""
     exceptions: dict[str, str] = ray.get(moved)
-    named = [exceptions.get(d) or split_of(d, settings) for d in batch["digest"].tolist()]
+    rows = zip(batch["digest"].tolist(), batch["given_split"].tolist(), strict=True)
+    named = [
+        exceptions.get(dropped_key(digest, given))
+        or exceptions.get(digest)
+        or split_of(digest, settings)
+        for digest, given in rows
+    ]
     batch["split"] = np.array(named, str)
     if "held_out" in batch:
         batch["split"] = np.where(batch["held_out"], "test", batch["split"])

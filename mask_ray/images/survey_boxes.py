@@ -14,8 +14,8 @@ from mask_ray.images.errors import ImageFormatError
 from mask_ray.images.survey import MAX_PARTS, Survey, by_pixels, corrupt, reject_parts, rest
 
 _NS = 1e-9
-_AVIF_PIXEL_NS, _AVIF_BYTE_NS, _AVIF_PIXEL_BYTES = 35, 120, 20
-_HEIC_PIXEL_NS, _HEIC_BYTE_NS, _HEIC_PIXEL_BYTES = 25, 200, 20
+_AVIF_PIXEL_NS, _AVIF_BYTE_NS, _AVIF_PIXEL_BYTES = 35, 120, 12
+_HEIC_PIXEL_NS, _HEIC_BYTE_NS, _HEIC_PIXEL_BYTES = 25, 200, 12
 
 # Boxes that hold boxes, and the bytes before those: version and flags, and a number of items.
 _PARENTS = {b"meta": 4, b"iprp": 0, b"ipco": 0, b"iinf": 6}

@@ -305,9 +305,9 @@ def test_what_a_folder_holds_beside_images_is_counted_and_named(run: Run, tmp_pa
 
     assert [row["path"] for row in done.rows] == ["photos/a.jpg", "photos/b.HEIC"]
     assert done.err.splitlines()[:3] == [
-        "skipped 1 links that lead nowhere: gone.jpg",
-        "skipped 1 linked folders: more; give their own paths to include them",
-        "skipped 2 files that are not named as images: notes.txt, sub/list.csv",
+        "skipped links that lead nowhere: 1 (gone.jpg)",
+        "skipped linked folders: 1 (more); give their own paths to include them",
+        "skipped files that are not named as images: 2 (notes.txt, sub/list.csv)",
     ]
 
 
