@@ -244,7 +244,7 @@ def _start_log() -> None:
     name = f"{_module().rpartition('.')[2]}-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}.log"
     try:
         progress.start_log(home() / "logs" / name)
-    except OSError:
+    except (OSError, MaskRayError):
         progress.start_log(Path(tempfile.mkdtemp(), name))
 
 

@@ -9,7 +9,7 @@ import mlflow
 from mlflow.exceptions import MlflowException
 
 from mask_ray.config import MaskRayError, home, local_tracking_uri, tracking_uri
-from mask_ray.files import PRIVATE_FILE, make_private
+from mask_ray.files import PRIVATE_FILE, check_home, make_private
 
 
 class TrackingError(MaskRayError):
@@ -39,7 +39,11 @@ def check_shared(num_nodes: int) -> None:
 
 
 def connect() -> None:
-    """Point MLflow at the store; create the folder of the local one if it is missing."""
+    """Point MLflow at the store; create the folder of the local one if it is missing.
+
+    Raises:
+        MaskRayError: that folder cannot be used. MLflow would try it again for minutes.
+    """
     # MLflow's default of 7 retries takes minutes to report a server that is down.
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "4")
     # Its default of 120 s for each try adds up to ten minutes.
@@ -55,6 +59,7 @@ def connect() -> None:
 
 def _prepare_home() -> None:
     """Create the folder, the database and the folder of artifacts for their owner alone."""
+    check_home()
     make_private(home() / "mlartifacts")
     # SQLite takes an empty file for a new database, and its own files get the same mode.
     (home() / "mlflow.db").touch(PRIVATE_FILE)

@@ -17,7 +17,7 @@ from mask_ray.config import SplitName, TrainSettings, home, tracking_uri
 from mask_ray.data import sources
 from mask_ray.data.file_list import FILE_LIST
 from mask_ray.evaluation import grounds
-from mask_ray.files import make_private
+from mask_ray.files import check_home, make_private
 from mask_ray.inspection.run import as_json, html, inspect
 from mask_ray.models import onnx_export, pretrained
 from mask_ray.progress import say
@@ -95,12 +95,14 @@ def open_job(
         tags: Further tags of the MLflow run.
 
     Raises:
+        MaskRayError: MASK_RAY_HOME cannot be written.
         data.DataError: the data set cannot be used.
         resources.ClusterError: the cluster is too small.
         tracking.TrackingError: the tracking store does not answer, or some nodes cannot use it.
         pretrained.WeightsError: the backbone weights cannot be read, or do not fit.
         resume.ResumeError: the run to resume is finished, active, or has other settings.
     """
+    check_home()
     tracking.check_shared(num_nodes=sum(node["Alive"] for node in ray.nodes()))
     plan = plan_workers(settings)
     sources.check(settings.data)
