@@ -5,7 +5,7 @@ libraries unpack it, join it piece by piece, and parse tables in it that point i
 pixel is decoded here, and nothing is allocated but a copy of the file.
 
 The figures are those of one core of a server of 2020, measured with Pillow 13 and libjpeg-turbo 3.2
-on files made to be as slow as their headers allow; `benchmarks/serving/decoding.py` measures again.
+on files made to be as slow as their headers allow.
 """
 
 import re

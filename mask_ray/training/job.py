@@ -105,12 +105,7 @@ def open_job(
     check_home()
     tracking.check_shared(num_nodes=sum(node["Alive"] for node in ray.nodes()))
     plan = plan_workers(settings)
-    sources.check(settings.data)
-    if settings.test_data is not None:
-        sources.check(settings.test_data)
-    if settings.reference_data is not None:
-        grounds.rememberable(settings.reference_data)
-        sources.check(settings.reference_data)
+    _check_sources(settings)
     pretrained = _open_pretrained(settings)
     check_resumable(settings)
     with (
@@ -192,6 +187,16 @@ def _open_pretrained(settings: TrainSettings) -> Pretrained | None:
 def provenance_tags() -> dict[str, str]:
     """Return tags of a run's origin: code, libraries, platform, and its Ray job."""
     return provenance.tags() | {"ray_job_id": provenance.ray_job_id()}
+
+
+def _check_sources(settings: TrainSettings) -> None:
+    """Check all sources before anything is read."""
+    sources.check(settings.data)
+    if settings.test_data is not None:
+        sources.check(settings.test_data)
+    if settings.reference_data is not None:
+        grounds.rememberable(settings.reference_data)
+        sources.check(settings.reference_data)
 
 
 def _log_data(tracked: tracking.Run, images: data.ImageData) -> None:
