@@ -46,6 +46,7 @@ def main() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)
     control = socket.socket(fileno=int(sys.argv[1]))
+    _decode_in_one_thread()
     while control.recv(1):
         ours, theirs = socket.socketpair()
         process_id = os.fork()
@@ -60,7 +61,6 @@ def main() -> None:
 
 
 def _work(connection: socket.socket) -> None:
-    _decode_in_one_thread()
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     base_bytes = _data_bytes()
     while True:
