@@ -7,22 +7,24 @@ write tables by hand and in spreadsheets.
 
 import csv
 import json
+import os
 import re
 from collections.abc import Iterable
 from io import BufferedReader
 from itertools import islice
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.csv as pacsv
-import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
 from mask_ray.data.sources.folder_splits import split_of_name
 from mask_ray.data.sources.listing import SCHEMA, Listing, of_columns
 from mask_ray.data.sources.location import METADATA, DataError, Place, locate, reached
 
+_SPLIT_FOLDERS = ("train", "validation", "val", "valid", "test")
 _NAMED = ("path", "label", "split", "group")
 _NAMED_OF_FOLDER = ("file_name", *_NAMED[1:])
 _LINES_TOGETHER = 65_536
@@ -69,11 +71,14 @@ def _metadata_places(folder: Place) -> list[Place]:
 
 
 def _split_folders(folder: Place) -> list[str]:
-    """Return the names of the folders that are splits."""
-    selector = pafs.FileSelector(folder.path, allow_not_found=True)
-    infos = reached(folder, lambda: folder.opener().get_file_info(selector))
-    names = sorted(info.base_name for info in infos if info.type == pafs.FileType.Directory)
-    return [name for name in names if split_of_name(name)]
+    """Return the names of the folders that may be splits with a table each."""
+    if folder.filesystem is not None:
+        # Listing a store takes a request for every thousand files.
+        return [spell(name) for name in _SPLIT_FOLDERS for spell in (str.lower, str.title)]
+    if not Path(folder.path).is_dir():
+        return []
+    with reached(folder, lambda: os.scandir(folder.path)) as entries:
+        return sorted(e.name for e in entries if split_of_name(e.name) and e.is_dir())
 
 
 def read_image_folder(folder: Place) -> Listing:
