@@ -114,13 +114,13 @@ def check_home() -> None:
         for name in ("mlflow.db", "mlartifacts"):
             path = folder / name
             if path.exists() and not os.access(path, os.R_OK | os.W_OK):
-                raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+                raise PermissionError(errno.EACCES, f"{name} may not be written")
     except OSError as error:
         if is_full(error):
             raise
         raise MaskRayError(
-            f"MASK_RAY_HOME must be a folder that can be written; {error.filename or folder}: "
-            f"{error.strerror}. Set MASK_RAY_HOME to another"
+            f"MASK_RAY_HOME must be a folder that can be written; {folder}: {error.strerror}. Set "
+            "MASK_RAY_HOME to another"
         ) from error
 
 
