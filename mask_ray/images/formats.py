@@ -20,7 +20,8 @@ from mask_ray.images.errors import ImageError, ImageFormatError
 def _open_heic(file: io.BytesIO) -> ImageFile:
     from pillow_heif.as_plugin import HeifImageFile
 
-    return HeifImageFile(file)
+    image: ImageFile = HeifImageFile(file)
+    return image
 
 
 # The plugins are called directly. Image.open would warn about large images, or reject them, before

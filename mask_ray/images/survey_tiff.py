@@ -96,7 +96,13 @@ class _Tags:
         number = struct.pack(f"{self.order}H", len(entries) // 2)
         padding = bytes(len(self._encoded) % 2)
         start = struct.pack(f"{self.order}I", len(self._encoded) + len(padding))
-        parts = [self._encoded[:4], start, memoryview(self._encoded)[8:], padding, number]
+        parts: list[bytes | memoryview] = [
+            self._encoded[:4],
+            start,
+            memoryview(self._encoded)[8:],
+            padding,
+            number,
+        ]
         return b"".join([*parts, *entries, bytes(4)])
 
 

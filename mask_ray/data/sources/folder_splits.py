@@ -17,11 +17,12 @@ from mask_ray.data.sources.listing import Listing, of_columns
 from mask_ray.data.sources.location import DataError
 from mask_ray.photo_folders import is_junk
 
-_SPELLINGS: dict[str, SplitName] = {
-    **dict.fromkeys(("train", "training", "trn"), "train"),
-    **dict.fromkeys(("val", "valid", "validation", "validate", "validating", "dev"), "val"),
-    **dict.fromkeys(("test", "testing", "tst"), "test"),
-}  # fmt: skip
+_SPELLED: dict[SplitName, tuple[str, ...]] = {
+    "train": ("train", "training", "trn"),
+    "val": ("val", "valid", "validation", "validate", "validating", "dev"),
+    "test": ("test", "testing", "tst"),
+}
+_SPELLINGS = {name: split for split, names in _SPELLED.items() for name in names}
 # As in train_set, Training Data, val2017, test-images, 01_train.
 _AROUND = re.compile(r"^\d+(?=[a-z])|(set|data|dataset|images|imgs|split|photos)?s?\d*$")
 _SIGNS = re.compile(r"[\s._()-]+")
@@ -81,15 +82,16 @@ def classes_and_splits(listing: Listing) -> Listing:
     first, second = _levels(parts)
     if first.are_all_splits and (len(first.names) > 1 or first.deep):
         _check_all_deep(first, listing)
-        gives = len(first.names) > 1
+        given = first.splits if len(first.names) > 1 else {}
         classes = [part[1].strip() if len(part) > 2 else "" for part in parts]
-        splits = [first.splits[part[0]] if gives and len(part) > 2 else "" for part in parts]
+        splits = [given.get(part[0], "") if len(part) > 2 else "" for part in parts]
         return _replaced(listing, paths, classes, splits)
     _check_none_deep(first, listing)
     classes = [part[0].strip() if len(part) > 1 else "" for part in parts]
     if len({*second.splits.values()}) > 1:
         _check_all_named(second, listing)
-        splits = [second.splits[part[1]] if len(part) > 2 else "" for part in parts]
+        given = second.splits
+        splits = [given[part[1]] if len(part) > 2 else "" for part in parts]
         return _replaced(listing, paths, classes, splits)
     return _replaced(listing, paths, classes, None)
 
