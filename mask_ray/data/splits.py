@@ -57,11 +57,15 @@ class SplitConflictError(ValueError):
     Args:
         groups: Rows and given splits of the files of each such picture or group, one for each
             split.
+        are_copies: Whether those of each are copies of one file.
     """
 
-    def __init__(self, groups: Sequence[Sequence[tuple[int, SplitName]]]) -> None:
+    def __init__(
+        self, groups: Sequence[Sequence[tuple[int, SplitName]]], are_copies: Sequence[bool]
+    ) -> None:
         super().__init__(f"{len(groups)} groups of files are given different splits")
         self.groups = groups
+        self.are_copies = are_copies
 
     def describe(self, names: Sequence[str]) -> str:
         """Write the message for users.
@@ -69,21 +73,28 @@ class SplitConflictError(ValueError):
         Args:
             names: Name of the file of each row.
         """
-        shown = [self._described(group, names) for group in self.groups[:_NUM_SHOWN]]
+        described = zip(self.groups[:_NUM_SHOWN], self.are_copies, strict=False)
+        shown = [self._described(group, is_copy, names) for group, is_copy in described]
         if len(self.groups) > _NUM_SHOWN:
             shown.append(
                 f"and {len(self.groups) - _NUM_SHOWN} more, all of them in {self._saved(names)}"
             )
         return (
-            "files of one picture or group must be given one split; "
-            f"{len(self.groups)} are given several: {'; '.join(shown)}. --resolve-conflicts drop "
-            "leaves out the files outside test, or else val; --resolve-conflicts move puts them "
-            "there"
+            f"files of one group or one picture must be given one split; {'; '.join(shown)}. "
+            "--resolve-conflicts drop leaves out the files outside test, or else val; "
+            "--resolve-conflicts move puts them there"
         )
 
     @staticmethod
-    def _described(group: Sequence[tuple[int, SplitName]], names: Sequence[str]) -> str:
-        return ", ".join(f"{names[row]} ({split})" for row, split in group)
+    def _described(
+        group: Sequence[tuple[int, SplitName]], is_copy: bool, names: Sequence[str]
+    ) -> str:
+        if is_copy:
+            files = " and ".join(names[row] for row, _ in group)
+            return f"copies of one file {files} are given {' and '.join(s for _, s in group)}"
+        (row, split), *others = group
+        more = ", ".join(f"{names[other]} {given}" for other, given in others)
+        return f"{names[row]} is given {split}, {more}"
 
     def _saved(self, names: Sequence[str]) -> Path:
         """Write all of them into a file."""
@@ -286,11 +297,13 @@ def _conflict(
     by_group: dict[int, dict[int, int]] = {}
     for row in given[conflicting[groups[given]]].tolist():
         by_group.setdefault(int(groups[row]), {}).setdefault(int(inventory.given_splits[row]), row)
+    digests = inventory.digests
     return SplitConflictError(
         [
             [(row, SPLITS[split]) for split, row in sorted(rows.items())]
             for rows in by_group.values()
-        ]
+        ],
+        [len(np.unique(digests[[*rows.values()]], axis=0)) == 1 for rows in by_group.values()],
     )
 
 

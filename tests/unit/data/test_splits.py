@@ -129,9 +129,7 @@ class TestConflicts:
         with pytest.raises(splits.SplitConflictError) as caught:
             splits.assign(self.STOCK, SETTINGS)
         message = caught.value.describe([f"{row}.jpg" for row in range(6)])
-        assert "2 are given several: 0.jpg (train), 1.jpg (test); 2.jpg (train), 3.jpg (val)." in (
-            message
-        )
+        assert "0.jpg is given train, 1.jpg test; 2.jpg is given train, 3.jpg val. " in message
         assert "--resolve-conflicts drop" in message and "--resolve-conflicts move" in message
 
     def test_more_than_a_line_holds_are_in_a_file(
