@@ -42,7 +42,7 @@ def connect() -> None:
     """Point MLflow at the store; create the folder of the local one if it is missing.
 
     Raises:
-        MaskRayError: that folder cannot be used. MLflow would try it again for minutes.
+        TrackingError: that folder cannot be used. MLflow would try it again for minutes.
     """
     # MLflow's default of 7 retries takes minutes to report a server that is down.
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "4")
@@ -59,7 +59,10 @@ def connect() -> None:
 
 def _prepare_home() -> None:
     """Create the folder, the database and the folder of artifacts for their owner alone."""
-    check_home()
+    try:
+        check_home()
+    except MaskRayError as error:
+        raise TrackingError(f"the tracking store {tracking_uri()} fails: {error}") from error
     make_private(home() / "mlartifacts")
     # SQLite takes an empty file for a new database, and its own files get the same mode.
     (home() / "mlflow.db").touch(PRIVATE_FILE)
