@@ -176,3 +176,12 @@ def test_the_api_of_an_app_that_serves_it_stays_as_it_was() -> None:
     docs = get("/docs", app)
     assert docs.status_code == 200
     assert "content-security-policy" not in docs.headers
+
+
+@pytest.mark.parametrize("path", [path for path in CONTENT_TYPES if path.endswith(".js")])
+def test_scripts_need_no_recent_browser(path: str) -> None:
+    code = re.sub(r"//.*|/\*.*?\*/", "", file_of(path))
+
+    # Safari has the first since 17.4, the second since 16.
+    assert "AbortSignal.any" not in code
+    assert "AbortSignal.timeout" not in code
