@@ -30,7 +30,7 @@ from pydantic import BaseModel, ValidationError
 from rich import progress
 from rich.console import Console
 
-from mask_ray import cli
+from mask_ray import cli, proxies
 from mask_ray.config import MaskRayError
 from mask_ray.config.client import TOKEN_VARIABLE, ClientSettings
 from mask_ray.csv_cells import safe_cell
@@ -98,20 +98,28 @@ def run(settings: ClientSettings) -> int:
     Returns the number of files that failed.
 
     Raises:
-        MaskRayError: the token or the output is unusable.
+        MaskRayError: the token, the URL's proxy or the output is unusable.
         OSError: writing to the output failed.
     """
     token = read_token(settings.token_file)
+    proxy = _proxy(settings.url)
     paths = list_files(settings.paths)
     began = time.perf_counter()
     with _open_output(settings.output) as stream, _progress_bar(len(paths), settings) as advance:
         rows = _OrderedRows(JSONWriter(stream) if settings.is_json else CSVWriter(stream), advance)
         try:
-            asyncio.run(_classify_all(settings, token, paths, rows))
+            asyncio.run(_classify_all(settings, token, proxy, paths, rows))
         finally:
             rows.flush()
     _print_summary(len(paths), rows.num_failed, time.perf_counter() - began)
     return rows.num_failed
+
+
+def _proxy(url: str) -> str | None:
+    try:
+        return proxies.proxy_for(url)
+    except httpx.InvalidURL as error:
+        raise MaskRayError(f"--url must be the URL of a service; got {url}: {error}") from None
 
 
 def read_token(token_file: Path | None) -> str | None:
@@ -153,12 +161,20 @@ def _images_below(path: str, skipped: Skipped) -> list[str]:
 
 
 async def _classify_all(
-    settings: ClientSettings, token: str | None, paths: list[str], rows: "_OrderedRows"
+    settings: ClientSettings,
+    token: str | None,
+    proxy: str | None,
+    paths: list[str],
+    rows: "_OrderedRows",
 ) -> None:
     numbered = enumerate(paths)
+    transport = httpx.AsyncHTTPTransport(
+        proxy=proxy,
+        limits=httpx.Limits(max_connections=settings.concurrency),
+    )
     async with httpx.AsyncClient(
         headers={"Authorization": f"Bearer {token}"} if token else {},
-        limits=httpx.Limits(max_connections=settings.concurrency),
+        transport=transport,
         timeout=None,  # `_Endpoint` limits the request as a whole
     ) as http:
         endpoint = _Endpoint(http, settings)
