@@ -55,8 +55,7 @@ demo: setup ## Train, evaluate, register, serve and ask: the whole line, on this
 	@python -m mask_ray.demo $(if $(DATA),--data "$$DATA") $(if $(WEIGHTS),--backbone-weights "$$WEIGHTS") $(if $(KEEP),--keep) $(NO_HAPROXY)
 
 serve: setup ## Serve the champion at http://127.0.0.1:8000 until Ctrl-C
-	@variables="$$(python -m mask_ray.ingress $(NO_HAPROXY))"; eval "$$variables"; \
-	  exec serve run serve_config.yaml
+	@exec python -m mask_ray.serve $(NO_HAPROXY)
 
 test: setup ## Run unit, integration and e2e tests (TESTS=tests/unit/cli for some)
 	@$(PYTEST) $(TESTS)

@@ -23,7 +23,7 @@ from pydantic import Field, ValidationError
 from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings, CliPositionalArg, CliSettingsSource
 
-from mask_ray import progress
+from mask_ray import progress, proxies
 from mask_ray.config import MaskRayError, Repeatable, Settings, explain, home
 from mask_ray.files import is_full
 from mask_ray.ray_internals import on_worker_output
@@ -55,6 +55,7 @@ def main(
     # reads these when it is imported, which `stored` may do.
     os.environ.setdefault("RAY_COLOR_PREFIX", "0")
     os.environ.setdefault("RAY_DEDUP_LOGS", "0")
+    os.environ.update(proxies.without_this_machine(os.environ))
     settings = parse(settings_class, sys.argv[1:], stored)
     try:
         _connect()
@@ -226,17 +227,40 @@ def _yaml_mistake(error: yaml.YAMLError) -> str:
     return problem if mark is None else f"{problem}, line {mark.line + 1}, column {mark.column + 1}"
 
 
+def connect(instead: str) -> None:
+    """Start the log, connect to Ray or start it, and print what workers say.
+
+    Args:
+        instead: What to run if `RAY_ADDRESS` is the URL of a cluster's dashboard.
+
+    Raises:
+        MaskRayError: no Ray answers at `RAY_ADDRESS`, or it is such a URL.
+    """
+    _check_ray_address(instead)
+    _connect()
+
+
 def _connect() -> None:
-    """Start the log, connect to Ray, and print what workers say."""
+    _check_ray_address(f"ray job submit --working-dir . -- python -m {_module()} ...")
     _start_log()
 
     import ray
 
     try:
         ray.init(logging_level=logging.WARNING, ignore_reinit_error=True)
-    except ConnectionError as error:
+    except (ConnectionError, RuntimeError, ValueError) as error:
+        # The last two for an address that Ray cannot read, or waits for in vain.
         raise MaskRayError(f"no Ray cluster answers: {error}") from error
     on_worker_output(progress.relay)
+
+
+def _check_ray_address(instead: str) -> None:
+    address = os.environ.get("RAY_ADDRESS", "")
+    if "://" in address and not address.startswith("ray://"):
+        raise MaskRayError(
+            f"RAY_ADDRESS is {address}, the URL of a dashboard, which takes submitted jobs: run "
+            f"`{instead}`; or unset RAY_ADDRESS to run this on the Ray of this machine"
+        )
 
 
 def _start_log() -> None:
