@@ -23,7 +23,7 @@ from pydantic import Field, ValidationError
 from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings, CliPositionalArg, CliSettingsSource
 
-from mask_ray import progress, proxies
+from mask_ray import progress, proxies, telemetry
 from mask_ray.config import MaskRayError, Repeatable, Settings, explain, home
 from mask_ray.files import is_full
 from mask_ray.ray_internals import on_worker_output
@@ -55,6 +55,7 @@ def main(
     # reads these when it is imported, which `stored` may do.
     os.environ.setdefault("RAY_COLOR_PREFIX", "0")
     os.environ.setdefault("RAY_DEDUP_LOGS", "0")
+    telemetry.turn_off()
     os.environ.update(proxies.without_this_machine(os.environ))
     settings = parse(settings_class, sys.argv[1:], stored)
     try:
