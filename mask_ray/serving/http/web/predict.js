@@ -42,7 +42,8 @@ export async function predict(photo, { token, signal, onBusy, onSend }) {
 }
 
 async function send(photo, token, signal) {
-  const headers = { "Content-Type": photo.type || "application/octet-stream" };
+  const isImage = photo.type.startsWith("image/");
+  const headers = { "Content-Type": isImage ? photo.type : "application/octet-stream" };
   if (token) headers.Authorization = `Bearer ${token}`;
   const attempt = new AbortController();
   let isLate = false;
