@@ -102,24 +102,17 @@ def run(settings: ClientSettings) -> int:
         OSError: writing to the output failed.
     """
     token = read_token(settings.token_file)
-    proxy = _proxy(settings.url)
+    proxies.proxy_for(settings.url)  # an error before any file is opened
     paths = list_files(settings.paths)
     began = time.perf_counter()
     with _open_output(settings.output) as stream, _progress_bar(len(paths), settings) as advance:
         rows = _OrderedRows(JSONWriter(stream) if settings.is_json else CSVWriter(stream), advance)
         try:
-            asyncio.run(_classify_all(settings, token, proxy, paths, rows))
+            asyncio.run(_classify_all(settings, token, paths, rows))
         finally:
             rows.flush()
     _print_summary(len(paths), rows.num_failed, time.perf_counter() - began)
     return rows.num_failed
-
-
-def _proxy(url: str) -> str | None:
-    try:
-        return proxies.proxy_for(url)
-    except httpx.InvalidURL as error:
-        raise MaskRayError(f"--url must be the URL of a service; got {url}: {error}") from None
 
 
 def read_token(token_file: Path | None) -> str | None:
@@ -161,20 +154,12 @@ def _images_below(path: str, skipped: Skipped) -> list[str]:
 
 
 async def _classify_all(
-    settings: ClientSettings,
-    token: str | None,
-    proxy: str | None,
-    paths: list[str],
-    rows: "_OrderedRows",
+    settings: ClientSettings, token: str | None, paths: list[str], rows: "_OrderedRows"
 ) -> None:
     numbered = enumerate(paths)
-    transport = httpx.AsyncHTTPTransport(
-        proxy=proxy,
-        limits=httpx.Limits(max_connections=settings.concurrency),
-    )
     async with httpx.AsyncClient(
         headers={"Authorization": f"Bearer {token}"} if token else {},
-        transport=transport,
+        transport=proxies.async_transport(settings.url, settings.concurrency),
         timeout=None,  # `_Endpoint` limits the request as a whole
     ) as http:
         endpoint = _Endpoint(http, settings)

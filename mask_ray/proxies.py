@@ -25,9 +25,13 @@ def proxy_for(url: httpx.URL | str) -> str | None:
     Hosts of `NO_PROXY` and this machine have none.
 
     Raises:
-        MaskRayError: the variable holds something else than the URL of an HTTP proxy.
+        MaskRayError: the variable holds something else than the URL of an HTTP proxy, or `url` is
+            no URL.
     """
-    url = httpx.URL(url)
+    try:
+        url = httpx.URL(url)
+    except httpx.InvalidURL as error:
+        raise MaskRayError(f"{url} is not a URL: {error}") from None
     if is_this_machine(url.host) or proxy_bypass(url.host):
         return None
     proxies = getproxies()
@@ -84,6 +88,16 @@ def client(**options: Any) -> Iterator[httpx.Client]:
     """
     with httpx.Client(transport=_Transport(), **options) as opened:
         yield opened
+
+
+def async_transport(url: str, max_connections: int) -> httpx.AsyncHTTPTransport:
+    """Make the connections of an `httpx.AsyncClient` whose requests all go to one host.
+
+    Raises:
+        MaskRayError: as `proxy_for`.
+    """
+    limits = httpx.Limits(max_connections=max_connections)
+    return httpx.AsyncHTTPTransport(proxy=proxy_for(url), limits=limits)
 
 
 class _Transport(httpx.BaseTransport):

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,8 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 from ray import serve
+from ray.exceptions import RayError
+from ray.serve.exceptions import RayServeException
 from ray.serve.schema import ApplicationStatus, ServeDeploySchema
 
 from mask_ray.config import MaskRayError, ServeSettings, explain
@@ -88,8 +91,15 @@ def read(path: Path) -> ServeFile:
 
 
 def deploy(file: ServeFile) -> None:
-    """Start Serve in this Ray unless it runs, and have it deploy the file. Does not wait."""
-    deploy_to_serve(file.schema)
+    """Start Serve in this Ray unless it runs, and have it deploy the file. Does not wait.
+
+    Raises:
+        MaskRayError: Serve rejects the file, or does not start.
+    """
+    try:
+        deploy_to_serve(file.schema)
+    except (RayServeException, RayError, RuntimeError, ValueError) as error:
+        raise MaskRayError(f"Serve does not take {file.path}: {reason_in(str(error))}") from error
 
 
 @dataclass(frozen=True)
@@ -111,7 +121,11 @@ class Status:
 
 def status(name: str) -> Status | None:
     """Return how an application of this Ray is; None if there is none of this name."""
-    found = serve.status().applications.get(name)
+    try:
+        found = serve.status().applications.get(name)
+    except RayError:
+        # Serve, or Ray, was ended.
+        return None
     if found is None or found.status == ApplicationStatus.DELETING:
         return None
     details = "\n".join([found.message, *(each.message for each in found.deployments.values())])
@@ -144,10 +158,11 @@ def listens_on() -> tuple[str, int] | None:
 
 def end(names: list[str]) -> None:
     """End applications once the requests that they have are answered, and Serve with the last."""
-    for name in names:
-        serve.delete(name)
-    if not running():
-        serve.shutdown()
+    with suppress(RayError):  # what was ended elsewhere
+        for name in names:
+            serve.delete(name)
+        if not running():
+            serve.shutdown()
 
 
 def replica_lines(batch: Mapping[str, Any], name: str) -> list[str]:

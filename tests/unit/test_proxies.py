@@ -158,6 +158,11 @@ def test_a_proxy_that_cannot_be_used_is_one_line_that_names_the_variable(
         assert "\n" not in message
 
 
+def test_what_is_no_url_is_one_line() -> None:
+    with pytest.raises(MaskRayError, match=r"http://\[::1 is not a URL"):
+        proxies.proxy_for("http://[::1")
+
+
 def test_libraries_are_told_to_reach_this_machine_directly(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

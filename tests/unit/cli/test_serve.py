@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import yaml
+from ray.exceptions import RayActorError
 
 from mask_ray import cli, ports, serve
 from mask_ray.config import MaskRayError
@@ -275,6 +276,27 @@ def test_a_wrong_setting_is_found_before_ray_starts(
 )
 def test_the_url_is_one_that_this_machine_reaches(host: str, url: str) -> None:
     assert applications.url_of(host, 8000) == url
+
+
+def test_a_serve_that_ended_serves_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    def gone(*_: Any) -> None:
+        raise RayActorError
+
+    monkeypatch.setattr(applications.serve, "status", gone)
+    monkeypatch.setattr(applications.serve, "delete", gone)
+
+    assert applications.status("mask-detector") is None
+    applications.end(["mask-detector"])
+
+
+def test_what_serve_rejects_is_one_line(config: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def reject(_: Any) -> None:
+        raise RuntimeError("Traceback\nValueError: two applications have one route_prefix")
+
+    monkeypatch.setattr(applications, "deploy_to_serve", reject)
+
+    with pytest.raises(MaskRayError, match=r"Serve does not take .*: two applications have one"):
+        applications.deploy(applications.read(config))
 
 
 def test_the_reason_of_a_failure_is_its_error() -> None:
