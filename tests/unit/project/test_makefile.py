@@ -132,3 +132,18 @@ class TestClean:
         assert done.returncode != 0
         assert "run make in the folder of mask_ray: cd there, or make -C FOLDER" in done.stderr
         assert (here / ".venv" / ".synced").exists()
+
+
+@pytest.mark.parametrize(("haproxy", "flags"), [("1", ""), ("0", " --no-haproxy")])
+def test_make_serve_is_a_command_of_the_project(haproxy: str, flags: str) -> None:
+    """It says when it is ready; `serve run` does not."""
+    env = {name: value for name, value in os.environ.items() if not name.startswith("MAKE")}
+    done = subprocess.run(
+        ["make", "--dry-run", "serve", f"HAPROXY={haproxy}"],
+        cwd=ROOT,
+        env=env,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.stdout.splitlines()[-1].strip() == f"exec python -m mask_ray.serve{flags}"
