@@ -22,11 +22,9 @@ async def reject_unknown_parameters(request: Request) -> None:
     if unknown := [name for name in received if name not in allowed]:
         names = ", ".join(quoted(name) for name in unknown[:_MAX_NAMED])
         more = f" and {len(unknown) - _MAX_NAMED} more" if len(unknown) > _MAX_NAMED else ""
-        expected = (
-            f"query parameters must be {' or '.join(allowed)}"
-            if allowed
-            else ("this path has no query parameters")
-        )
+        expected = "this path has no query parameters"
+        if allowed:
+            expected = f"query parameters must be {' or '.join(allowed)}"
         raise PayloadError(422, f"{expected}; got {names}{more}")
     for name in allowed:
         if received.count(name) > 1:
