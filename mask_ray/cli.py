@@ -246,11 +246,12 @@ def _connect() -> None:
     _start_log()
 
     import ray
+    from ray.exceptions import RayError
 
     try:
         ray.init(logging_level=logging.WARNING, ignore_reinit_error=True)
-    except (ConnectionError, RuntimeError, ValueError) as error:
-        # The last two for an address that Ray cannot read, or waits for in vain.
+    except (ConnectionError, RayError, RuntimeError, ValueError) as error:
+        # Not only the first: Ray cannot read the address, or waits for it in vain.
         raise MaskRayError(f"no Ray cluster answers: {error}") from error
     on_worker_output(progress.relay)
 

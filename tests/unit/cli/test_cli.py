@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import pytest
+from ray.exceptions import RayError
 
 from mask_ray import cli, progress
 from mask_ray.config import DataSettings, MaskRayError, TrainSettings
@@ -421,7 +422,7 @@ def test_a_mistake_is_found_before_ray_is_started(
     assert err == "error: data is required; seed must be greater than or equal to 0; got '-1'\n"
 
 
-@pytest.mark.parametrize("error", [ConnectionError, ValueError, RuntimeError])
+@pytest.mark.parametrize("error", [ConnectionError, ValueError, RuntimeError, RayError])
 def test_a_cluster_that_does_not_answer_is_one_line(
     error: type[Exception],
     monkeypatch: pytest.MonkeyPatch,
