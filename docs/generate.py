@@ -52,6 +52,7 @@ COMMANDS = (
     Command(
         "mask_ray.client", "mask_ray.config.client:ClientSettings or mask_ray.client:ClientSettings"
     ),
+    Command("mask_ray.serve", "mask_ray.config.serve_command:ServeCommandSettings"),
     Command("mask_ray.ingress", "mask_ray.config:IngressSettings"),
     Command("mask_ray.demo", "mask_ray.config:DemoSettings"),
 )

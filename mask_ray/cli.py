@@ -25,7 +25,7 @@ from pydantic import Field, ValidationError
 from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings, CliPositionalArg, CliSettingsSource
 
-from mask_ray import progress
+from mask_ray import progress, proxies, telemetry
 from mask_ray.config import MaskRayError, Repeatable, Settings, explain, home
 from mask_ray.files import is_full
 from mask_ray.ray_internals import on_worker_output
@@ -57,6 +57,8 @@ def main(
     # reads these when it is imported, which `stored` may do.
     os.environ.setdefault("RAY_COLOR_PREFIX", "0")
     os.environ.setdefault("RAY_DEDUP_LOGS", "0")
+    telemetry.turn_off()
+    os.environ.update(proxies.without_this_machine(os.environ))
     try:
         settings = parse(settings_class, sys.argv[1:], stored)
         _connect()
@@ -265,17 +267,41 @@ def _yaml_mistake(error: yaml.YAMLError) -> str:
     return problem if mark is None else f"{problem}, line {mark.line + 1}, column {mark.column + 1}"
 
 
+def connect(instead: str) -> None:
+    """Start the log, connect to Ray or start it, and print what workers say.
+
+    Args:
+        instead: What to run if `RAY_ADDRESS` is the URL of a cluster's dashboard.
+
+    Raises:
+        MaskRayError: no Ray answers at `RAY_ADDRESS`, or it is such a URL.
+    """
+    _check_ray_address(instead)
+    _connect()
+
+
 def _connect() -> None:
-    """Start the log, connect to Ray, and print what workers say."""
+    _check_ray_address(f"ray job submit --working-dir . -- python -m {_module()} ...")
     _start_log()
 
     import ray
+    from ray.exceptions import RayError
 
     try:
         ray.init(logging_level=logging.WARNING, ignore_reinit_error=True)
-    except ConnectionError as error:
+    except (ConnectionError, RayError, RuntimeError, ValueError) as error:
+        # Not only the first: Ray cannot read the address, or waits for it in vain.
         raise MaskRayError(f"no Ray cluster answers: {error}") from error
     on_worker_output(progress.relay)
+
+
+def _check_ray_address(instead: str) -> None:
+    address = os.environ.get("RAY_ADDRESS", "")
+    if "://" in address and not address.startswith("ray://"):
+        raise MaskRayError(
+            f"RAY_ADDRESS is {address}, the URL of a dashboard, which takes submitted jobs: run "
+            f"`{instead}`; or unset RAY_ADDRESS to run this on the Ray of this machine"
+        )
 
 
 def _start_log() -> None:
@@ -283,7 +309,7 @@ def _start_log() -> None:
     name = f"{_module().rpartition('.')[2]}-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}.log"
     try:
         progress.start_log(home() / "logs" / name)
-    except OSError:
+    except (OSError, MaskRayError):
         progress.start_log(Path(tempfile.mkdtemp(), name))
 
 

@@ -30,12 +30,11 @@ from pydantic import BaseModel, ValidationError
 from rich import progress
 from rich.console import Console
 
-from mask_ray import cli
-from mask_ray.config import IMAGE_FORMATS, MaskRayError
+from mask_ray import cli, proxies
+from mask_ray.config import MaskRayError
 from mask_ray.config.client import TOKEN_VARIABLE, ClientSettings
 from mask_ray.csv_cells import safe_cell
-
-IMAGE_SUFFIXES = sorted(suffix for each in IMAGE_FORMATS for suffix in each.suffixes)
+from mask_ray.photo_folders import IMAGE_SUFFIXES, Skipped, images_below
 
 # Busy; a replica lost in mid-answer; no replica ready; a replica that hangs. What the service
 # refuses or gives up for the file itself has another status, such as 413 or 422.
@@ -99,10 +98,11 @@ def run(settings: ClientSettings) -> int:
     Returns the number of files that failed.
 
     Raises:
-        MaskRayError: the token or the output is unusable.
+        MaskRayError: the token, the URL's proxy or the output is unusable.
         OSError: writing to the output failed.
     """
     token = read_token(settings.token_file)
+    proxies.proxy_for(settings.url)  # an error before any file is opened
     paths = list_files(settings.paths)
     began = time.perf_counter()
     with _open_output(settings.output) as stream, _progress_bar(len(paths), settings) as advance:
@@ -139,21 +139,18 @@ def read_token(token_file: Path | None) -> str | None:
 def list_files(paths: list[str]) -> list[str]:
     """Replace each folder by the images in and below it, sorted by path.
 
-    A folder without images stays in the list, so that its row can say so.
+    A folder without images stays in the list, so that its row can say so. What folders hold beside
+    images is counted and named on standard error.
     """
-    return [file for path in paths for file in (_images_below(path) or [path])]
+    skipped = Skipped()
+    files = [file for path in paths for file in (_images_below(path, skipped) or [path])]
+    for line in skipped.describe():
+        print(line, file=sys.stderr)
+    return files
 
 
-def _images_below(path: str) -> list[str]:
-    folder = Path(path)
-    return sorted(
-        str(file)
-        for file in folder.rglob("*")
-        # Systems keep hidden files of their own there, such as ._photo.jpg.
-        if file.suffix.lower() in IMAGE_SUFFIXES
-        and not any(part.startswith(".") for part in file.relative_to(folder).parts)
-        and file.is_file()
-    )
+def _images_below(path: str, skipped: Skipped) -> list[str]:
+    return images_below(path, skipped) if Path(path).is_dir() else []
 
 
 async def _classify_all(
@@ -162,7 +159,7 @@ async def _classify_all(
     numbered = enumerate(paths)
     async with httpx.AsyncClient(
         headers={"Authorization": f"Bearer {token}"} if token else {},
-        limits=httpx.Limits(max_connections=settings.concurrency),
+        transport=proxies.async_transport(settings.url, settings.concurrency),
         timeout=None,  # `_Endpoint` limits the request as a whole
     ) as http:
         endpoint = _Endpoint(http, settings)

@@ -7,7 +7,6 @@ it one image of each class, and stops what it started. Each step is a command fr
 import json
 import math
 import os
-import socket
 import subprocess
 import sys
 import tempfile
@@ -26,6 +25,7 @@ from mask_ray import cli, processes
 from mask_ray.config import DataSettings, DemoSettings, MaskRayError, home, tracking_uri
 from mask_ray.data import sources, splits
 from mask_ray.images import synthetic
+from mask_ray.ports import free_port, is_free
 from mask_ray.serving import ingress
 
 SERVE_CONFIG = Path("serve_config.yaml")
@@ -35,11 +35,6 @@ _SUBMISSIONS = 3
 _START_TIMEOUT_S = 120
 # Images that a small network must see to learn the task from random weights.
 _VIEWS_FROM_SCRATCH = 24_000
-_OTHER_HTTP_PORTS = {
-    "RAY_SERVE_HAPROXY_STATS_PORT": 8404,
-    "RAY_SERVE_HAPROXY_METRICS_PORT": 9101,
-    "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT": 8500,
-}
 
 
 @dataclass(frozen=True)
@@ -91,14 +86,16 @@ def _ray(settings: DemoSettings, started: ExitStack) -> dict[str, str]:
     """Start Ray on this machine, unless one runs. Returns the environment of its commands."""
     environment = {"RAY_DASHBOARD_ADDRESS": "http://127.0.0.1:8265"} | os.environ
     environment |= ingress.environment(settings.haproxy) | {"PYTHONUNBUFFERED": "1"}
-    taken = (name for name, port in _OTHER_HTTP_PORTS.items() if not _is_free(port))
-    environment = {name: str(free_port()) for name in taken} | environment
+    environment = ingress.other_free_ports() | environment
+    if "://" in environment.get("RAY_ADDRESS", ""):
+        _say("RAY_ADDRESS is the URL of a dashboard, which the demo does not use: it runs here")
+        del environment["RAY_ADDRESS"]
     environment["PATH"] = f"{_BIN}{os.pathsep}{environment['PATH']}"
     if _succeeds(["ray", "status"], environment):
         _say("Using the Ray that is running")
         _check_nothing_is_served(environment)
         return environment
-    port, dashboard_port = free_port(), 8265 if _is_free(8265) else free_port()
+    port, dashboard_port = free_port(), 8265 if is_free(8265) else free_port()
     environment["RAY_ADDRESS"] = f"127.0.0.1:{port}"
     environment["RAY_DASHBOARD_ADDRESS"] = f"http://127.0.0.1:{dashboard_port}"
     head = ["ray", "start", "--head", "--block", f"--port={port}", "--node-ip-address=127.0.0.1"]
@@ -223,7 +220,7 @@ def _serve_config() -> tuple[Path, str]:
     """Return serve_config.yaml and its URL; if its port is taken, a copy with a free port."""
     config = yaml.safe_load(SERVE_CONFIG.read_text())
     http = config["http_options"]
-    if _is_free(http["port"]):
+    if is_free(http["port"]):
         return SERVE_CONFIG, f"http://127.0.0.1:{http['port']}"
     taken, http["port"] = http["port"], free_port()
     _say(f"Port {taken} is taken; serving on {http['port']}")
@@ -238,7 +235,7 @@ def _serve(config: Path, url: str, environment: dict[str, str], started: ExitSta
 
     def is_ready() -> bool:
         try:
-            return httpx.get(f"{url}/healthz").status_code == 200
+            return httpx.get(f"{url}/healthz", trust_env=False).status_code == 200
         except httpx.TransportError:
             return False
 
@@ -247,7 +244,9 @@ def _serve(config: Path, url: str, environment: dict[str, str], started: ExitSta
 
 def _ask(url: str, name: str, encoded: bytes) -> None:
     octets = {"Content-Type": "application/octet-stream"}
-    response = httpx.post(f"{url}/predict", content=encoded, headers=octets, timeout=30)
+    response = httpx.post(
+        f"{url}/predict", content=encoded, headers=octets, timeout=30, trust_env=False
+    )
     print(f"  {name}: {response.status_code} {response.text}", flush=True)
     if response.status_code != 200:
         raise MaskRayError(f"the service rejected {name}")
@@ -292,24 +291,6 @@ def _start(
 
 def _succeeds(command: list[str], environment: dict[str, str]) -> bool:
     return subprocess.run(command, env=environment, capture_output=True).returncode == 0
-
-
-def free_port() -> int:
-    """Find a port of 127.0.0.1 that nothing listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
-
-
-def _is_free(port: int) -> bool:
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind(("127.0.0.1", port))
-        except OSError:
-            return False
-    return True
 
 
 def _say(line: str) -> None:

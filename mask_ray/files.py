@@ -8,11 +8,12 @@ import ctypes
 import errno
 import os
 import sys
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from mask_ray.config import home
+from mask_ray.config import MaskRayError, home
 
 PRIVATE_FILE = 0o600
 PRIVATE_FOLDER = 0o700
@@ -83,11 +84,44 @@ def make_private(folder: Path) -> Path:
     for parent in [*reversed(folder.parents), folder]:
         if not parent.is_dir():
             parent.mkdir(PRIVATE_FOLDER, exist_ok=True)
-    default = Path("~/.mask_ray").expanduser()
+    default = Path("~/.mask_ray")
+    with suppress(RuntimeError):  # no home directory
+        default = default.expanduser()
     if home() == default and default.is_dir() and default.stat().st_mode & 0o077:
         with suppress(OSError):  # it belongs to somebody else
             default.chmod(PRIVATE_FOLDER)
     return folder
+
+
+def check_home() -> None:
+    """Create the folder of all state if it is missing, and check that it can be written.
+
+    Raises:
+        MaskRayError: it cannot be created or written, or its path has a sign that a URI of SQLite
+            reads as its own.
+    """
+    folder = home()
+    strange = sorted({sign for sign in str(folder) if sign in "%?#" or not sign.isprintable()})
+    if strange:
+        raise MaskRayError(
+            f"MASK_RAY_HOME must have no {' '.join(map(repr, strange))} in its path, which ends or "
+            f"changes the URI of the database in it; got {str(folder)!r}"
+        )
+    try:
+        make_private(folder)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+        for name in ("mlflow.db", "mlartifacts"):
+            path = folder / name
+            if path.exists() and not os.access(path, os.R_OK | os.W_OK):
+                raise PermissionError(errno.EACCES, f"{name} may not be written")
+    except OSError as error:
+        if is_full(error):
+            raise
+        raise MaskRayError(
+            f"MASK_RAY_HOME must be a folder that can be written; {folder}: {error.strerror}. Set "
+            "MASK_RAY_HOME to another"
+        ) from error
 
 
 def is_full(error: BaseException) -> bool:

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from ray.data import DataContext, Dataset
+    from ray.serve.schema import ServeDeploySchema
     from ray.util.placement_group import PlacementGroup
 
 # A resource of the head node alone, which `ray start --head` and `ray.init` define.
@@ -324,6 +325,16 @@ def submitted_job_of_caller() -> Callable[[], str | None]:
 def serve_http_host() -> str | None:
     """Return the address that Ray Serve listens on; None if it does not run.
 
+    Raises:
+        TimeoutError: as `serve_http_address`.
+    """
+    address = serve_http_address()
+    return None if address is None else address[0]
+
+
+def serve_http_address() -> tuple[str, int] | None:
+    """Return the address and port that Ray Serve listens on; None if it does not run.
+
     `SERVE_CONTROLLER_NAME` and `SERVE_NAMESPACE` of `ray.serve._private.constants` name the actor
     that knows it; public `serve.status()` does not say it.
 
@@ -342,8 +353,28 @@ def serve_http_host() -> str | None:
         return None
     # Not ray.get, which logs a warning in an async actor such as a replica.
     options: Any = controller.get_http_config.remote().future().result(_SERVE_TIMEOUT_S)
-    host: str | None = options.host
-    return host
+    return options.host, options.port
+
+
+def deploy_to_serve(config: "ServeDeploySchema") -> None:
+    """Do what `serve run` does with a file: start Serve unless it runs, and deploy. No waiting.
+
+    `ray.serve._private.api.serve_start` gives the client that has `deploy_apps`; public `serve.run`
+    builds applications in this process, whose environment may not be that of the cluster.
+
+    Args:
+        config: A `ray.serve.schema.ServeDeploySchema`.
+    """
+    from ray.serve._private.api import serve_start
+    from ray.serve.config import gRPCOptions
+
+    client = serve_start(
+        http_options=config.http_options.model_dump(),
+        proxy_location=config.proxy_location,
+        grpc_options=gRPCOptions(**config.grpc_options.model_dump()),
+        controller_options=config.controller_options,
+    )
+    client.deploy_apps(config, _blocking=False)
 
 
 def get_serve_logs_dir() -> str:

@@ -22,7 +22,7 @@ from mask_ray.config.data import DataSettings, Repeatable, Source, SplitName
 from mask_ray.config.demo import DemoSettings
 from mask_ray.config.downloads import DownloadLimits
 from mask_ray.config.evaluation import EvaluateSettings, ReportSettings
-from mask_ray.config.images import IMAGE_FORMATS, ImageFormat, ImageLimits
+from mask_ray.config.images import IMAGE_FORMATS, ImageFormat, ImageLimits, readable_formats
 from mask_ray.config.ingress import IngressSettings
 from mask_ray.config.inspection import InspectSettings
 from mask_ray.config.pipeline import PipelineSettings
@@ -89,6 +89,7 @@ __all__ = [
     "explain",
     "home",
     "local_tracking_uri",
+    "readable_formats",
     "revealed",
     "tracking_uri",
 ]

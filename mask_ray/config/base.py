@@ -15,6 +15,10 @@ CHAMPION = "champion"
 CHALLENGER = "challenger"
 PREVIOUS = "previous"
 
+# Names of registered models. They are parts of URIs and of MLflow's searches, which other signs
+# would end: a model of such a name could be registered, and never be found.
+MODEL_NAME = r"^\w([\w .()+-]*[\w)+-])?$"
+
 DEFAULT_MODEL_URI = f"models:/{DEFAULT_MODEL_NAME}@{CHAMPION}"
 
 T = TypeVar("T")
@@ -25,8 +29,19 @@ class MaskRayError(Exception):
 
 
 def home() -> Path:
-    """Return the folder of all state: `MASK_RAY_HOME`, or `~/.mask_ray`. Does not create it."""
-    return Path(os.environ.get("MASK_RAY_HOME") or "~/.mask_ray").expanduser().absolute()
+    """Return the folder of all state: `MASK_RAY_HOME`, or `~/.mask_ray`. Does not create it.
+
+    Raises:
+        MaskRayError: there is no home directory that it could be in.
+    """
+    named = os.environ.get("MASK_RAY_HOME") or "~/.mask_ray"
+    try:
+        return Path(named).expanduser().absolute()
+    except RuntimeError:
+        raise MaskRayError(
+            f"MASK_RAY_HOME must be a folder for runs and models; {named} is none, since this user "
+            "has no home directory. Set MASK_RAY_HOME to a path"
+        ) from None
 
 
 class Settings(BaseModel):

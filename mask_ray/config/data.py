@@ -68,6 +68,12 @@ class DataSettings(ImageLimits):
         description="Another source with the same classes, used as the test split. All images of "
         "data are then used for training and validation, except pictures that test_data has too.",
     )
+    resolve_conflicts: Literal["refuse", "drop", "move"] = Field(
+        "refuse",
+        description="What to do if a source gives two splits to files of one picture or group: "
+        "refuse the set; drop those outside test (or else val), the most held-out of these splits; "
+        "or move them into it.",
+    )
     seed: int = Field(0, ge=0, description="Seed of drawn images, initial weights and shuffling.")
 
     @model_validator(mode="after")

@@ -1,6 +1,7 @@
 """The image formats that every stage accepts, and how large an image may be."""
 
 from dataclasses import dataclass
+from importlib.util import find_spec
 
 from pydantic import Field
 
@@ -15,11 +16,20 @@ class ImageFormat:
         name: As messages show it.
         suffixes: Endings of file names, in lower case, with the dot.
         media_type: As in a Content-Type header.
+        module: Module that decodes it, if it may be missing.
+        package: Package that brings the module, and what installs it.
     """
 
     name: str
     suffixes: tuple[str, ...]
     media_type: str
+    module: str = ""
+    package: str = ""
+
+    @property
+    def is_readable(self) -> bool:
+        """Whether what decodes it is installed here."""
+        return not self.module or find_spec(self.module) is not None
 
 
 IMAGE_FORMATS = (
@@ -28,17 +38,32 @@ IMAGE_FORMATS = (
     ImageFormat("WebP", (".webp",), "image/webp"),
     ImageFormat("GIF", (".gif",), "image/gif"),
     ImageFormat("BMP", (".bmp",), "image/bmp"),
+    ImageFormat("TIFF", (".tif", ".tiff"), "image/tiff"),
+    ImageFormat("AVIF", (".avif",), "image/avif", "PIL._avif", "Pillow 11.3 or later"),
+    ImageFormat(
+        "HEIC",
+        (".heic", ".heif"),
+        "image/heic",
+        "pillow_heif",
+        "pillow-heif (uv sync --extra heic, or pip install pillow-heif)",
+    ),
 )
+
+
+def readable_formats() -> tuple[ImageFormat, ...]:
+    """Return the formats of `IMAGE_FORMATS` whose decoders are installed here."""
+    return tuple(each for each in IMAGE_FORMATS if each.is_readable)
 
 
 class ImageLimits(Settings):
     """Limits of the decoder, all checked before any pixel is decoded."""
 
     max_image_bytes: int = Field(
-        10 * 1024 * 1024, ge=1, description="Largest encoded image, in bytes."
+        25 * 1024 * 1024, ge=1, description="Largest encoded image, in bytes."
     )
+    # Phones of 108 megapixels take pictures of up to 12,032 x 9,024.
     max_image_pixels: int = Field(
-        50_000_000, ge=1, description="Largest image, in pixels (width times height)."
+        109_000_000, ge=1, description="Largest image, in pixels (width times height)."
     )
     max_decode_s: float = Field(
         3,

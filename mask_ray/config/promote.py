@@ -8,7 +8,7 @@ from typing import Self
 from pydantic import Field, model_validator
 from pydantic_settings import CliPositionalArg
 
-from mask_ray.config.base import DEFAULT_MODEL_NAME
+from mask_ray.config.base import DEFAULT_MODEL_NAME, MODEL_NAME
 from mask_ray.config.data import Source
 from mask_ray.config.promotion import PromotionRule
 
@@ -22,8 +22,8 @@ class PromoteSettings(PromotionRule):
     register_as: str = Field(
         DEFAULT_MODEL_NAME,
         min_length=1,
-        pattern=r"^[^/:@]+$",
-        description="Name of the registered model.",
+        pattern=MODEL_NAME,
+        description="Name of the registered model: letters, digits, spaces and _ . - + ( ).",
     )
     data: Source | None = Field(
         None,

@@ -12,7 +12,14 @@ from mask_ray.config.backbone import (
     DEFAULT_BLOCK,
     IMAGE_SIZES,
 )
-from mask_ray.config.base import DEFAULT_MODEL_NAME, MayChange, Settings, none_for_auto, one_of
+from mask_ray.config.base import (
+    DEFAULT_MODEL_NAME,
+    MODEL_NAME,
+    MayChange,
+    Settings,
+    none_for_auto,
+    one_of,
+)
 from mask_ray.config.data import DataSettings
 from mask_ray.config.evaluation import ReportSettings
 from mask_ray.config.promotion import PromotionRule
@@ -25,8 +32,8 @@ class TrackingSettings(Settings):
     register_as: Annotated[str, MayChange()] = Field(
         DEFAULT_MODEL_NAME,
         min_length=1,
-        pattern=r"^[^/:@]+$",
-        description="Name of the registered model.",
+        pattern=MODEL_NAME,
+        description="Name of the registered model: letters, digits, spaces and _ . - + ( ).",
     )
 
 

@@ -26,7 +26,7 @@ from mask_ray.data.sources import DataError as DataError
 from mask_ray.data.sources import is_synthetic as is_synthetic
 from mask_ray.data.sources import num_drawn as num_drawn
 from mask_ray.data.sources.reading import num_blocks, task_options
-from mask_ray.data.splits import LEFT_OUT, SplitConflictError, assign
+from mask_ray.data.splits import LEFT_OUT, SplitConflictError, assign, dropped_key
 from mask_ray.data.splits import SPLITS as SPLITS
 from mask_ray.data.splits import split_of as split_of
 from mask_ray.data.summary import Summary, digest_of, summarise
@@ -117,8 +117,8 @@ def load(
         settings: Source, limits and shares of the splits.
         image_size: Side of the decoded images, in pixels.
         needed: Splits that must have images of every class.
-        task_cpus: CPUs that each task reserves; None for what is free. With less than a whole
-            core, Ray keeps more processes than cores, and starts new ones at each pass.
+        task_cpus: CPUs that each task reserves; None for what is free. With less than one, Ray
+            keeps more processes than cores.
         file_list: File for the `FileList` of all files; None to write none.
 
     Raises:
@@ -136,7 +136,7 @@ def load(
         try:
             assignment = assign(inventory, settings)
         except SplitConflictError as error:
-            raise DataError(error.describe(_paths_by_digest(every, task_cpus))) from error
+            raise DataError(error.describe(_paths(every, task_cpus))) from error
         listed.finish((*SPLITS, LEFT_OUT), assignment.indices)
     summary = summarise(inventory, assignment, source.class_names, bad_files)
     _check_no_class_is_empty(summary, source.class_names, needed)
@@ -186,9 +186,10 @@ def _mark(batch: Batch, held_out: bool) -> Batch:
     return batch | {"held_out": np.full(len(batch["label"]), held_out)}
 
 
-def _paths_by_digest(decoded: Dataset, task_cpus: float) -> dict[str, str]:
-    rows = _rows(decoded, ["digest", "path"], task_cpus)
-    return {row["digest"]: row["path"] for row in rows}
+def _paths(decoded: Dataset, task_cpus: float) -> list[str]:
+    """Return the paths of readable images, in the order of the inventory."""
+    rows = _rows(decoded, ["path", "error"], task_cpus)
+    return [row["path"] for row in rows if not row["error"]]
 
 
 def open_source(settings: DataSettings, task_cpus: float) -> Source:
@@ -258,10 +259,7 @@ def map_rows(
 
 
 def spare_cpus() -> float:
-    """Return the CPUs that a task should reserve beside other jobs: none if they hold them all.
-
-    Tasks of no CPUs take turns with what runs; others would wait for it to end.
-    """
+    """Return the CPUs of a task beside other jobs: none, to take turns, if they hold all."""
     if not ray.is_initialized():
         return LEAST_TASK_CPUS
     if ray_internals.are_data_tasks_placed():  # bundles may be smaller than a task
@@ -322,7 +320,13 @@ def _keep_splits(
 ) -> Batch:
     """Select the rows of these splits, and add the column `split`."""
     exceptions: dict[str, str] = ray.get(moved)
-    named = [exceptions.get(d) or split_of(d, settings) for d in batch["digest"].tolist()]
+    rows = zip(batch["digest"].tolist(), batch["given_split"].tolist(), strict=True)
+    named = [
+        exceptions.get(dropped_key(digest, given))
+        or exceptions.get(digest)
+        or split_of(digest, settings)
+        for digest, given in rows
+    ]
     batch["split"] = np.array(named, str)
     if "held_out" in batch:
         batch["split"] = np.where(batch["held_out"], "test", batch["split"])

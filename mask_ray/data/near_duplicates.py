@@ -129,6 +129,27 @@ def near_pairs(
     return candidates[0][same], candidates[1][same], agreement[same]
 
 
+def first_of_each(signatures: Signatures, most: int) -> list[int]:
+    """Return the rows that show no picture of a row before them, `most` at most.
+
+    Compares with the rows that it returns alone, so it is for few.
+
+    Args:
+        signatures: Shape (n, SIGNATURE_BYTES).
+        most: Number of rows after which to stop.
+    """
+    has_contrast = _contrast(signatures) >= _LEAST_CONTRAST
+    found: list[int] = []
+    for row in range(len(signatures)):
+        if len(found) == most:
+            break
+        earlier = np.array([each for each in found if has_contrast[each]], np.int64)
+        agreement = correlations(signatures, earlier, np.full(len(earlier), row))
+        if not has_contrast[row] or not (agreement >= SAME_PICTURE).any():
+            found.append(row)
+    return found
+
+
 def correlations(
     signatures: Signatures, first: NDArray[np.int64], second: NDArray[np.int64]
 ) -> NDArray[np.float32]:

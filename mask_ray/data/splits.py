@@ -10,18 +10,21 @@ across the boundaries, for example from train to test. With n groups in a class,
 standard deviation of sqrt(p (1 - p) / n).
 """
 
+import csv
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any, get_args
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from mask_ray.config import DataSettings, ImageLimits, SplitName
+from mask_ray.config import DataSettings, ImageLimits, SplitName, home
+from mask_ray.csv_cells import safe_cell
 from mask_ray.data import near_duplicates
 from mask_ray.data.inventory import NOT_GIVEN, Inventory
 from mask_ray.data.sources import DataError, Labelled
@@ -38,6 +41,9 @@ _LEFT_OUT_INDEX = len(SPLITS)
 # Side of the pictures whose signatures are computed here. Training uses its own image size.
 _SIGNED_PX = 128
 
+# How many conflicts a message names.
+_NUM_SHOWN = 20
+
 # Number of files in memory at a time.
 _FILES_TOGETHER = 256
 
@@ -49,22 +55,57 @@ class SplitConflictError(ValueError):
     """The source gives different splits to files that must share one.
 
     Args:
-        digests: Digests of two such files, in hex.
-        splits: Their given splits.
+        groups: Rows and given splits of the files of each such picture or group, one for each
+            split.
+        are_copies: Whether those of each are copies of one file.
     """
 
-    def __init__(self, digests: tuple[str, str], splits: tuple[str, str]) -> None:
-        super().__init__(f"{digests} are one group, but given as {splits}")
-        self.digests = digests
-        self.splits = splits
+    def __init__(
+        self, groups: Sequence[Sequence[tuple[int, SplitName]]], are_copies: Sequence[bool]
+    ) -> None:
+        super().__init__(f"{len(groups)} groups of files are given different splits")
+        self.groups = groups
+        self.are_copies = are_copies
 
-    def describe(self, paths: Mapping[str, str]) -> str:
-        """Write the message for users. `paths` holds names of files by digest."""
-        (first, second), (one, other) = (paths[digest] for digest in self.digests), self.splits
-        given = f"{first} is given {one}, {second} {other}"
-        if first == second:
-            given = f"copies of {first} are given {one} and {other}"
-        return f"files of one group or one picture must be given one split; {given}"
+    def describe(self, names: Sequence[str]) -> str:
+        """Write the message for users.
+
+        Args:
+            names: Name of the file of each row.
+        """
+        described = zip(self.groups[:_NUM_SHOWN], self.are_copies, strict=False)
+        shown = [self._described(group, is_copy, names) for group, is_copy in described]
+        if len(self.groups) > _NUM_SHOWN:
+            shown.append(
+                f"and {len(self.groups) - _NUM_SHOWN} more, all of them in {self._saved(names)}"
+            )
+        return (
+            f"files of one group or one picture must be given one split; {'; '.join(shown)}. "
+            "--resolve-conflicts drop leaves out the files outside test, or else val; "
+            "--resolve-conflicts move puts them there"
+        )
+
+    @staticmethod
+    def _described(
+        group: Sequence[tuple[int, SplitName]], is_copy: bool, names: Sequence[str]
+    ) -> str:
+        if is_copy:
+            files = " and ".join(names[row] for row, _ in group)
+            return f"copies of one file {files} are given {' and '.join(s for _, s in group)}"
+        (row, split), *others = group
+        more = ", ".join(f"{names[other]} {given}" for other, given in others)
+        return f"{names[row]} is given {split}, {more}"
+
+    def _saved(self, names: Sequence[str]) -> Path:
+        """Write all of them into a file."""
+        path = home() / "split_conflicts.csv"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("w", newline="", errors="surrogateescape") as file:
+            rows = csv.writer(file)
+            rows.writerow(("conflict", "split", "path"))
+            for number, group in enumerate(self.groups, 1):
+                rows.writerows((number, split, safe_cell(names[row])) for row, split in group)
+        return path
 
 
 @dataclass(frozen=True)
@@ -76,17 +117,25 @@ class Assignment:
             image is left out.
         groups: For each row, the first row of its group.
         moved: Split by digest, in hex, of files whose split does not follow from their own
-            content. Small.
+            content. Files that `resolve_conflicts` drops have the split that they were given behind
+            their digest, since a copy may stay. Small.
+        num_dropped: Number of images left out because others of their group were given another
+            split.
+        num_resolved: Number of images that were moved for the same reason.
+        filled: Splits that the source gives nothing, and that got a share of its train split.
     """
 
     indices: NDArray[np.int8]
     groups: NDArray[np.int64]
     moved: dict[str, str]
+    num_dropped: int = 0
+    num_resolved: int = 0
+    filled: tuple[SplitName, ...] = ()
 
     @property
     def num_left_out(self) -> int:
         """Number of images left out because the fixed test set has their picture."""
-        return int((self.indices == _LEFT_OUT_INDEX).sum())
+        return int((self.indices == _LEFT_OUT_INDEX).sum()) - self.num_dropped
 
     @property
     def num_grouped(self) -> int:
@@ -130,11 +179,7 @@ def of_files(labelled: Labelled, settings: DataSettings) -> pa.Table:
     try:
         assigned = assign(inventory, settings).indices
     except SplitConflictError as error:
-        raise DataError(
-            error.describe(
-                dict(zip(inventory.hex_digests(), labelled.reader.names(readable), strict=True))
-            )
-        ) from error
+        raise DataError(error.describe(labelled.reader.names(readable))) from error
     return readable.append_column(
         "split", pa.array([_NAMES[index] for index in assigned], pa.string())
     )
@@ -167,12 +212,34 @@ def assign(inventory: Inventory, settings: DataSettings) -> Assignment:
     smallest = prefixes.copy()
     np.minimum.at(smallest, groups, prefixes)
     indices = _places_to_splits(smallest[groups], settings)
-    _put_where_given(indices, inventory, groups)
+    by_content = indices.copy()
+    differs = _put_where_given(indices, inventory, groups, settings)
+    filled = _fill_from_train(indices, by_content, inventory, settings)
+    is_dropped = differs & (settings.resolve_conflicts == "drop")
+    indices[is_dropped] = _LEFT_OUT_INDEX
     _hold_out(indices, inventory, groups)
     moved = indices != _places_to_splits(prefixes, settings)
     moved &= ~inventory.held_out
+    keys = inventory.hex_digests(moved)
+    for place, row in enumerate(np.flatnonzero(moved)):
+        if is_dropped[row]:
+            keys[place] = dropped_key(keys[place], SPLITS[inventory.given_splits[row]])
     names = (_NAMES[index] for index in indices[moved])
-    return Assignment(indices, groups, dict(zip(inventory.hex_digests(moved), names, strict=True)))
+    num_differing = int(differs.sum())
+    num_dropped = int((is_dropped & (indices == _LEFT_OUT_INDEX)).sum())
+    return Assignment(
+        indices,
+        groups,
+        dict(zip(keys, names, strict=True)),
+        num_dropped,
+        0 if num_dropped else num_differing,
+        filled,
+    )
+
+
+def dropped_key(digest: str, given_split: str) -> str:
+    """Return the key of `Assignment.moved` of a file that is dropped for its given split."""
+    return f"{digest} {given_split}"
 
 
 def _places_to_splits(prefixes: NDArray[np.uint64], settings: DataSettings) -> NDArray[np.int8]:
@@ -196,27 +263,70 @@ def _mixed(values: NDArray[np.uint64]) -> NDArray[np.uint64]:
 
 
 def _put_where_given(
-    indices: NDArray[np.int8], inventory: Inventory, groups: NDArray[np.int64]
-) -> None:
-    given = np.flatnonzero((inventory.given_splits != NOT_GIVEN) & ~inventory.held_out)
-    if not len(given):
-        return
+    indices: NDArray[np.int8],
+    inventory: Inventory,
+    groups: NDArray[np.int64],
+    settings: DataSettings,
+) -> NDArray[np.bool_]:
+    """Put groups into the split that is given to them: of several, into the most held-out one.
+
+    Returns whether each file was given another split than its group got, bool of shape (n,).
+    """
+    splits = inventory.given_splits
+    given = np.flatnonzero((splits != NOT_GIVEN) & ~inventory.held_out)
     of_group = np.full(len(inventory), NOT_GIVEN, np.int8)
-    of_group[groups[given]] = inventory.given_splits[given]
-    differs = of_group[groups[given]] != inventory.given_splits[given]
-    if differs.any():
-        raise _conflict(inventory, groups, given, int(given[differs][0]))
+    # The order of `SPLITS`: train, val, test.
+    np.maximum.at(of_group, groups[given], splits[given])
+    differs = np.zeros(len(inventory), bool)
+    differs[given] = of_group[groups[given]] != splits[given]
+    if differs.any() and settings.resolve_conflicts == "refuse":
+        raise _conflict(inventory, groups, given, differs)
     is_given = of_group[groups] != NOT_GIVEN
     indices[is_given] = of_group[groups][is_given]
+    return differs
 
 
 def _conflict(
-    inventory: Inventory, groups: NDArray[np.int64], given: NDArray[np.int64], row: int
+    inventory: Inventory,
+    groups: NDArray[np.int64],
+    given: NDArray[np.int64],
+    differs: NDArray[np.bool_],
 ) -> SplitConflictError:
-    splits = inventory.given_splits
-    other = next(r for r in given if groups[r] == groups[row] and splits[r] != splits[row])
-    first, second = inventory.hex_digests([row, other])
-    return SplitConflictError((first, second), (SPLITS[splits[row]], SPLITS[splits[other]]))
+    conflicting = np.zeros(len(inventory), bool)
+    conflicting[groups[differs]] = True
+    by_group: dict[int, dict[int, int]] = {}
+    for row in given[conflicting[groups[given]]].tolist():
+        by_group.setdefault(int(groups[row]), {}).setdefault(int(inventory.given_splits[row]), row)
+    digests = inventory.digests
+    return SplitConflictError(
+        [
+            [(row, SPLITS[split]) for split, row in sorted(rows.items())]
+            for rows in by_group.values()
+        ],
+        [len(np.unique(digests[[*rows.values()]], axis=0)) == 1 for rows in by_group.values()],
+    )
+
+
+def _fill_from_train(
+    indices: NDArray[np.int8],
+    by_content: NDArray[np.int8],
+    inventory: Inventory,
+    settings: DataSettings,
+) -> tuple[SplitName, ...]:
+    """Give val or test a share of the given train split, if the source gives them nothing.
+
+    Sets are often published with train and test alone.
+    """
+    own = ~inventory.held_out
+    from_train = own & (inventory.given_splits == _TRAIN) & (indices == _TRAIN)
+    if not from_train.any():
+        return ()
+    wanted = (_VAL,) if settings.test_data else (_VAL, _TEST)
+    missing = [split for split in wanted if not (own & (indices == split)).any()]
+    # A group may hold files that are given nothing: all of it goes together.
+    moves = (indices == _TRAIN) & own & np.isin(by_content, missing)
+    indices[moves] = by_content[moves]
+    return tuple(SPLITS[split] for split in missing)
 
 
 def _hold_out(indices: NDArray[np.int8], inventory: Inventory, groups: NDArray[np.int64]) -> None:

@@ -24,6 +24,10 @@ class Summary:
         num_grouped: Number of images that share a picture or a given group with another, and
             therefore the split.
         num_left_out: Number of images left out because the fixed test set has their picture.
+        num_dropped: Number of images left out because others of their picture or group were given
+            another split.
+        num_resolved: Number of images that were moved to another split for the same reason.
+        filled: Splits that the source gives nothing, and that got a share of its train split.
     """
 
     counts: dict[SplitName, Counter[str]]
@@ -32,6 +36,9 @@ class Summary:
     split_digest: str = ""
     num_grouped: int = 0
     num_left_out: int = 0
+    num_dropped: int = 0
+    num_resolved: int = 0
+    filled: tuple[SplitName, ...] = ()
 
     @property
     def num_images(self) -> int:
@@ -49,6 +56,14 @@ class Summary:
             lines.append(f"{self.num_grouped} of them share a picture or group, and its split")
         if self.num_left_out:
             lines.append(f"{self.num_left_out} more left out: --test-data has their picture")
+        if self.filled:
+            lines.append(f"a share of train is {' and '.join(self.filled)}: the data gives none")
+        if self.num_resolved:
+            lines.append(f"{self.num_resolved} moved: their picture or group is in another split")
+        if self.num_dropped:
+            lines.append(
+                f"{self.num_dropped} more left out: their picture or group is in another split"
+            )
         if self.bad_files:
             lines.append(f"{len(self.bad_files)} unreadable files left out:")
             named = itertools.islice(self.bad_files.items(), _NUM_BAD_FILES_SHOWN)
@@ -87,6 +102,9 @@ def summarise(
         f"{split_total % 2**256:064x}",
         assignment.num_grouped,
         assignment.num_left_out,
+        assignment.num_dropped,
+        assignment.num_resolved,
+        assignment.filled,
     )
 
 

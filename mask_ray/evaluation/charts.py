@@ -41,6 +41,16 @@ _SETTINGS: Any = {
 }
 
 
+def plain(name: str) -> str:
+    """Return a text for a figure that shows this name.
+
+    Matplotlib takes what stands between two dollars for a formula, and leaves names that begin with
+    an underscore out of legends.
+    """
+    escaped = name.replace("$", r"\$")
+    return f"\u200b{escaped}" if name.startswith("_") else escaped
+
+
 def reliability(bins: list[dict[str, Any]]) -> str:
     """Draw accuracy by confidence, and below it the number of images."""
     with matplotlib.rc_context(_SETTINGS):
@@ -62,7 +72,7 @@ def roc(curves: dict[str, dict[str, Any]]) -> str:
     with matplotlib.rc_context(_SETTINGS):
         figure, axes = _square()
         for index, (name, curve) in enumerate(curves.items()):
-            _plot(axes, curve["roc"], index, f"{name} (area {curve['roc_auc']:.4f})")
+            _plot(axes, curve["roc"], index, f"{plain(name)} (area {curve['roc_auc']:.4f})")
         axes.plot([0, 1], [0, 1], color=_TEXT, linewidth=1, linestyle=":")
         axes.set(xlabel="False positive rate", ylabel="True positive rate")
         axes.legend(loc="lower right")
@@ -74,7 +84,7 @@ def precision_recall(curves: dict[str, dict[str, Any]]) -> str:
     with matplotlib.rc_context(_SETTINGS):
         figure, axes = _square()
         for index, (name, curve) in enumerate(curves.items()):
-            label = f"{name} (average {curve['average_precision']:.4f})"
+            label = f"{plain(name)} (average {curve['average_precision']:.4f})"
             _plot(axes, curve["precision_recall"], index, label)
         axes.set(xlabel="Recall", ylabel="Precision")
         axes.legend(loc="lower left")

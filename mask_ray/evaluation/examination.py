@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from ray.data import Dataset
 
 from mask_ray import data
+from mask_ray.data import near_duplicates
 from mask_ray.evaluation.metrics import Predictions, predict
 from mask_ray.images.decode import read_header
 from mask_ray.images.errors import ImageError
@@ -20,6 +21,8 @@ from mask_ray.models.predictor import Images, Predictor, Probabilities
 
 NUM_MISTAKES = 24
 NUM_DOUBTS = 12
+# Of a batch: copies of one picture can be the least sure together.
+_NUM_DOUBTFUL = 10 * NUM_DOUBTS
 
 _NUM_THREADS = 8
 
@@ -69,7 +72,7 @@ class Examination:
         predictions: Predictions for all images.
         traits: Traits of all images.
         mistakes: Wrong answers, the most confident first.
-        doubts: Right answers, the least confident first.
+        doubts: Right answers, the least confident first, one of each picture.
         sample: The first images, which are in random order, uint8 (N, S, S, 3).
         sample_labels: True classes of the sample.
     """
@@ -136,10 +139,16 @@ class _Observer:
         wrong, right = np.flatnonzero(is_wrong), np.flatnonzero(~is_wrong)
         for row in wrong[np.argsort(-confidence[wrong])[:NUM_MISTAKES]].tolist():
             self.mistakes.append(_answer(batch, probabilities, row))
-        for row in right[np.argsort(confidence[right])[:NUM_DOUBTS]].tolist():
-            self.doubts.append(_answer(batch, probabilities, row))
         self.mistakes = sorted(self.mistakes, key=lambda answer: -answer.probability)[:NUM_MISTAKES]
-        self.doubts = sorted(self.doubts, key=lambda answer: answer.probability)[:NUM_DOUBTS]
+        doubtful = right[np.argsort(confidence[right])[:_NUM_DOUBTFUL]]
+        self._keep_doubts([_answer(batch, probabilities, row) for row in doubtful.tolist()])
+
+    def _keep_doubts(self, answers: list[Answer]) -> None:
+        doubts = sorted(self.doubts + answers, key=lambda answer: answer.probability)
+        if doubts:
+            pictures = [near_duplicates.signature(d.image, *d.image.shape[:2]) for d in doubts]
+            rows = near_duplicates.first_of_each(np.stack(pictures), NUM_DOUBTS)
+            self.doubts = [doubts[row] for row in rows]
 
     def traits(self) -> Traits:
         return Traits(

@@ -19,6 +19,7 @@ from sklearn.metrics import (
 )
 
 from mask_ray import data
+from mask_ray.evaluation.charts import plain
 from mask_ray.models.predictor import Predictor, Probabilities
 
 BATCH_SIZE = 64
@@ -121,7 +122,7 @@ def confusion_matrix_figure(predictions: Predictions) -> Figure:
     counts = confusion_matrix(predictions.labels, predictions.predicted, labels=range(len(names)))
     figure = Figure(figsize=(5, 4.5), layout="constrained")
     axes = figure.subplots()
-    ConfusionMatrixDisplay(counts, display_labels=names).plot(
+    ConfusionMatrixDisplay(counts, display_labels=[plain(name) for name in names]).plot(
         ax=axes, cmap="Blues", colorbar=False, values_format="d"
     )
     axes.set_title(f"{predictions.labels.size} images")
@@ -136,7 +137,7 @@ def roc_figure(predictions: Predictions) -> Figure:
         positive = predictions.labels == index
         if positive.any() and not positive.all():
             scores = predictions.probabilities[:, index]
-            RocCurveDisplay.from_predictions(positive, scores, name=name, ax=axes)
+            RocCurveDisplay.from_predictions(positive, scores, name=plain(name), ax=axes)
     axes.plot([0, 1], [0, 1], color="grey", linestyle=":", label="chance")
     axes.set(title="ROC, each class against the rest", xlabel="False positive rate")
     axes.set_ylabel("True positive rate")

@@ -5,75 +5,37 @@ It does not depend on labels, models or HTTP, nor on Pillow's global settings, s
 threads may decode at once.
 """
 
-import io
-import re
 from dataclasses import dataclass
 from typing import NamedTuple, NoReturn
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
-from PIL.BmpImagePlugin import BmpImageFile
-from PIL.GifImagePlugin import GifImageFile
+from PIL import ExifTags, Image
 from PIL.ImageFile import ImageFile
-from PIL.JpegImagePlugin import JpegImageFile
-from PIL.PngImagePlugin import PngImageFile
-from PIL.WebPImagePlugin import WebPImageFile
 
-from mask_ray.config import IMAGE_FORMATS, ImageLimits
+from mask_ray.config import ImageLimits
 from mask_ray.images.errors import (
     ImageError,
-    ImageFormatError,
     ImageTooCostlyError,
     ImageTooLargeError,
 )
+from mask_ray.images.formats import accepted_format, accepted_names, open_image
 from mask_ray.images.survey import SURVEYS, Survey, corrupt
+from mask_ray.images.survey_boxes import survey_avif, survey_heic
 from mask_ray.images.survey_jpeg import survey_jpeg
+from mask_ray.images.survey_tiff import survey_tiff
 
 RGBArray = NDArray[np.uint8]
-
-# The plugins are called directly. Image.open would warn about large images, or reject them, before
-# their size can be read, and would open multi-picture JPEGs with another plugin.
-_PLUGINS: dict[str, type[ImageFile]] = {
-    "JPEG": JpegImageFile,
-    "PNG": PngImageFile,
-    "WebP": WebPImageFile,
-    "GIF": GifImageFile,
-    "BMP": BmpImageFile,
-}
-_ACCEPTED_NAMES = [image_format.name for image_format in IMAGE_FORMATS]
-_ACCEPTED = f"{', '.join(_ACCEPTED_NAMES[:-1])} and {_ACCEPTED_NAMES[-1]} are accepted"
-
-# The first bytes of each format. Those that are not accepted are only recognised, never opened.
-_SIGNATURES = {
-    "JPEG": rb"\xff\xd8\xff",
-    "PNG": rb"\x89PNG\r\n\x1a\n",
-    "WebP": rb"RIFF.{4}WEBP",
-    "GIF": rb"GIF8[79]a",
-    # With the size of its second header, or any text that begins with BM would be one.
-    "BMP": rb"BM.{12}[\x0c\x28\x34\x38\x40\x6c\x7c]\0\0\0",
-    "TIFF": rb"II[*+]\0|MM\0[*+]",
-    "ICO": rb"\0\0[\1\2]\0",
-    "HEIC": rb".{4}ftyp(?:hei[cmsx]|hev[cmsx]|mif1|msf1)",
-    "AVIF": rb".{4}ftypavi[fs]",
-    "JPEG 2000": rb"\0\0\0\x0cjP  |\xff\x4f\xff\x51",
-    "JPEG XL": rb"\0\0\0\x0cJXL |\xff\x0a",
-    "JPEG XR": rb"II\xbc",
-    "PSD": rb"8BPS",
-    "SVG": rb"(?:\xef\xbb\xbf)?\s*<(?:svg|!DOCTYPE svg|[?!].{0,900}<svg)",
-    "Netpbm": rb"P[1-6]\s+[\d#]|P7\s",
-    "OpenEXR": rb"v/1\x01",
-    "DDS": rb"DDS ",
-    "QOI": rb"qoif",
-    "ICNS": rb"icns",
-}
-_FORMAT = re.compile(
-    b"|".join(b"(%b)" % signature for signature in _SIGNATURES.values()), re.DOTALL
-)
 
 # The longest side of a JPEG. Pillow needs 12 bytes or more for each row, so an image of one column
 # within the pixel limit could take a gigabyte.
 _MAX_SIDE_PX = 65_535
+
+_SURVEYS = SURVEYS | {"TIFF": survey_tiff, "AVIF": survey_avif, "HEIC": survey_heic}
+
+_END_OF_JPEG = b"\xff\xd9"
+# What a JPEG without its end is continued with: codes, and the markers of all restarts.
+_MORE_CODES = b"".join(bytes(range(1, 251)) * 32 + bytes((0xFF, 0xD0 + n)) for n in range(8)) * 2
 
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -119,6 +81,7 @@ class Examined(NamedTuple):
         at_least_px: As in `decode`.
         max_pixels: The limit of its pixels, which its decoder's header is checked against again.
         max_bytes: The limit of the memory that decoding may take.
+        is_endless: Whether it is a JPEG without the marker of its end.
     """
 
     format_name: str
@@ -129,6 +92,7 @@ class Examined(NamedTuple):
     at_least_px: int | None
     max_pixels: int
     max_bytes: int
+    is_endless: bool = False
 
 
 def examine(
@@ -140,12 +104,12 @@ def examine(
         ImageError: as `decode`, for all that is known before a pixel is decoded.
     """
     if not encoded:
-        raise ImageError(f"image is empty: got 0 bytes; {_ACCEPTED}")
+        raise ImageError(f"image is empty: got 0 bytes; {accepted_names()}")
     if len(encoded) > limits.max_image_bytes:
         raise ImageTooLargeError(
             f"image has {len(encoded)} bytes; at most {limits.max_image_bytes} are allowed"
         )
-    format_name = _accepted_format(encoded)
+    format_name = accepted_format(encoded)
     try:
         surveyed = _survey(encoded, format_name, at_least_px)
     except Exception as error:
@@ -161,6 +125,7 @@ def examine(
         at_least_px,
         limits.max_image_pixels,
         limits.max_decode_bytes,
+        surveyed.is_endless,
     )
 
 
@@ -172,7 +137,9 @@ def decode_examined(examined: Examined, image_size: int) -> RGBArray:
 def decode(
     encoded: bytes, limits: ImageLimits = _DEFAULT_LIMITS, *, at_least_px: int | None = None
 ) -> RGBArray:
-    """Decode one JPEG, PNG, WebP, GIF (first frame) or BMP to RGB.
+    """Decode one JPEG, PNG, WebP, GIF, BMP, TIFF, AVIF or HEIC to RGB.
+
+    Of an animation, or a file of several pages, the first is decoded; HEIC needs pillow-heif.
 
     With `at_least_px`, a JPEG may be decoded at 1/2, 1/4 or 1/8 of its size, which is faster.
     Neither side falls below `at_least_px`, unless it already was.
@@ -183,8 +150,7 @@ def decode(
     Raises:
         ImageTooLargeError: over `limits`, in bytes, in pixels, or in what decoding would cost
             (ImageTooCostlyError). All are checked before any pixel is decoded.
-        ImageFormatError: an image of another format, such as TIFF or HEIC, or a run-length
-            encoded BMP.
+        ImageFormatError: an image of another format, such as PSD, or a rare kind of one of these.
         ImageError: not an image, empty, truncated or corrupt.
     """
     return np.asarray(_decode(examine(encoded, limits, at_least_px=at_least_px)))
@@ -220,12 +186,36 @@ def _resized(image: Image.Image, image_size: int) -> RGBArray:
 
 def _decode(examined: Examined) -> Image.Image:
     try:
-        image = _open(examined)
-        if examined.at_least_px is not None:
-            image.draft(None, (examined.at_least_px, examined.at_least_px))
-        return _upright(_to_rgb(image), examined.orientation)
+        if examined.is_endless:
+            return _decode_endless(examined)
+        return _decode_pixels(examined)
     except Exception as error:
         _reject_corrupt(examined.format_name, error)
+
+
+def _decode_pixels(examined: Examined, tail: bytes = b"") -> Image.Image:
+    image = _open(examined, tail)
+    orientation = examined.orientation
+    if examined.format_name == "JPEG" and examined.at_least_px is not None:
+        image.draft(None, (examined.at_least_px, examined.at_least_px))
+    elif examined.format_name == "AVIF":
+        # Where it says so, not in its Exif; only the decoder knows which picture is the one shown.
+        orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
+    return _upright(_to_rgb(image), orientation)
+
+
+def _decode_endless(examined: Examined) -> Image.Image:
+    """Decode a JPEG without its end, if all of its picture is there.
+
+    The decoder fills in what is missing without a word. So more codes are put behind the file: they
+    change the picture exactly if something of it was to come.
+    """
+    # The file may end within a marker.
+    examined = examined._replace(contents=examined.contents.rstrip(b"\xff"))
+    image = _decode_pixels(examined, _END_OF_JPEG)
+    if image != _decode_pixels(examined, _MORE_CODES + _END_OF_JPEG):
+        raise corrupt("JPEG", "its last lines are missing")
+    return image
 
 
 def _reject_corrupt(format_name: str, error: Exception) -> NoReturn:
@@ -239,31 +229,17 @@ def _reject_corrupt(format_name: str, error: Exception) -> NoReturn:
     raise corrupt(format_name, str(error) or type(error).__name__) from error
 
 
-def _accepted_format(encoded: bytes) -> str:
-    match = _FORMAT.match(encoded)
-    if match is None or match.lastindex is None:
-        # Without the bytes: reports show the message, and the file may be any of the machine's.
-        raise ImageError(f"not an image: got {len(encoded)} bytes of another kind; {_ACCEPTED}")
-    format_name = list(_SIGNATURES)[match.lastindex - 1]
-    if format_name not in _ACCEPTED_NAMES:
-        raise ImageFormatError(f"image is {format_name}; {_ACCEPTED}")
-    return format_name
-
-
-def _open(examined: Examined) -> ImageFile:
-    """Read the header. Pixels are decoded later, at the first use of the image."""
-    image = _PLUGINS[examined.format_name](io.BytesIO(examined.contents))
+def _open(examined: Examined, tail: bytes = b"") -> ImageFile:
+    """Read the header of a file and a tail. Pixels are decoded at the first use of the image."""
+    image = open_image(examined.format_name, examined.contents + tail)
     _check_pixels(image.size, examined.max_pixels)
-    # Pillow decodes these in Python: a file of 30 KB can block the interpreter for ten seconds.
-    if any(tile.codec_name == "bmp_rle" for tile in image.tile):
-        raise ImageFormatError("image is a run-length encoded BMP; only plain BMPs are accepted")
     return image
 
 
 def _survey(encoded: bytes, format_name: str, at_least_px: int | None) -> Survey:
     if format_name == "JPEG":
         return survey_jpeg(encoded, at_least_px)
-    return SURVEYS[format_name](encoded, at_least_px is not None)
+    return _SURVEYS[format_name](encoded, at_least_px is not None)
 
 
 def _check_cost(surveyed: Survey, format_name: str, limits: ImageLimits) -> None:
@@ -295,11 +271,16 @@ def _check_pixels(size: tuple[int, int], max_pixels: int) -> None:
 def _to_rgb(image: ImageFile) -> Image.Image:
     _rescale_colour_key(image)
     image.load()
-    if image.mode == "I;16":
+    if image.mode in ("I;16", "I;16B"):
         return _gray16_to_rgb(image)
-    if image.has_transparency_data:
+    if image.has_transparency_data and not _is_alpha_unused(image):
         return _flatten(image if image.mode == "RGBA" else image.convert("RGBA"))
     return image if image.mode == "RGB" else image.convert("RGB")
+
+
+def _is_alpha_unused(image: ImageFile) -> bool:
+    """Whether a BMP has room for alpha and nothing in it, which browsers show as opaque."""
+    return image.format == "BMP" and image.mode == "RGBA" and not image.getchannel("A").getbbox()
 
 
 def _rescale_colour_key(image: ImageFile) -> None:

@@ -17,9 +17,11 @@ import signal
 import socket
 import struct
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
+from PIL import AvifImagePlugin
 
 from mask_ray.images import messages
 from mask_ray.images.decode import Examined, decode_examined
@@ -44,6 +46,7 @@ def main() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)
     control = socket.socket(fileno=int(sys.argv[1]))
+    _decode_in_one_thread()
     while control.recv(1):
         ours, theirs = socket.socketpair()
         process_id = os.fork()
@@ -70,6 +73,15 @@ def _work(connection: socket.socket) -> None:
             del batch, examined
         except (EOFError, OSError):
             return
+
+
+def _decode_in_one_thread() -> None:
+    """Keep decoders from starting a thread for each core, whose stacks count as memory."""
+    AvifImagePlugin.DEFAULT_MAX_THREADS = 1
+    with suppress(ImportError):
+        import pillow_heif
+
+        pillow_heif.options.DECODE_THREADS = 1
 
 
 def _answer(examined: Examined, image_size: int) -> tuple[bytes, bytes | memoryview]:

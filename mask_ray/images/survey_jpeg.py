@@ -82,6 +82,7 @@ class _Scans:
     is_buffered: bool
     seconds: float = 0.0
     number: int = 0
+    is_endless: bool = False
 
 
 @dataclass
@@ -123,14 +124,18 @@ def survey_jpeg(encoded: bytes, at_least_px: int | None) -> Survey:
     num_bytes = num_pixels * (8 + rest(orientation, at_least_px is not None)) + 64 * frame.width
     if scans.is_buffered:
         num_bytes += frame.num_blocks * _BLOCK_BYTES
+    seconds = _FIXED_S + (decoded_ns + (len(encoded) - at) * byte_ns) * _NS + scans.seconds
+    # Without its end it is decoded twice, to see whether its picture is whole.
+    times = 2 if scans.is_endless else 1
     return Survey(
         frame.width,
         frame.height,
-        _FIXED_S + (decoded_ns + (len(encoded) - at) * byte_ns) * _NS + scans.seconds,
-        num_bytes,
+        times * seconds,
+        times * num_bytes,
         f"{frame.width} x {frame.height} pixels in {scans.number} scans with {coding} coding",
         b"".join([*head.kept, memoryview(encoded)[at:]]),
         orientation,
+        scans.is_endless,
     )
 
 
@@ -220,6 +225,7 @@ def _read_scans(encoded: bytes, at: int, frame: _Frame, num_segments: int) -> _S
             at += max(2, int.from_bytes(encoded[at + 2 : at + 4], "big"))
         match = _MARKER_AFTER_DATA.search(encoded, at + 2)
         if match is None:
+            scans.is_endless = True
             break
         at, code = match.start(), encoded[match.start() + 1]
         num_segments += 1

@@ -12,7 +12,7 @@ import httpx
 import numpy as np
 import yaml
 
-from mask_ray import client
+from mask_ray import client, proxies
 from mask_ray.config import DEFAULT_PORT, ImageLimits, MaskRayError
 from mask_ray.config.client import ClientSettings
 from mask_ray.images.decode import decode_resized
@@ -54,7 +54,8 @@ def health(url: str) -> dict[str, Any] | None:
         ServiceError: something else answers there.
     """
     try:
-        response = httpx.get(f"{url}/healthz", timeout=30)
+        with proxies.client(timeout=30) as http:
+            response = http.get(f"{url}/healthz")
     except httpx.TimeoutException:
         return {}
     except httpx.TransportError:

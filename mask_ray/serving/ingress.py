@@ -10,13 +10,15 @@ import shlex
 import sys
 from pathlib import Path
 
-from mask_ray import cli
+from mask_ray import cli, proxies, telemetry
 from mask_ray.config import IngressSettings
+from mask_ray.ports import free_port, is_free
 from mask_ray.serving import haproxy
 
 _ALWAYS = {
     # Clients of Ray send the token of ~/.ray/auth_token.
     "RAY_AUTH_MODE": "token",
+    **telemetry.OFF,
     # Serve's own errors, such as 429, are problem+json too.
     "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "mask_ray.serving:problem_middleware",
     # A replica that fails its health checks cannot finish its requests: it gets no time to.
@@ -64,6 +66,14 @@ _NO_BINARY = (
 )
 
 
+# Ports of Serve beside that of the service, which other programs may have taken.
+_OTHER_PORTS = {
+    "RAY_SERVE_HAPROXY_STATS_PORT": 8404,
+    "RAY_SERVE_HAPROXY_METRICS_PORT": 9101,
+    "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT": 8500,
+}
+
+
 def main() -> None:
     """Print the environment as export lines."""
     settings = cli.parse(IngressSettings, sys.argv[1:])
@@ -82,8 +92,15 @@ def environment(wants_haproxy: bool = True) -> dict[str, str]:
         wants_haproxy = False
     variables |= _HAPROXY if wants_haproxy else {}
     variables = {name: os.environ.get(name, value) for name, value in variables.items()}
+    # Ray's commands reach the dashboard through the proxy otherwise, and replicas the registry.
+    variables |= proxies.without_this_machine(os.environ)
     # Even if the environment sets it: HAProxy is missing or not wanted.
     return variables if wants_haproxy else variables | {"RAY_SERVE_ENABLE_HA_PROXY": "0"}
+
+
+def other_free_ports() -> dict[str, str]:
+    """Return variables that move Serve's other ports, where they are taken, to free ones."""
+    return {name: str(free_port()) for name, port in _OTHER_PORTS.items() if not is_free(port)}
 
 
 if __name__ == "__main__":

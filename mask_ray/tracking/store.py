@@ -10,7 +10,7 @@ from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 
 from mask_ray.config import MaskRayError, home, local_tracking_uri, tracking_uri
-from mask_ray.files import PRIVATE_FILE, make_private
+from mask_ray.files import PRIVATE_FILE, check_home, make_private
 
 # MLflow's page opens an experiment of this kind with its runs, and any other with its traces.
 _KIND_TAG = "mlflow.experimentKind"
@@ -44,7 +44,11 @@ def check_shared(num_nodes: int) -> None:
 
 
 def connect() -> None:
-    """Point MLflow at the store; create the folder of the local one if it is missing."""
+    """Point MLflow at the store; create the folder of the local one if it is missing.
+
+    Raises:
+        TrackingError: that folder cannot be used. MLflow would try it again for minutes.
+    """
     # MLflow's default of 7 retries takes minutes to report a server that is down.
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "4")
     # Its default of 120 s for each try adds up to ten minutes.
@@ -60,6 +64,10 @@ def connect() -> None:
 
 def _prepare_home() -> None:
     """Create the folder, the database and the folder of artifacts for their owner alone."""
+    try:
+        check_home()
+    except MaskRayError as error:
+        raise TrackingError(f"the tracking store {tracking_uri()} fails: {error}") from error
     make_private(home() / "mlartifacts")
     # SQLite takes an empty file for a new database, and its own files get the same mode.
     (home() / "mlflow.db").touch(PRIVATE_FILE)

@@ -17,7 +17,7 @@ from mask_ray.config import SplitName, TrainSettings, TuneSettings, home, tracki
 from mask_ray.data import sources
 from mask_ray.data.file_list import FILE_LIST
 from mask_ray.evaluation import grounds
-from mask_ray.files import make_private
+from mask_ray.files import check_home, make_private
 from mask_ray.inspection.run import as_json, html, inspect
 from mask_ray.models import onnx_export, pretrained
 from mask_ray.progress import say
@@ -102,20 +102,17 @@ def open_job(
         num_trials: Trials that run at a time.
 
     Raises:
+        MaskRayError: MASK_RAY_HOME cannot be written.
         data.DataError: the data set cannot be used.
         resources.ClusterError: the cluster is too small.
         tracking.TrackingError: the tracking store does not answer, or some nodes cannot use it.
         pretrained.WeightsError: the backbone weights cannot be read, or do not fit.
         resume.ResumeError: the run to resume is finished, active, or has other settings.
     """
+    check_home()
     tracking.check_shared(num_nodes=sum(node["Alive"] for node in ray.nodes()))
     planned = plan_workers(settings, num_trials)
-    sources.check(settings.data)
-    if settings.test_data is not None:
-        sources.check(settings.test_data)
-    if settings.reference_data is not None:
-        grounds.rememberable(settings.reference_data)
-        sources.check(settings.reference_data)
+    _check_sources(settings)
     pretrained = _open_pretrained(settings)
     check_resumable(settings)
     with (
@@ -227,6 +224,16 @@ def _open_pretrained(settings: TrainSettings) -> Pretrained | None:
 def provenance_tags() -> dict[str, str]:
     """Return tags of a run's origin: code, libraries, platform, and its Ray job."""
     return provenance.tags() | {"ray_job_id": provenance.ray_job_id()}
+
+
+def _check_sources(settings: TrainSettings) -> None:
+    """Check all sources before anything is read."""
+    sources.check(settings.data)
+    if settings.test_data is not None:
+        sources.check(settings.test_data)
+    if settings.reference_data is not None:
+        grounds.rememberable(settings.reference_data)
+        sources.check(settings.reference_data)
 
 
 def _describe_data(tracked: tracking.Run, settings: TrainSettings, images: data.ImageData) -> None:

@@ -5,6 +5,7 @@ it. Importing TensorFlow takes seconds, so this side does without it.
 """
 
 import shutil
+import traceback
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -14,10 +15,10 @@ from typing import Any
 import ray.train
 
 from mask_ray import evaluation
-from mask_ray.config import TrainSettings, home
+from mask_ray.config import MaskRayError, TrainSettings, home
 from mask_ray.data import sources
 from mask_ray.evaluation import grounds, promotion
-from mask_ray.files import make_private
+from mask_ray.files import is_full, make_private
 from mask_ray.models.predictor import Predictor
 from mask_ray.progress import note, say
 from mask_ray.training import checkpoints, export, workers
@@ -110,6 +111,24 @@ def _train(settings: TrainSettings, job: Job, clock: Clock) -> ray.train.Checkpo
 
 
 def _report(settings: TrainSettings, job: Job, exported: Export) -> dict[str, Any]:
+    """Log a report on the test split, and return its metrics.
+
+    What goes wrong in a report must not lose the model that it is about.
+    """
+    try:
+        return _log_report(settings, job, exported)
+    except Exception as error:
+        if isinstance(error, MaskRayError) or is_full(error):
+            raise
+        note(traceback.format_exc())
+        say(
+            f"the run has no complete report, since making it failed: {type(error).__name__}: "
+            f"{error}"
+        )
+        return evaluation.compute_metrics(exported.examination.predictions)
+
+
+def _log_report(settings: TrainSettings, job: Job, exported: Export) -> dict[str, Any]:
     tracked, predictions = job.tracked, exported.examination.predictions
     say("writing the evaluation report")
     about = {"run": tracked.run_id, "data": sources.shown(settings.data), "split": "test"}

@@ -181,6 +181,66 @@ def test_what_holds_no_photo_is_told(page: Page, kind: str, told: str) -> None:
     wait_until(lambda: told in page.find("#notice").text, lambda: told)
 
 
+@pytest.mark.parametrize("kind", ["paste", "drop"])
+def test_a_file_that_is_no_photo_is_named_and_not_sent(
+    page: Page, server: PredictionServer, kind: str
+) -> None:
+    page.send(kind, "table.csv", "text/csv", base64.b64encode(b"a,b").decode())
+
+    wait_until(
+        lambda: "table.csv is not a photo. Photos are JPEG" in page.find("#notice").text,
+        lambda: page.find("#notice").text,
+    )
+    assert (page.cards, server.received) == ([], [])
+
+
+def test_other_files_do_not_keep_photos_back(
+    page: Page, server: PredictionServer, photos: list[Path], tmp_path: Path
+) -> None:
+    others = [tmp_path / f"{number}.pdf" for number in range(5)]
+    for other in others:
+        other.write_bytes(b"%PDF-1.7")
+
+    page.choose(*others, photos[0])
+
+    (card,) = page.wait_for_states("done")
+    assert card.name == photos[0].name
+    assert "0.pdf, 1.pdf, 2.pdf and 2 more are not photos." in page.find("#notice").text
+    assert server.bodies == [photos[0].read_bytes()]
+
+
+def test_the_label_is_shown_once(page: Page, photos: list[Path]) -> None:
+    page.choose(photos[0])
+    page.wait_for_states("done")
+
+    assert page.find(".card-body").text.count("with mask") == 1
+
+
+def test_the_first_cards_end_above_the_fold(page: Page, photos: list[Path]) -> None:
+    page.choose(*photos[:3])
+    page.wait_for_states(*["done"] * 3)
+
+    bottoms, height = page.driver.execute_script(
+        "return [[...document.querySelectorAll('.card')].map("
+        "(card) => card.getBoundingClientRect().bottom), innerHeight]"
+    )
+    assert max(bottoms) <= min(height, 720)
+
+
+def test_browsers_without_recent_signals_classify(
+    browser: Page, server: PredictionServer, photos: list[Path]
+) -> None:
+    script = "delete AbortSignal.any; delete AbortSignal.timeout;"
+    command = "Page.addScriptToEvaluateOnNewDocument"
+    added = browser.driver.execute_cdp_cmd(command, {"source": script})
+    try:
+        browser.open(server.url)
+        browser.choose(photos[0])
+        browser.wait_for_states("done")
+    finally:
+        browser.driver.execute_cdp_cmd("Page.removeScriptToEvaluateOnNewDocument", added)
+
+
 def test_the_camera_takes_a_photo(page: Page, server: PredictionServer) -> None:
     page.find("#open-camera").click()
     wait_until(lambda: page.find("#take-photo").is_enabled(), lambda: "the camera")

@@ -60,7 +60,8 @@ READ_CARDS = """
 return [...document.querySelectorAll(".card")].map((card) => ({
   name: card.querySelector("h3").textContent,
   state: card.className.replace("card is-", ""),
-  text: card.querySelector(".state").textContent,
+  text: card.querySelector(".state").textContent
+    || card.querySelector(".class.is-label dt")?.textContent || "",
   classes: Object.fromEntries([...card.querySelectorAll(".class")].map((row) => [
     row.querySelector("dt").textContent, row.querySelector("dd").textContent])),
   meta: card.querySelector(".meta").textContent,

@@ -13,7 +13,9 @@ import numpy as np
 from PIL import ExifTags, Image
 
 BLOCK_PX = 8
-ACCEPTED_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP")
+ACCEPTED_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")
+# Those that keep the picture within some levels.
+LOSSY_FORMATS = ("JPEG", "AVIF")
 
 
 def picture(width: int = 64, height: int = 48, seed: int = 0) -> Image.Image:
@@ -51,15 +53,60 @@ def bmp(image: Image.Image | None = None) -> bytes:
     return encode(image or picture(), "BMP")
 
 
-def rle_bmp() -> bytes:
-    """A BMP whose header says that its pixels are run-length encoded."""
-    encoded = bytearray(bmp(picture().convert("P")))
-    encoded[30:34] = struct.pack("<I", 1)
-    return bytes(encoded)
+def stored_bmp(
+    rows: list[bytes],
+    bits: int,
+    *,
+    width: int,
+    header_bytes: int = 40,
+    stored_as: int = 0,
+    masks: tuple[int, ...] = (),
+    palette: bytes = b"",
+    is_top_down: bool = False,
+) -> bytes:
+    """A BMP of rows from the top, each in the way in which it is stored."""
+    height = len(rows)
+    if stored_as in (1, 2):
+        # Runs, each row ended by two zeros, and the picture by 0 and 1.
+        pixels = b"".join(row + b"\0\0" for row in rows[::-1]) + b"\0\1"
+    else:
+        ordered = rows if is_top_down else rows[::-1]
+        pixels = b"".join(row + bytes(-len(row) % 4) for row in ordered)
+    if header_bytes == 12:
+        header = struct.pack("<I4H", 12, width, height, 1, bits)
+    else:
+        sides = (width, -height if is_top_down else height)
+        header = struct.pack(
+            "<I2i2H6I", header_bytes, *sides, 1, bits, stored_as, len(pixels), 0, 0, 0, 0
+        )
+        # Older headers have the masks behind them.
+        header = (header + struct.pack(f"<{len(masks)}I", *masks)).ljust(header_bytes, b"\0")
+    start = 14 + len(header) + len(palette)
+    file_header = b"BM" + struct.pack("<I2HI", start + len(pixels), 0, 0, start)
+    return file_header + header + palette + pixels
 
 
-def tiff() -> bytes:
-    return encode(picture(), "TIFF")
+def rle_bmp(width: int = 64, height: int = 48) -> bytes:
+    """A BMP of runs of one pixel, in the colours of a palette: `picture()`."""
+    paletted = picture(width, height).convert("P", palette=Image.Palette.ADAPTIVE)
+    colours = paletted.getpalette("BGR") or []
+    palette = b"".join(bytes((*colours[at : at + 3], 0)) for at in range(0, len(colours), 3))
+    rows = [b"".join(bytes((1, index)) for index in row) for row in np.asarray(paletted)]
+    padded = palette.ljust(1024, b"\0")
+    return stored_bmp(rows, 8, width=width, stored_as=1, palette=padded)
+
+
+def tiff(image: Image.Image | None = None, **options: Any) -> bytes:
+    return encode(image or picture(), "TIFF", **options)
+
+
+def avif(image: Image.Image | None = None, **options: Any) -> bytes:
+    exact = {"quality": 100, "subsampling": "4:4:4", "speed": 9}
+    return encode(image or picture(), "AVIF", **exact | options)
+
+
+def psd() -> bytes:
+    return b"8BPS\0\1" + bytes(64)
 
 
 def ico() -> bytes:
@@ -79,8 +126,9 @@ def heic_header() -> bytes:
 
 
 def in_format(image_format: str, image: Image.Image | None = None) -> bytes:
-    """The picture in one of `ACCEPTED_FORMATS`; JPEG is within 4 levels of it, others exact."""
+    """The picture in one of `ACCEPTED_FORMATS`; `LOSSY_FORMATS` within 4 levels, others exact."""
     writers = {"JPEG": jpeg, "PNG": png, "WEBP": webp, "GIF": gif, "BMP": bmp}
+    writers |= {"TIFF": tiff, "AVIF": avif}
     return writers[image_format](image)
 
 
@@ -192,6 +240,22 @@ def bmp_claiming(width: int = 50_000, height: int = 50_000) -> bytes:
     return bytes(encoded)
 
 
+def tiff_claiming(width: int = 50_000, height: int = 50_000) -> bytes:
+    encoded = bytearray(tiff())
+    (at,) = struct.unpack_from("<I", encoded, 4)
+    # Width and length are the first tags, each of one SHORT.
+    for place, side in ((at + 2, width), (at + 14, height)):
+        encoded[place + 2 : place + 12] = struct.pack("<H2I", 4, 1, side)
+    return bytes(encoded)
+
+
+def avif_claiming(width: int = 50_000, height: int = 50_000) -> bytes:
+    encoded = bytearray(avif())
+    at = encoded.index(b"ispe") + 8
+    encoded[at : at + 8] = struct.pack(">2I", width, height)
+    return bytes(encoded)
+
+
 def jpeg_claiming(width: int = 50_000, height: int = 50_000) -> bytes:
     encoded = bytearray(jpeg())
     at = encoded.index(b"\xff\xc0") + 5
@@ -221,6 +285,6 @@ def palette_png_with_transparency() -> bytes:
     return raw_png(3, 1, 8, 3, [b"\0\1\2"], palette, (b"tRNS", b"\xff\x80\x00"))
 
 
-def too_many_bytes(num_bytes: int = 11 * 1024 * 1024) -> bytes:
+def too_many_bytes(num_bytes: int = 26 * 1024 * 1024) -> bytes:
     """A good JPEG with padding behind it."""
     return jpeg().ljust(num_bytes, b"\0")

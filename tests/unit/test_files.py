@@ -1,11 +1,15 @@
 """Files that are whole or not there, on the disk before they have their names, and private."""
 
+import errno
 import os
+import stat
+import tempfile
 from pathlib import Path
 
 import pytest
 
 from mask_ray import files
+from mask_ray.config import MaskRayError
 from mask_ray.files import appearing_file, make_private, publish_folder, write_text
 
 
@@ -132,3 +136,62 @@ def test_a_folder_that_the_user_made_keeps_its_permissions(
     make_private(tmp_path / "logs")
 
     assert tmp_path.stat().st_mode & 0o777 == 0o750
+
+
+class TestHome:
+    """The folder of all state is checked before anything is done, and a mistake is one line."""
+
+    def test_is_made_for_its_owner(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("MASK_RAY_HOME", str(tmp_path / "a b" / "home"))
+        files.check_home()
+        assert stat.S_IMODE((tmp_path / "a b" / "home").stat().st_mode) == 0o700
+        assert [*(tmp_path / "a b" / "home").iterdir()] == []
+
+    @pytest.mark.parametrize("name", ["a%20b", "what?", "a#b", "two\nlines"])
+    def test_has_no_sign_of_a_uri_in_its_path(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+    ) -> None:
+        monkeypatch.setenv("MASK_RAY_HOME", str(tmp_path / name))
+        with pytest.raises(MaskRayError, match=r"^MASK_RAY_HOME must have no '.*' in its path"):
+            files.check_home()
+        assert [*tmp_path.iterdir()] == []
+
+    def test_that_cannot_be_made_is_named(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        (tmp_path / "file").touch()
+        for path in (tmp_path / "file", tmp_path / "file" / "home"):
+            monkeypatch.setenv("MASK_RAY_HOME", str(path))
+            with pytest.raises(MaskRayError, match="must be a folder that can be written; /"):
+                files.check_home()
+
+    def test_that_cannot_be_written_is_named(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def refuse(dir: Path) -> None:
+            raise OSError(errno.EROFS, "Read-only file system", str(dir))
+
+        monkeypatch.setenv("MASK_RAY_HOME", str(tmp_path))
+        monkeypatch.setattr(tempfile, "TemporaryFile", refuse)
+        message = f"written; {tmp_path}: Read-only file system. Set MASK_RAY_HOME to another"
+        with pytest.raises(MaskRayError, match=message):
+            files.check_home()
+
+    def test_of_a_user_without_any_has_to_be_set(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        def unknown(_: int) -> None:
+            raise KeyError("uid not found")
+
+        for name in ("HOME", "MASK_RAY_HOME"):
+            monkeypatch.delenv(name, raising=False)
+        monkeypatch.setattr("pwd.getpwuid", unknown)
+        with pytest.raises(MaskRayError, match="has no home directory"):
+            files.check_home()
+
+    def test_may_be_set_for_such_a_user(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.delenv("HOME", raising=False)
+        monkeypatch.setenv("MASK_RAY_HOME", str(tmp_path / "home"))
+        monkeypatch.setattr("pwd.getpwuid", {}.__getitem__)
+        files.check_home()
+        assert (tmp_path / "home").is_dir()

@@ -26,14 +26,13 @@ from typing import IO, cast
 from mask_ray import files
 from mask_ray.config import DownloadLimits
 from mask_ray.data.sources.location import METADATA, DataError
+from mask_ray.photo_folders import is_junk
 from mask_ray.progress import Progress
 
 _CHUNK_BYTES = 2**20
 # Names, times and attributes of one member. A photo's header has some hundred bytes.
 _MAX_HEADER_BYTES = 2**20
 _TAR_BUFFER_BYTES = 2**17
-# Folder that macOS adds to every zip.
-_NOT_DATA = "__MACOSX"
 # Control characters, and separators of lines and paragraphs, as Unicode has them.
 _CONTROL = frozenset(("Cc", "Zl", "Zp"))
 _BROKEN = (
@@ -116,7 +115,7 @@ def extract(
 ) -> None:
     """Unpack a zip or tar archive into a new folder, completely or not at all.
 
-    Hidden files are skipped. The caller must lock the folder.
+    Hidden files, and those of systems, are skipped. The caller must lock the folder.
 
     Args:
         archive: File to unpack.
@@ -174,7 +173,7 @@ def _checked(name: str, archive: str) -> str:
 
 def _is_data(name: str) -> bool:
     parts = [part for part in name.split("/") if part not in ("", ".")]
-    return not any(part.startswith(".") or part == _NOT_DATA for part in parts)
+    return not any(map(is_junk, parts))
 
 
 def _write(member: _Member, target: Path, budget: _Budget) -> None:
@@ -306,4 +305,4 @@ def _has_structure(folder: Path) -> bool:
 
 
 def _shown(folder: Path) -> list[Path]:
-    return [entry for entry in folder.iterdir() if not entry.name.startswith(".")]
+    return [entry for entry in folder.iterdir() if not is_junk(entry.name)]

@@ -20,7 +20,7 @@ from typing import BinaryIO
 import httpx
 from filelock import FileLock
 
-from mask_ray import files
+from mask_ray import files, proxies
 from mask_ray.config import DownloadLimits, Uri, home, revealed
 from mask_ray.data.sources import archives
 from mask_ray.data.sources.location import DataError, is_url, locate, reached, shown
@@ -252,7 +252,7 @@ def _fetch_url(url: str, part: Path, known: _Known, budget: _Budget) -> str | No
 
 def _attempt(url: str, part: Path, known: _Known, budget: _Budget) -> str | None:
     with (
-        httpx.Client(follow_redirects=True, timeout=_TIMEOUT_S) as client,
+        proxies.client(follow_redirects=True, timeout=_TIMEOUT_S) as client,
         client.stream("GET", url, headers=_headers(part, known)) as response,
     ):
         if response.status_code == httpx.codes.NOT_MODIFIED:

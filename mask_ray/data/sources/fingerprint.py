@@ -8,6 +8,7 @@ from pathlib import Path
 
 import httpx
 
+from mask_ray import proxies
 from mask_ray.config import MaskRayError, Uri, revealed
 from mask_ray.data.sources import several, shown, stats
 
@@ -42,9 +43,8 @@ def _of_one(source: str) -> str:
 
 def _of_url(url: str) -> str:
     try:
-        response = httpx.head(
-            revealed(url).partition("#")[0], follow_redirects=True, timeout=_TIMEOUT_S
-        )
+        with proxies.client(follow_redirects=True, timeout=_TIMEOUT_S) as http:
+            response = http.head(revealed(url).partition("#")[0])
     except (httpx.HTTPError, httpx.InvalidURL) as error:
         reason = Uri(url).scrub(str(error)) or type(error).__name__
         raise MaskRayError(f"{shown(url)} is not reached: {reason}") from error

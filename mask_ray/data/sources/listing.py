@@ -1,12 +1,11 @@
 """List the files of a source in an Arrow table, at the cost of a path and a few bytes a row.
 
 Columns: `path` (relative to the root), `class` (class name), `given_split` and `given_group`.
-The last three are empty if the source gives none.
+The last three are empty if the source gives none. `folder_splits` fills them in for a folder.
 """
 
-import os
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import islice
 
 import pyarrow as pa
@@ -14,6 +13,7 @@ import pyarrow.compute as pc
 import pyarrow.fs as pafs
 
 from mask_ray.data.sources.location import DataError, Place, reached
+from mask_ray.photo_folders import Skipped, is_junk, walk
 
 _ROWS_TOGETHER = 65_536
 
@@ -35,10 +35,14 @@ class Listing:
         root: Folder that paths are relative to. Absolute paths, and paths under a root without
             a path, are complete.
         files: Table of `SCHEMA`.
+        skipped: What a local folder has beside them.
+        is_folder: Whether classes are yet to be read from the paths.
     """
 
     root: Place
     files: pa.Table
+    skipped: Skipped = field(default_factory=Skipped)
+    is_folder: bool = False
 
     def class_names(self) -> set[str]:
         """Return the names of all classes that have files."""
@@ -46,26 +50,28 @@ class Listing:
 
 
 def list_folder(root: Place) -> Listing:
-    """List all files of a folder except hidden ones. A file's class is its folder below the root.
+    """List all files of a folder, without classes. Hidden files and those of systems are left out.
 
     Raises:
-        DataError: the folder cannot be read.
+        DataError: the folder, or one below it, cannot be read.
     """
-    paths = _walk(root.path, "") if root.filesystem is None else _remote_paths(root)
+    skipped = Skipped()
+    # A class may be a link to a folder. Further down, links could form a cycle.
+    is_local = root.filesystem is None
+    paths = walk(root.path, skipped, linked_depth=1) if is_local else _remote_paths(root)
     try:
-        tables = reached(root, lambda: [_table(some) for some in _chunks(paths)])
+        tables = reached(root, lambda: [of_columns(some) for some in _chunks(paths)])
     except UnicodeEncodeError as error:
         raise DataError(f"names of files must be UTF-8; {root} has {error.object!r}") from error
-    return Listing(root, pa.concat_tables([SCHEMA.empty_table(), *tables]).unify_dictionaries())
+    if skipped.unreadable:
+        raise DataError(f"{root} cannot be read: no permission for {skipped.unreadable[0]}")
+    files = pa.concat_tables([SCHEMA.empty_table(), *tables]).unify_dictionaries()
+    return Listing(root, files, skipped, is_folder=True)
 
 
 def _chunks(paths: Iterator[str]) -> Iterator[list[str]]:
     while some := list(islice(paths, _ROWS_TOGETHER)):
         yield some
-
-
-def _table(paths: list[str]) -> pa.Table:
-    return of_columns(paths, [path.partition("/")[0] if "/" in path else "" for path in paths])
 
 
 def of_columns(
@@ -85,27 +91,12 @@ def of_columns(
     )
 
 
-def _walk(folder: str, below: str) -> Iterator[str]:
-    """Yield paths in the order of their parts, without holding all of them."""
-    with os.scandir(folder) as scanned:
-        entries = sorted(
-            (entry for entry in scanned if not entry.name.startswith(".")),
-            key=lambda entry: entry.name,
-        )
-    for entry in entries:
-        # A class may be a link to a folder. Further down, links could form a cycle.
-        if entry.is_dir(follow_symlinks=not below):
-            yield from _walk(entry.path, f"{below}{entry.name}/")
-        elif entry.is_file():
-            yield f"{below}{entry.name}"
-
-
 def _remote_paths(root: Place) -> Iterator[str]:
     return (path for path, _ in infos_below(root))
 
 
 def infos_below(root: Place) -> Iterator[tuple[str, pafs.FileInfo]]:
-    """Yield the files of an object store that are not hidden, sorted by their relative paths.
+    """Yield the files of an object store except hidden ones and those of systems, by their paths.
 
     Takes one request for every thousand files, rather than one for every folder.
 
@@ -117,5 +108,5 @@ def infos_below(root: Place) -> Iterator[tuple[str, pafs.FileInfo]]:
     start = len(root.path.rstrip("/")) + 1
     files = {info.path[start:]: info for info in infos if info.type == pafs.FileType.File}
     for path in sorted(files):
-        if not any(part.startswith(".") for part in path.split("/")):
+        if not any(map(is_junk, path.split("/"))):
             yield path, files[path]

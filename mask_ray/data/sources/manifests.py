@@ -1,14 +1,18 @@
 """Read tables of labelled files: CSV or Parquet, and Hugging Face's metadata.csv or .jsonl.
 
 A path in a table is relative to the table or absolute. Paths may also be URIs, if all of them
-are in one file system.
+are in one file system. Texts are stripped, and names of columns may have any case, since people
+write tables by hand and in spreadsheets.
 """
 
+import csv
 import json
+import os
 import re
 from collections.abc import Iterable
 from io import BufferedReader
 from itertools import islice
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -16,20 +20,23 @@ import pyarrow.compute as pc
 import pyarrow.csv as pacsv
 import pyarrow.parquet as pq
 
+from mask_ray.data.sources.folder_splits import split_of_name
 from mask_ray.data.sources.listing import SCHEMA, Listing, of_columns
 from mask_ray.data.sources.location import METADATA, DataError, Place, locate, reached
 
-# Names of splits in data sets, and in this project.
-_SPLITS = {
-    "": "", "train": "train", "training": "train", "val": "val", "valid": "val",
-    "validation": "val", "dev": "val", "test": "test",
-}  # fmt: skip
 _SPLIT_FOLDERS = ("train", "validation", "val", "valid", "test")
 _NAMED = ("path", "label", "split", "group")
 _NAMED_OF_FOLDER = ("file_name", *_NAMED[1:])
 _LINES_TOGETHER = 65_536
 # Characters of a value in an error.
 _MAX_QUOTED = 100
+# What separates columns, and the encodings that a file says itself that it has.
+_SEPARATORS = (",", ";", "\t", "|")
+_ENCODINGS = {b"\xff\xfe": "utf-16", b"\xfe\xff": "utf-16"}
+_UTF8_MARK = "\ufeff"
+_MAX_HEADER_BYTES = 65_536
+# A drive or a server of Windows.
+_OF_WINDOWS = re.compile(r"[A-Za-z]:[\\/]|\\\\")
 # The end of pyarrow's error about a row, which is the row.
 _OF_ROW = re.compile(r"(Expected \d+ columns, got \d+).*", re.DOTALL)
 
@@ -44,8 +51,7 @@ def read_manifest(place: Place) -> Listing:
     """
     table = _read(place)
     _check_has(table, "path", place)
-    path = _text(table["path"])
-    _check_none_empty("path", path, place)
+    path = _paths(table["path"], "path", place)
     label, split, group = _given(table, place)
     root, path = _rooted(path, place)
     return Listing(root, of_columns(path, label, split, group))
@@ -58,17 +64,29 @@ def has_metadata(folder: Place) -> bool:
 
 def _metadata_places(folder: Place) -> list[Place]:
     """Find the tables that exist, one in each folder."""
-    folders = folder, *map(folder.child, _SPLIT_FOLDERS)
+    folders = folder, *map(folder.child, _split_folders(folder))
     tables = ([each.child(name) for name in METADATA] for each in folders)
     found = (next((place for place in some if place.is_file()), None) for some in tables)
     return [place for place in found if place is not None]
 
 
+def _split_folders(folder: Place) -> list[str]:
+    """Return the names of the folders that may be splits with a table each."""
+    if folder.filesystem is not None:
+        # Listing a store takes a request for every thousand files.
+        return [spell(name) for name in _SPLIT_FOLDERS for spell in (str.lower, str.title)]
+    if not Path(folder.path).is_dir():
+        return []
+    with reached(folder, lambda: os.scandir(folder.path)) as entries:
+        return sorted(e.name for e in entries if split_of_name(e.name) and e.is_dir())
+
+
 def read_image_folder(folder: Place) -> Listing:
     """List the files in metadata.csv or metadata.jsonl, from its columns file_name and label.
 
-    The table is in the folder, or one is in each of its folders train, validation and test, which
-    then give the splits. The columns `split` and `group` mean the same as in a manifest.
+    The table is in the folder, or one is in each of its folders train, validation and test, in any
+    usual spelling, which then give the splits. The columns `split` and `group` mean the same as in
+    a manifest.
 
     Raises:
         DataError: as `read_manifest`.
@@ -80,14 +98,13 @@ def read_image_folder(folder: Place) -> Listing:
 def _image_table(folder: Place, place: Place) -> pa.Table:
     table = _read(place)
     _check_has(table, "file_name", place)
-    path = _text(table["file_name"])
-    _check_none_empty("file_name", path, place)
+    path = _paths(table["file_name"], "file_name", place)
     _check_below(path, place)
     label, split, group = _given(table, place)
     inside = place.parent().path[len(folder.path) + 1 :]
     if inside:
         path = pc.binary_join_element_wise(inside, path, "/")
-        split = pa.repeat(_SPLITS[inside], len(path)) if split is None else split
+        split = pa.repeat(split_of_name(inside), len(path)) if split is None else split
     return of_columns(path, label, split, group)
 
 
@@ -106,22 +123,60 @@ def _read(place: Place) -> pa.Table:
         with place.opener().open_input_file(place.path) as file:
             if place.path.lower().endswith(".parquet"):
                 schema = pq.read_schema(file)
-                return pq.read_table(file, columns=[n for n in schema.names if n in _NAMED])
+                return pq.read_table(file, columns=[n for n in schema.names if _plain(n) in _NAMED])
             if place.path.lower().endswith(".jsonl"):
                 return _read_json_lines(BufferedReader(file), place)
-            # Otherwise names such as 007 or NA would be converted.
-            text = {name: pa.string() for name in (*_NAMED, *_NAMED_OF_FOLDER)}
-            return _read_csv(file, pacsv.ConvertOptions(column_types=text))
+            return _read_csv(file, place)
 
-    return reached(place, read)
+    table = reached(place, read)
+    return _with_plain_names(table, place)
 
 
-def _read_csv(file: Any, options: pacsv.ConvertOptions) -> pa.Table:
-    """Read a CSV file. pyarrow's errors end with the row itself, which must not be repeated."""
+def _plain(name: str) -> str:
+    """Return the name of a column as it is meant."""
+    return name.strip().strip(_UTF8_MARK).lower()
+
+
+def _with_plain_names(table: pa.Table, place: Place) -> pa.Table:
+    """Rename columns in other case, or with spaces around them."""
+    wanted = {*_NAMED, *_NAMED_OF_FOLDER}
+    names = [_plain(name) if _plain(name) in wanted else name for name in table.column_names]
+    twice = [name for name in wanted if names.count(name) > 1]
+    if twice:
+        raise DataError(f"{place} must have one column {twice[0]}; it has {names.count(twice[0])}")
+    return table.rename_columns(names)
+
+
+def _read_csv(file: Any, place: Place) -> pa.Table:
+    """Read a CSV file, in the encoding and with the separator that its first line shows."""
+    start = file.read(_MAX_HEADER_BYTES)
+    file.seek(0)
+    encoding = _ENCODINGS.get(start[:2], "utf-8")
+    header = re.split(r"[\r\n]", start.decode(encoding, "replace").lstrip(_UTF8_MARK), maxsplit=1)[
+        0
+    ]
+    separator = max(_SEPARATORS, key=lambda sign: _num_known(header, sign))
+    names = next(csv.reader([header], delimiter=separator), [])
+    # Otherwise values such as 007 or NA would be converted.
+    text = {name: pa.string() for name in names if _plain(name) in {*_NAMED, *_NAMED_OF_FOLDER}}
     try:
-        return pacsv.read_csv(file, convert_options=options)
-    except pa.ArrowInvalid as error:
+        return pacsv.read_csv(
+            file,
+            read_options=pacsv.ReadOptions(encoding=encoding),
+            parse_options=pacsv.ParseOptions(delimiter=separator),
+            convert_options=pacsv.ConvertOptions(column_types=text),
+        )
+    except (pa.ArrowInvalid, UnicodeDecodeError) as error:
+        if "UTF8" in str(error) or isinstance(error, UnicodeDecodeError):
+            raise DataError(f"{place} must be UTF-8 or UTF-16; save it as CSV in UTF-8") from None
+        # pyarrow's errors end with the row itself, which must not be repeated.
         raise pa.ArrowInvalid(_OF_ROW.sub(r"\1", str(error))) from None
+
+
+def _num_known(header: str, separator: str) -> int:
+    """Count the columns in a header that are known, if this separates them."""
+    names = next(csv.reader([header], delimiter=separator), [])
+    return sum(_plain(name) in {*_NAMED, *_NAMED_OF_FOLDER} for name in names)
 
 
 def _read_json_lines(lines: Iterable[bytes], place: Place) -> pa.Table:
@@ -161,9 +216,32 @@ def _value(value: Any, of: str) -> str:
 
 
 def _text(column: pa.ChunkedArray) -> pa.Array:
-    """Convert to strings, with an empty string for a missing value."""
-    text = pc.fill_null(column.cast(pa.string()), "")
+    """Convert to strings without spaces around, with an empty string for a missing value."""
+    text = pc.utf8_trim_whitespace(pc.fill_null(column.cast(pa.string()), ""))
     return pa.concat_arrays([pa.array([], pa.string()), *text.chunks])
+
+
+def _paths(column: pa.ChunkedArray, name: str, place: Place) -> pa.Array:
+    """Read paths, also those that Windows writes, and check that none is missing.
+
+    Raises:
+        DataError: a path is missing, or begins with a drive or a server of Windows.
+    """
+    path = _text(column)
+    _check_none_empty(name, path, place)
+    if not pc.any(pc.match_substring(path, "\\")).as_py():
+        return path
+    of_windows = pc.index(pc.match_substring_regex(path, f"^({_OF_WINDOWS.pattern})"), True).as_py()
+    if of_windows >= 0:
+        raise DataError(
+            f"{place} must have paths relative to itself, or of this system; row {of_windows + 1} "
+            f"has {path[of_windows].as_py()[:_MAX_QUOTED]}"
+        )
+    # Here a name may hold such a sign, though hardly any does.
+    first = path[pc.index(pc.match_substring(path, "\\"), True).as_py()].as_py()
+    if "://" in first or (place.parent().child(first)).is_file():
+        return path
+    return pc.replace_substring(path, "\\", "/")
 
 
 def _check_has(table: pa.Table, name: str, place: Place) -> None:
@@ -191,11 +269,11 @@ def _checked_splits(column: pa.Array, place: Place) -> pa.Array:
     encoded = column.dictionary_encode()
     given = encoded.dictionary.to_pylist()
     for name in given:
-        if name.lower() not in _SPLITS:
+        if name and split_of_name(name) is None:
             raise DataError(
                 f"{place}: split must be train, val or test, or empty; got {name[:_MAX_QUOTED]}"
             )
-    names = pa.array([_SPLITS[name.lower()] for name in given], pa.string())
+    names = pa.array([split_of_name(name) or "" for name in given], pa.string())
     return pa.DictionaryArray.from_arrays(encoded.indices, names).cast(pa.string())
 
 

@@ -1,5 +1,7 @@
 """Fetch sources, list their files, and read them as rows."""
 
+import re
+import unicodedata
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +15,7 @@ from ray.data import Dataset
 
 from mask_ray.config import Uri
 from mask_ray.data.sources.downloads import unpacked
+from mask_ray.data.sources.folder_splits import class_folders, classes_and_splits
 from mask_ray.data.sources.listing import Listing, infos_below, list_folder
 from mask_ray.data.sources.location import (
     KINDS,
@@ -142,11 +145,6 @@ def _is_class_folder(place: Place) -> bool:
     return place.filesystem is None and place.is_folder() and not has_metadata(place)
 
 
-def class_folders(root: Path) -> list[str]:
-    """Return the names of the folders in it, sorted, except hidden ones."""
-    return sorted(p.name for p in root.iterdir() if p.is_dir() and not p.name.startswith("."))
-
-
 def _check_classes(class_names: Sequence[str], sources: Sequence[str]) -> None:
     if len(class_names) < 2:
         raise DataError(
@@ -173,7 +171,7 @@ def list_labelled(data: str) -> Labelled:
         DataError: as `fetch`; or there are fewer than two classes, or no files.
     """
     sources = several(fetch(data))
-    listings = [_list(source) for source in sources]
+    listings = [_with_classes(_list(source)) for source in sources]
     class_names = sorted(set().union(*(listing.class_names() for listing in listings)))
     empty = {n for s in sources for n in _empty_candidates(locate(s))}
     if not class_names and len(empty) > 1:
@@ -183,6 +181,7 @@ def list_labelled(data: str) -> Labelled:
         )
     class_names = sorted({*class_names, *empty})
     _check_classes(class_names, sources)
+    _say_alike(class_names)
     tables = [_labelled(index, each, class_names) for index, each in enumerate(listings)]
     return Labelled([each.root for each in listings], pa.concat_tables(tables), class_names)
 
@@ -203,6 +202,34 @@ def _list(source: str) -> Listing:
     if not place.is_folder():
         raise DataError(f"a source must be {KINDS}; there is nothing at {shown(source)}")
     return list_folder(place)
+
+
+def _with_classes(listing: Listing) -> Listing:
+    """Read the classes of a folder, and say what was skipped. Manifests have theirs."""
+    if not listing.is_folder:
+        return listing
+    known = classes_and_splits(listing)
+    outside = known.files.filter(pc.equal(known.files["class"].cast(pa.string()), ""))
+    listing.skipped.outside += outside["path"].to_pylist()
+    _say_skipped(listing)
+    return known
+
+
+def _say_skipped(listing: Listing) -> None:
+    for line in listing.skipped.describe():
+        say(f"{listing.root}: {line}")
+
+
+def _say_alike(class_names: list[str]) -> None:
+    """Name classes that differ in case, spaces or signs alone, and may be one."""
+    alike: dict[str, list[str]] = {}
+    for name in class_names:
+        plain = re.sub(r"[\W_]+", "", unicodedata.normalize("NFKC", name).casefold())
+        alike.setdefault(plain or name, []).append(name)
+    for names in alike.values():
+        if len(names) > 1:
+            shown_names = ", ".join(map(repr, names))
+            say(f"are these classes one? {shown_names}; if so, give them one name")
 
 
 def _labelled(index: int, listing: Listing, class_names: list[str]) -> pa.Table:
@@ -258,6 +285,8 @@ def open_images(data: str) -> tuple[pa.Table, ImageReader]:
     if is_synthetic(data):
         return _table_of(0, [str(index) for index in range(num_drawn(data))]), _Drawing()
     listings = [_list(source) for source in several(fetch(data))]
+    for listing in listings:
+        _say_skipped(listing)
     tables = [_table_of(root, listing.files["path"]) for root, listing in enumerate(listings)]
     files = pa.concat_tables(tables).combine_chunks()
     if not len(files):

@@ -18,7 +18,7 @@ from mask_ray.serving.http.auth import Guard, require_token, tokens_of_environme
 from mask_ray.serving.http.backend import Backend, Health, ReadyBackend
 from mask_ray.serving.http.errors import EXCEPTION_HANDLERS, problem_responses
 from mask_ray.serving.http.hosts import TrustedHosts
-from mask_ray.serving.http.middleware import AnswerHeaders, on_unexpected_error
+from mask_ray.serving.http.middleware import AnswerHeaders, HeadRequests, on_unexpected_error
 from mask_ray.serving.http.open_inference import routes
 from mask_ray.serving.http.open_inference.requests import HEADER_LENGTH
 from mask_ray.serving.http.remote_images import RemoteImages
@@ -100,12 +100,14 @@ def _middleware(
         cors = Middleware(
             CORSMiddleware,
             allow_origins=settings.cors_origins,
-            allow_methods=("GET", "POST"),
-            allow_headers=("Authorization", "Content-Type", "X-Request-ID", HEADER_LENGTH),
+            allow_methods=("GET", "HEAD", "POST"),
+            # Libraries add headers of their own: traceparent, X-Requested-With. Other clients than
+            # browsers may send any header anyway.
+            allow_headers=("*",),
             expose_headers=_EXPOSED_HEADERS,
         )
         middleware.append(cors)
-    return middleware
+    return [*middleware, Middleware(HeadRequests)]
 
 
 _health_router = APIRouter(tags=["health"])

@@ -2,9 +2,9 @@
 
 from typing import NoReturn
 
-from mask_ray.config import IMAGE_FORMATS, PayloadLimits
+from mask_ray.config import PayloadLimits, readable_formats
 
-_NAMES = [image_format.name for image_format in IMAGE_FORMATS]
+_NAMES = [image_format.name for image_format in readable_formats()]
 # As the page and the API documentation list them.
 ACCEPTED_FORMATS = f"{', '.join(_NAMES[:-1])} or {_NAMES[-1]}"
 

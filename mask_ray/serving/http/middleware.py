@@ -1,4 +1,4 @@
-"""Headers of every answer, and Serve's own errors in the project's form.
+"""Headers of every answer, answers to HEAD, and Serve's own errors in the project's form.
 
 To add a header to every answer, add it to `ANSWER_HEADERS`. HAProxy answers its own errors, with
 headers that `serving.haproxy` writes.
@@ -36,6 +36,45 @@ class AnswerHeaders:
             await send(message)
 
         await self._app(scope, receive, send_with_headers)
+
+
+class HeadRequests:
+    """ASGI middleware: answers HEAD as GET without the body, on every path that has GET.
+
+    RFC 9110, section 9.1, asks for it, and `wget --spider` and many monitors rely on it. FastAPI's
+    routes answer 405.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass on HEAD as GET, and everything else unchanged."""
+        is_head = scope["type"] == "http" and scope["method"] == "HEAD"
+
+        async def send_head(message: Message) -> None:
+            if message["type"] == "http.response.start" and message["status"] == 405:
+                _allow_head(message)
+            if message["type"] == "http.response.body" and is_head:
+                message = message | {"body": b""}
+            await send(message)
+
+        if not is_head:
+            await self._app(scope, receive, send_head)
+            return
+        # A copy: the server must still know that it answers HEAD.
+        as_get = {**scope, "method": "GET"}
+        try:
+            await self._app(as_get, receive, send_head)
+        finally:
+            scope.update({"route": as_get["route"]} if "route" in as_get else {})
+
+
+def _allow_head(start: Message) -> None:
+    headers = MutableHeaders(scope=start)
+    allowed = [method.strip() for method in headers.get("allow", "").split(",")]
+    if "GET" in allowed and "HEAD" not in allowed:
+        headers["allow"] = ", ".join([*allowed, "HEAD"])
 
 
 async def on_unexpected_error(request: Request, _: Any) -> JSONResponse:

@@ -7,6 +7,7 @@ from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, parse_options_header
 
 from mask_ray.config import MAX_FORM_FIELDS, PayloadLimits
+from mask_ray.serving.http.base64_text import decode_base64
 from mask_ray.serving.http.limits import (
     PayloadError,
     check_num_images,
@@ -20,6 +21,10 @@ if TYPE_CHECKING:
 
 FORM_TYPE = "multipart/form-data"
 
+# RFC 2045, section 6: encodings that leave the bytes as they are.
+_IDENTITY = ("", "7bit", "8bit", "binary")
+_BASE64 = "base64"
+
 
 async def read_form(
     content_type: str, chunks: AsyncIterator[bytes], limits: PayloadLimits
@@ -27,7 +32,8 @@ async def read_form(
     """Read a form from the chunks of its body.
 
     Raises:
-        PayloadError: 400, the form is malformed; 413, over `limits`.
+        PayloadError: 400, the form is malformed; 413, over `limits`; 415, a file is encoded in
+            another way than base64; 422, its base64 is malformed.
     """
     boundary = parse_options_header(content_type)[1].get(b"boundary")
     if not boundary:
@@ -60,6 +66,7 @@ class FormFiles:
         self._header_value = bytearray()
         self._headers: dict[bytes, bytes] = {}
         self._file: bytearray | None = None
+        self._encoding = ""
 
     def callbacks(self) -> "MultipartCallbacks":
         """Return the callbacks by python-multipart's names."""
@@ -113,14 +120,30 @@ class FormFiles:
     def _end_headers(self) -> None:
         disposition = parse_options_header(self._headers.get(b"content-disposition"))[1]
         # A browser sends a file with an empty name if the user chose none.
-        is_file = bool(disposition.get(b"filename"))
+        is_file = bool(disposition.get(b"filename")) or self._has_encoded_file_name()
         if is_file or self._headers.get(b"content-type", b"").lower().startswith(b"image/"):
             self._begin_file(is_list=disposition.get(b"name") in (b"images", b"images[]"))
         else:
             self._count_field()
 
+    def _has_encoded_file_name(self) -> bool:
+        """Whether a name is given as `filename*=UTF-8''...`, which the parser leaves out.
+
+        RFC 7578 forbids it in forms; clients send it for names that are not ASCII.
+        """
+        header = self._headers.get(b"content-disposition", b"").lower()
+        return any(part.strip().startswith(b"filename*") for part in header.split(b";"))
+
     def _begin_file(self, is_list: bool) -> None:
         check_num_images(len(self._files) + 1, FORM_TYPE, self._limits)
+        encoding = self._headers.get(b"content-transfer-encoding", b"").decode("latin-1")
+        self._encoding = encoding.strip().lower()
+        if self._encoding not in (*_IDENTITY, _BASE64):
+            raise PayloadError(
+                415,
+                f"Content-Transfer-Encoding of file {len(self._files) + 1} must be base64 or "
+                f"binary, or be left out; got {quoted(encoding)}",
+            )
         self._file = bytearray()
         self._is_list |= is_list
 
@@ -136,15 +159,29 @@ class FormFiles:
     def _add_data(self, data: bytes, start: int, end: int) -> None:
         if self._file is None:
             return
-        self._num_bytes += end - start
-        check_total_bytes(self._num_bytes, self._limits)
-        if len(self._file) + end - start > self._limits.max_image_bytes:
+        if self._encoding != _BASE64:
+            self._count_bytes(end - start)
+        if len(self._file) + end - start > self._max_part_bytes():
             reject_image_bytes(f"file {len(self._files) + 1}", self._limits)
         self._file += memoryview(data)[start:end]
 
+    def _max_part_bytes(self) -> int:
+        # Base64 with line breaks takes up to 1.4 times the bytes.
+        max_bytes = self._limits.max_image_bytes
+        return max_bytes if self._encoding != _BASE64 else max_bytes * 3 // 2 + 100
+
+    def _count_bytes(self, num_bytes: int) -> None:
+        self._num_bytes += num_bytes
+        check_total_bytes(self._num_bytes, self._limits)
+
     def _end_part(self) -> None:
-        if self._file is not None:
-            self._files.append(bytes(self._file))
+        if self._file is None:
+            return
+        image = bytes(self._file)
+        if self._encoding == _BASE64:
+            image = decode_base64(image, f"file {len(self._files) + 1}", self._limits)
+            self._count_bytes(len(image))
+        self._files.append(image)
 
     def _end(self) -> None:
         self._is_complete = True

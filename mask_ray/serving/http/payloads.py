@@ -4,7 +4,6 @@ An image is the body itself, a file of a form, base64 in JSON, or a URL that `fe
 over a limit are not kept, and the rest of the body is not read. No image is decoded here.
 """
 
-import binascii
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any
@@ -13,20 +12,26 @@ import pydantic_core
 from starlette.requests import Request
 
 from mask_ray.config import BODY_COPIES, PayloadLimits
+from mask_ray.serving.http.base64_text import decode_data_url
 from mask_ray.serving.http.limits import (
     PayloadError,
     check_num_images,
     check_total_bytes,
     quoted,
-    reject_image_bytes,
 )
 from mask_ray.serving.http.multipart import FORM_TYPE, read_form
 from mask_ray.serving.http.request_memory import hold
 
 FetchImage = Callable[[str], Awaitable[bytes]]
 
-# The last is the default of `curl --data-binary`.
-_RAW_TYPES = ("", "application/octet-stream", "application/x-www-form-urlencoded")
+# Object stores keep files without a type as binary/octet-stream. The last is the default of
+# `curl --data-binary`.
+_RAW_TYPES = (
+    "",
+    "application/octet-stream",
+    "binary/octet-stream",
+    "application/x-www-form-urlencoded",
+)
 _JSON_TYPE = "application/json"
 
 # Values of JSON that are not images: enough for an error to name the extra keys.
@@ -52,7 +57,8 @@ async def read_images(
 
     One image is the raw body, the only file of a form, or JSON `{"image": base64}` or
     `{"url": "..."}`. A list is a form with several files, or with any under the name `images`, or
-    JSON `{"images": [base64, ...]}`. Base64 may be a `data:` URL. URLs need `fetch`.
+    JSON `{"images": [base64, ...]}`. Base64 may be URL-safe, have line breaks, lack its padding, or
+    be a `data:` URL. URLs need `fetch`.
 
     Raises:
         PayloadError: 400, malformed form or JSON; 413, over `limits`, as declared or as received;
@@ -86,32 +92,6 @@ async def read_body(request: Request, max_bytes: int) -> bytes:
     """
     _check_not_compressed(request)
     return b"".join([chunk async for chunk in _chunks(request, max_bytes, "body")])
-
-
-def decode_base64(text: str, field: str, limits: PayloadLimits) -> bytes:
-    """Decode standard base64 with padding, or a base64 `data:` URL.
-
-    Raises:
-        PayloadError: 413, over `limits.max_image_bytes`; 422, not base64. Both name `field`.
-    """
-    if text.startswith("data:"):
-        header, comma, text = text.partition(",")
-        if not comma or not header.endswith(";base64"):
-            raise PayloadError(
-                422,
-                f"{field} must be base64 or a data: URL such as data:image/png;base64,...; "
-                f"got {quoted(header)}",
-            )
-    # Checked before decoding. Padding can make this estimate two bytes too large.
-    if len(text) // 4 * 3 - 2 > limits.max_image_bytes:
-        reject_image_bytes(field, limits)
-    try:
-        encoded = binascii.a2b_base64(text, strict_mode=True)
-    except ValueError as error:
-        raise PayloadError(422, f"{field} must be base64 without line breaks: {error}") from None
-    if len(encoded) > limits.max_image_bytes:
-        reject_image_bytes(field, limits)
-    return encoded
 
 
 def _check_not_compressed(request: Request) -> None:
@@ -155,7 +135,7 @@ async def _read_json(request: Request, limits: PayloadLimits, fetch: FetchImage 
     if key == "url" and fetch is not None:
         hold(request.scope, BODY_COPIES * limits.max_image_bytes)
         return Payload((await fetch(text),), is_list=False)
-    return Payload((decode_base64(text, key, limits),), is_list=False)
+    return Payload((decode_data_url(text, key, limits),), is_list=False)
 
 
 def _check_num_values(body: bytes, max_values: int) -> None:
@@ -202,7 +182,7 @@ def _decode_list(value: Any, limits: PayloadLimits) -> tuple[bytes, ...]:
     num_bytes = 0
     for index, item in enumerate(value):
         field = f"images[{index}]"
-        images.append(decode_base64(_string(item, field), field, limits))
+        images.append(decode_data_url(_string(item, field), field, limits))
         num_bytes += len(images[-1])
         check_total_bytes(num_bytes, limits)
     return tuple(images)

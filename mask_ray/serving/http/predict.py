@@ -5,7 +5,7 @@ from collections.abc import Callable, Coroutine, Sequence
 from functools import partial
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Query, Request, Response
+from fastapi import APIRouter, Depends, Query, Request, Response
 from fastapi.routing import APIRoute
 from pydantic import TypeAdapter
 from starlette.exceptions import HTTPException
@@ -21,6 +21,7 @@ from mask_ray.serving.http.backend import (
 from mask_ray.serving.http.errors import problem_responses
 from mask_ray.serving.http.limits import ACCEPTED_FORMATS
 from mask_ray.serving.http.payloads import read_images
+from mask_ray.serving.http.query import reject_unknown_parameters
 from mask_ray.serving.http.responses import Prediction, predictions
 from mask_ray.serving.observability.exchanges import note
 from mask_ray.serving.observability.request_ids import request_id
@@ -61,7 +62,7 @@ _FILE = {"type": "string", "format": "binary"}
 _BASE64 = {
     "type": "string",
     "format": "byte",
-    "description": "Base64 of an encoded image, or a data: URL of it.",
+    "description": "Base64 of an encoded image, standard or URL-safe, or a data: URL of it.",
     "examples": [_PNG],
 }
 
@@ -109,6 +110,7 @@ _BODY = {
     "content": {
         "image/*": {"schema": _FILE},
         "application/octet-stream": {"schema": _FILE},
+        "binary/octet-stream": {"schema": _FILE},
         "multipart/form-data": {"schema": _FORM},
         "application/json": {"schema": _JSON, "examples": _JSON_EXAMPLES},
     },
@@ -131,6 +133,7 @@ Threshold = Annotated[
 
 @router.post(
     "/predict",
+    dependencies=[Depends(reject_unknown_parameters)],
     response_model=Prediction | list[Prediction],
     responses=problem_responses(400, 401, 408, 413, 415, 422, 429, 500, 503, 504),
     openapi_extra={"requestBody": _BODY},

@@ -236,8 +236,8 @@ BAD_REQUESTS: dict[str, tuple[bytes, str, int]] = {
     "truncated JPEG": (image_files.truncated_jpeg(), "image/jpeg", 400),
     "truncated PNG": (image_files.truncated_png(), "image/png", 400),
     "PNG of 50,000 x 50,000": (image_files.png_claiming(50_000, 50_000), "image/png", 413),
-    "11 MB": (image_files.too_many_bytes(), "image/jpeg", 413),
-    "TIFF": (image_files.tiff(), "image/tiff", 415),
+    "26 MB": (image_files.too_many_bytes(), "image/jpeg", 413),
+    "PSD": (image_files.psd(), "image/vnd.adobe.photoshop", 415),
     "XML": (b"<image/>", "application/xml", 415),
     "JSON without base64": (b'{"image": "..."}', "application/json", 422),
     "JPEG called JSON": (image_files.jpeg(), "application/json", 400),
@@ -281,7 +281,7 @@ def test_bad_requests_harm_none_among_them(
         image_files.text(),
         image_files.truncated_jpeg(),
         image_files.png_claiming(),
-        image_files.tiff(),
+        image_files.psd(),
     ] * 4
 
     mixed = [body for pair in zip(good, bad, strict=True) for body in pair]

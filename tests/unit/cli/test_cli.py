@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import pytest
+from ray.exceptions import RayError
 
 from mask_ray import cli, progress
 from mask_ray.config import DataSettings, MaskRayError, TrainSettings
@@ -471,13 +472,18 @@ def test_a_mistake_is_found_before_ray_is_started(
     assert err == "error: --data is required; --seed must be greater than or equal to 0; got '-1'\n"
 
 
+@pytest.mark.parametrize("error", [ConnectionError, ValueError, RuntimeError, RayError])
 def test_a_cluster_that_does_not_answer_is_one_line(
-    monkeypatch: pytest.MonkeyPatch, run_job: Callable[..., tuple[Any, str, str]]
+    error: type[Exception],
+    monkeypatch: pytest.MonkeyPatch,
+    run_job: Callable[..., tuple[Any, str, str]],
 ) -> None:
     import ray
 
     def refuse(**options: Any) -> NoReturn:
-        raise ConnectionError("no Ray at\n127.0.0.1:1")
+        raise error("no Ray at\n127.0.0.1:1")
+
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
 
     monkeypatch.setattr(cli, "_connect", connect)
     monkeypatch.setattr(ray, "init", refuse)
@@ -503,3 +509,21 @@ def test_a_full_disk_is_one_line(monkeypatch: pytest.MonkeyPatch, capfd: Any) ->
     assert capfd.readouterr().err == (
         "error: a disk is full: [Errno 28] No space left on device: '/data/out'\n"
     )
+
+
+@pytest.mark.parametrize("url", ["http://127.0.0.1:8265", "https://ray.example.org"])
+def test_the_url_of_a_dashboard_is_no_ray_to_run_on(
+    url: str,
+    monkeypatch: pytest.MonkeyPatch,
+    run_job: Callable[..., tuple[Any, str, str]],
+) -> None:
+    monkeypatch.setenv("RAY_ADDRESS", url)
+    monkeypatch.setattr(cli, "_connect", connect)
+    monkeypatch.setattr(sys, "argv", ["job", "--data", "photos"])
+
+    code, out, err = run_job(raising(AssertionError("not reached")))
+
+    assert (code, out, err.count("\n")) == (1, "", 1)
+    assert err.startswith(f"error: RAY_ADDRESS is {url}, the URL of a dashboard")
+    assert "`ray job submit --working-dir . -- python -m " in err
+    assert "unset RAY_ADDRESS" in err

@@ -288,7 +288,26 @@ def test_a_folder_stands_for_the_images_below_it(run: Run, tmp_path: Path) -> No
     paths = ["photos/a.jpg", "photos/b.PNG", "photos/sub/c.webp", "empty", "photos/notes.txt"]
     assert [row["path"] for row in done.rows] == paths
     assert [row["error"] for row in done.rows if row["error"]] == [
-        "folder without images: .bmp, .gif, .jpeg, .jpg, .png, .webp"
+        "folder without images: "
+        ".avif, .bmp, .gif, .heic, .heif, .jpeg, .jpg, .png, .tif, .tiff, .webp"
+    ]
+
+
+def test_what_a_folder_holds_beside_images_is_counted_and_named(run: Run, tmp_path: Path) -> None:
+    for name in ("a.jpg", "b.HEIC", "notes.txt", "sub/list.csv", "@eaDir/a.jpg", "Thumbs.db"):
+        path = tmp_path / "photos" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(name)
+    (tmp_path / "photos" / "gone.jpg").symlink_to("nowhere.jpg")
+    (tmp_path / "photos" / "more").symlink_to(tmp_path)
+
+    done = run("photos")
+
+    assert [row["path"] for row in done.rows] == ["photos/a.jpg", "photos/b.HEIC"]
+    assert done.err.splitlines()[:3] == [
+        "skipped links that lead nowhere: 1 (gone.jpg)",
+        "skipped linked folders: 1 (more); give their own paths to include them",
+        "skipped files that are not named as images: 2 (notes.txt, sub/list.csv)",
     ]
 
 

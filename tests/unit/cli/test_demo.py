@@ -2,6 +2,7 @@
 
 import shutil
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -128,3 +129,18 @@ def test_a_class_without_a_test_image_is_named(photos: Path) -> None:
         file.unlink()
     with pytest.raises(MaskRayError, match="without_mask has too few images"):
         demo._open(str(photos))
+
+
+def test_the_url_of_a_dashboard_is_not_the_ray_of_the_demo(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked: list[dict[str, str]] = []
+    monkeypatch.setenv("RAY_ADDRESS", "http://127.0.0.1:8265")
+    monkeypatch.setattr(demo, "_succeeds", lambda _, environment: asked.append(environment) or True)
+    monkeypatch.setattr(demo, "_check_nothing_is_served", asked.append)
+
+    environment = demo._ray(DemoSettings(haproxy=False), ExitStack())
+
+    assert "RAY_ADDRESS" not in environment
+    assert asked == [environment] * 2
+    assert "RAY_ADDRESS is the URL of a dashboard" in capsys.readouterr().out

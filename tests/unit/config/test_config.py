@@ -220,11 +220,33 @@ def test_a_name_cannot_be_empty(settings_class: type[Settings], field: str) -> N
     assert message == f"{field} must have at least 1 character; got ''"
 
 
-@pytest.mark.parametrize("name", ["masks/v2", "masks:v2", "masks@v2"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "masks/v2",
+        "masks:v2",
+        "masks@v2",
+        "mask's",
+        'a "b"',
+        "masks?",
+        "a%20b",
+        "a#1",
+        "a$",
+        "a ",
+        ".",
+    ],
+)
 def test_a_registered_name_has_nothing_that_means_something_in_a_uri(name: str) -> None:
     message = mistake(TrainSettings, {**DATA, "register_as": name})
     assert message.startswith("register_as must match pattern")
     assert message.endswith(f"; got {name!r}")
+
+
+@pytest.mark.parametrize(
+    "name", ["mask-detector", "Masken 2", "mask_v2.1 (old)", "маски", "a", "C++"]
+)
+def test_a_registered_name_may_have_letters_digits_and_spaces(name: str) -> None:
+    assert TrainSettings.model_validate({**DATA, "register_as": name}).register_as == name
 
 
 def test_evaluate_knows_its_splits() -> None:

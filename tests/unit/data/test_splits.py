@@ -1,6 +1,7 @@
 """Images of one picture, or of one given group, are in one split."""
 
 import hashlib
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -115,15 +116,83 @@ def test_a_given_split_wins_for_all_of_its_group() -> None:
     assert splits.assign(stock, SETTINGS).indices[:3].tolist() == [VAL] * 3
 
 
-def test_different_given_splits_in_a_group_are_a_conflict() -> None:
-    stock = inventory(
-        plain(2),
-        given_splits=np.array([TRAIN, TEST], np.int8),
-        given_groups=np.array([7, 7], np.uint64),
+class TestConflicts:
+    """Files of one group that the source gives different splits."""
+
+    STOCK = inventory(
+        plain(6),
+        given_splits=np.array([TRAIN, TEST, TRAIN, VAL, TRAIN, NOT_GIVEN], np.int8),
+        given_groups=np.array([7, 7, 8, 8, 9, 7], np.uint64),
     )
-    with pytest.raises(splits.SplitConflictError) as error:
-        splits.assign(stock, SETTINGS)
-    assert set(error.value.splits) == {"train", "test"}
+
+    def test_all_are_named_at_once_with_the_ways_out(self) -> None:
+        with pytest.raises(splits.SplitConflictError) as caught:
+            splits.assign(self.STOCK, SETTINGS)
+        message = caught.value.describe([f"{row}.jpg" for row in range(6)])
+        assert "0.jpg is given train, 1.jpg test; 2.jpg is given train, 3.jpg val. " in message
+        assert "--resolve-conflicts drop" in message and "--resolve-conflicts move" in message
+
+    def test_more_than_a_line_holds_are_in_a_file(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setenv("MASK_RAY_HOME", str(tmp_path / "home"))
+        given = np.tile(np.array([TRAIN, TEST], np.int8), 30)
+        groups = np.repeat(np.arange(1, 31, dtype=np.uint64), 2)
+        stock = inventory(plain(60), given_splits=given, given_groups=groups)
+        with pytest.raises(splits.SplitConflictError) as caught:
+            splits.assign(stock, SETTINGS)
+        message = caught.value.describe([f"{row}.jpg" for row in range(60)])
+        listed = tmp_path / "home" / "split_conflicts.csv"
+        assert f"and 10 more, all of them in {listed}" in message
+        lines = listed.read_text().splitlines()
+        assert lines[:2] == ["conflict,split,path", "1,train,0.jpg"]
+        assert lines[-1] == "30,test,59.jpg"
+
+    def test_drop_leaves_out_what_is_outside_the_most_held_out_split(self) -> None:
+        settings = SETTINGS.model_copy(update={"resolve_conflicts": "drop"})
+        assigned = splits.assign(self.STOCK, settings)
+        left_out = len(splits.SPLITS)
+        assert assigned.indices.tolist() == [left_out, TEST, left_out, VAL, TRAIN, TEST]
+        assert (assigned.num_dropped, assigned.num_resolved, assigned.num_left_out) == (2, 0, 0)
+
+    def test_move_puts_all_into_it(self) -> None:
+        settings = SETTINGS.model_copy(update={"resolve_conflicts": "move"})
+        assigned = splits.assign(self.STOCK, settings)
+        assert assigned.indices.tolist() == [TEST, TEST, VAL, VAL, TRAIN, TEST]
+        assert (assigned.num_dropped, assigned.num_resolved) == (0, 2)
+
+    def test_a_copy_that_stays_is_told_from_one_that_is_dropped(self) -> None:
+        given = np.array([TRAIN, TEST], np.int8)
+        stock = inventory(plain(2), given_splits=given, digests=np.zeros((2, 32), np.uint8))
+        settings = SETTINGS.model_copy(update={"resolve_conflicts": "drop"})
+        assigned = splits.assign(stock, settings)
+        digest = stock.hex_digests()[0]
+        assert assigned.moved[splits.dropped_key(digest, "train")] == splits.LEFT_OUT
+        assert assigned.moved.get(digest, splits.split_of(digest, SETTINGS)) == "test"
+
+
+class TestSplitsThatAreMissing:
+    @pytest.mark.parametrize(
+        ("given", "filled"),
+        [([TRAIN, TEST], ("val",)), ([TRAIN, VAL], ("test",)), ([TRAIN], ("val", "test"))],
+    )
+    def test_get_a_share_of_train(self, given: list[int], filled: tuple[str, ...]) -> None:
+        of_row = np.array(given, np.int8)[np.arange(4_000) % len(given)]
+        stock = inventory(plain(4_000), given_splits=of_row)
+        assigned = splits.assign(stock, SETTINGS)
+        assert assigned.filled == filled
+        kept = of_row != TRAIN
+        assert (assigned.indices[kept] == of_row[kept]).all()
+        shares = np.bincount(assigned.indices[~kept], minlength=3) / (~kept).sum()
+        for split in filled:
+            assert shares[splits.SPLITS.index(split)] == pytest.approx(0.15, abs=0.03)
+
+    def test_stay_empty_if_other_files_have_them(self) -> None:
+        of_row = np.full(1_000, NOT_GIVEN, np.int8)
+        of_row[:300] = TRAIN
+        assigned = splits.assign(inventory(plain(1_000), given_splits=of_row), SETTINGS)
+        assert assigned.filled == ()
+        assert set(assigned.indices[:300]) == {TRAIN}
 
 
 def test_what_the_fixed_test_set_shows_is_left_out() -> None:

@@ -1,5 +1,6 @@
 """Metrics against numbers worked out by hand, and figures that show them."""
 
+import io
 import json
 import math
 from collections.abc import Callable, Iterator
@@ -210,3 +211,16 @@ def test_figures_can_be_saved(draw: Callable[[Predictions], Figure], tmp_path: P
         pixels = np.asarray(image.convert("L"))
     assert min(pixels.shape) > 300
     assert (pixels < 128).mean() > 0.005
+
+
+@pytest.mark.parametrize("draw", [confusion_matrix_figure, roc_figure])
+def test_figures_show_class_names_as_they_are(draw: Callable[[Predictions], Figure]) -> None:
+    names = ["under_$5_$", r"$\frac{", "_other"]
+    figure = draw(Predictions(THREE_CLASSES.labels, THREE_CLASSES.probabilities, names))
+    drawn = io.BytesIO()
+    figure.savefig(drawn, format="svg", metadata={"Date": None})
+    (axes,) = figure.axes
+    legend = axes.get_legend()
+    texts = legend.get_texts() if legend else axes.get_xticklabels()
+    shown = [text.get_text().replace(r"\$", "$").lstrip("\u200b") for text in texts]
+    assert all(any(text.startswith(name) for text in shown) for name in names)

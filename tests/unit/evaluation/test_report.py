@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from mask_ray.data import near_duplicates
 from mask_ray.evaluation import Predictions, compute_metrics, examine, make_report
 from mask_ray.evaluation.calibration import (
     expected_calibration_error,
@@ -17,7 +18,7 @@ from mask_ray.evaluation.calibration import (
     scaled,
 )
 from mask_ray.evaluation.curves import curves, thresholds
-from mask_ray.evaluation.examination import Traits
+from mask_ray.evaluation.examination import NUM_DOUBTS, Traits
 from mask_ray.evaluation.intervals import intervals, share_interval
 from mask_ray.evaluation.robustness import CORRUPTIONS, accuracy_under_corruption
 from mask_ray.evaluation.slices import by_trait
@@ -207,6 +208,34 @@ def test_the_examination_keeps_a_sample_and_the_answers_to_look_at(
     np.testing.assert_allclose([d.probability for d in found.doubts], least, rtol=1e-5)
     assert all(answer.predicted != answer.label for answer in found.mistakes)
     assert all(answer.predicted == answer.label for answer in found.doubts)
+
+
+def test_the_gallery_of_doubts_has_one_of_each_picture(onnx: Path, tmp_path: Path) -> None:
+    """Copies of the picture that the model is least sure of, turned, in two batches."""
+    predictor, rows = Predictor(onnx), noise(tmp_path, 60)
+    pixels = rows.columns["image"]
+    for number, side in enumerate(np.linspace(4, 28, 60).astype(int)):
+        pixels[number, :side] = pixels[number, :side] // 2 + 100
+    first = int(predictor.predict(pixels).max(axis=1).argmin())
+    copies = [np.rot90(pixels[first], turns) for turns in range(4)] * 20
+    pixels = np.concatenate([[*copies], pixels, [*copies]])
+    labels = predictor.predict(pixels).argmax(axis=1)
+    paths = np.array([str(number) for number in range(len(pixels))], object)
+
+    found = examine(InMemory(image=pixels, label=labels, path=paths), predictor, num_sampled=0)
+
+    shown = np.stack([near_duplicates.signature(d.image, 32, 32) for d in found.doubts])
+    assert len(shown) == NUM_DOUBTS
+    assert near_duplicates.first_of_each(shown, NUM_DOUBTS) == [*range(NUM_DOUBTS)]
+    probabilities = [doubt.probability for doubt in found.doubts]
+    assert probabilities == sorted(probabilities)
+
+
+def test_plain_pictures_are_no_copies_of_each_other() -> None:
+    plain = np.full((3, near_duplicates.SIGNATURE_BYTES), 7, np.uint8)
+
+    assert near_duplicates.first_of_each(plain, 9) == [0, 1, 2]
+    assert near_duplicates.first_of_each(plain, 2) == [0, 1]
 
 
 def test_robustness_repeats_with_its_seed(onnx: Path, tmp_path: Path) -> None:

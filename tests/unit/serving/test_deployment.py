@@ -15,7 +15,14 @@ MIB = 2**20
     [
         ({}, 512 + 64 + 1280),
         ({"num_threads": 2}, 512 + 2 * 64 + 1280),
-        ({"max_decode_bytes": 240 * MIB, "request_memory_bytes": 400 * MIB}, 512 + 64 + 400),
+        (
+            {
+                "max_decode_bytes": 240 * MIB,
+                "max_image_bytes": 10 * MIB,
+                "request_memory_bytes": 400 * MIB,
+            },
+            512 + 64 + 400,
+        ),
         ({"sample_share": 0.1, "sample_path": "/samples"}, 512 + 64 + 1280 + 256),
     ],
 )

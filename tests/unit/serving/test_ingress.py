@@ -112,3 +112,12 @@ def test_without_haproxy_one_line_says_so(
     assert capsys.readouterr().err.startswith("warning: haproxy is not found")
     assert ingress.environment(wants_haproxy=False) == variables
     assert capsys.readouterr().err == ""
+
+
+def test_ports_of_serve_that_are_taken_are_moved(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ingress, "is_free", lambda port: port != 8404)
+
+    (moved,) = ingress.other_free_ports().items()
+
+    assert moved[0] == "RAY_SERVE_HAPROXY_STATS_PORT"
+    assert moved[1] != "8404"

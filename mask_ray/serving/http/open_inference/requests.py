@@ -28,13 +28,13 @@ from pydantic import BaseModel, Field, StrictBool, StrictInt, StrictStr, Validat
 
 from mask_ray.config import PayloadLimits
 from mask_ray.images.decode import RGBArray
+from mask_ray.serving.http.base64_text import decode_data_url
 from mask_ray.serving.http.limits import (
     PayloadError,
     check_num_images,
     check_total_bytes,
     quoted,
 )
-from mask_ray.serving.http.payloads import decode_base64
 
 HEADER_LENGTH = "Inference-Header-Content-Length"
 
@@ -351,7 +351,7 @@ def _decode_strings(data: list[Any], num_images: int, limits: PayloadLimits) -> 
     images: list[bytes] = []
     for index, text in enumerate(data):
         try:
-            images.append(decode_base64(text, f"{INPUT_NAME}[{index}]", limits))
+            images.append(decode_data_url(text, f"{INPUT_NAME}[{index}]", limits))
         except PayloadError as error:
             # The protocol answers malformed requests with 400.
             raise PayloadError(413 if error.status == 413 else 400, str(error)) from None

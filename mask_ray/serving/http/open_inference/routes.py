@@ -21,7 +21,6 @@ from mask_ray.serving.http.open_inference.requests import (
 )
 from mask_ray.serving.http.open_inference.responses import (
     InferError,
-    InferResponse,
     ModelMetadata,
     ModelReady,
     ServerLive,
@@ -31,6 +30,7 @@ from mask_ray.serving.http.open_inference.responses import (
     model_metadata,
 )
 from mask_ray.serving.http.payloads import read_body
+from mask_ray.serving.http.query import reject_unknown_parameters
 from mask_ray.serving.http.request_memory import hold
 from mask_ray.serving.observability.exchanges import note
 
@@ -49,8 +49,8 @@ open_router = APIRouter(prefix="/v2", tags=["Open Inference Protocol"])
 router = APIRouter(
     prefix="/v2",
     tags=["Open Inference Protocol"],
-    dependencies=[Depends(require_token)],
-    responses=_errors(401, 429, 500),
+    dependencies=[Depends(require_token), Depends(reject_unknown_parameters)],
+    responses=_errors(401, 422, 429, 500),
 )
 
 
@@ -72,20 +72,29 @@ async def server_metadata() -> ServerMetadata:
     return ServerMetadata(version=API_VERSION)
 
 
+# A route for each path: as an optional parameter, the version would also be one of the query.
 @router.get(_MODEL, responses=_errors(404))
-@router.get(_VERSION, responses=_errors(404))
-async def metadata(backend: AnyBackend, name: str, version: str | None = None) -> ModelMetadata:
+async def metadata(backend: AnyBackend, name: str) -> ModelMetadata:
     """Describe the model's inputs and outputs."""
-    _check_model(backend, name, version)
-    return model_metadata(backend.model.name, backend.model.version, len(backend.class_names))
+    return _metadata(backend, name)
+
+
+@router.get(_VERSION, responses=_errors(404))
+async def version_metadata(backend: AnyBackend, name: str, version: str) -> ModelMetadata:
+    """Describe the inputs and outputs of a version."""
+    return _metadata(backend, name, version)
 
 
 @router.get(f"{_MODEL}/ready", responses={404: {"model": InferError}, 503: {"model": ModelReady}})
-@router.get(f"{_VERSION}/ready", responses={404: {"model": InferError}, 503: {"model": ModelReady}})
-async def model_ready(backend: AnyBackend, name: str, version: str | None = None) -> Response:
+async def model_ready(backend: AnyBackend, name: str) -> Response:
     """Say whether the model can classify."""
-    _check_model(backend, name, version)
-    return _ready(ModelReady(name=name, ready=backend.is_ready))
+    return _model_ready(backend, name)
+
+
+@router.get(f"{_VERSION}/ready", responses={404: {"model": InferError}, 503: {"model": ModelReady}})
+async def version_ready(backend: AnyBackend, name: str, version: str) -> Response:
+    """Say whether a version can classify."""
+    return _model_ready(backend, name, version)
 
 
 _TENSOR = {
@@ -136,17 +145,23 @@ _INFER: dict[str, Any] = {
 
 
 @router.post(f"{_MODEL}/infer", **_INFER)
-@router.post(f"{_VERSION}/infer", **_INFER)
-async def infer(
-    request: Request, backend: ReadyBackend, name: str, version: str | None = None
-) -> Response:
+async def infer(request: Request, backend: ReadyBackend, name: str) -> Response:
     """Classify the images of a tensor."""
+    return await _infer(request, backend, name)
+
+
+@router.post(f"{_VERSION}/infer", **_INFER)
+async def version_infer(
+    request: Request, backend: ReadyBackend, name: str, version: str
+) -> Response:
+    """Classify the images of a tensor with a version."""
+    return await _infer(request, backend, name, version)
+
+
+async def _infer(
+    request: Request, backend: Backend, name: str, version: str | None = None
+) -> Response:
     _check_model(backend, name, version)
-    inferred = await _infer(request, backend)
-    return Response(inferred.content, headers=inferred.headers)
-
-
-async def _infer(request: Request, backend: Backend) -> InferResponse:
     limits = backend.settings
     body = await in_time_or_408(read_body(request, limits.max_json_bytes), backend)
     length = request.headers.get(HEADER_LENGTH)
@@ -158,9 +173,20 @@ async def _infer(request: Request, backend: Backend) -> InferResponse:
     classified = await in_time_or_504(backend.classify(parsed.images), backend)
     model = classified.model
     note(request.scope, model_version=model.version)
-    return infer_response(
+    inferred = infer_response(
         parsed, model.name, model.version, classified.class_names, classified.probabilities
     )
+    return Response(inferred.content, headers=inferred.headers)
+
+
+def _metadata(backend: Backend, name: str, version: str | None = None) -> ModelMetadata:
+    _check_model(backend, name, version)
+    return model_metadata(backend.model.name, backend.model.version, len(backend.class_names))
+
+
+def _model_ready(backend: Backend, name: str, version: str | None = None) -> Response:
+    _check_model(backend, name, version)
+    return _ready(ModelReady(name=name, ready=backend.is_ready))
 
 
 def _check_model(backend: Backend, name: str, version: str | None) -> None:

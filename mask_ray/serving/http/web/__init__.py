@@ -13,7 +13,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from mask_ray.config import IMAGE_FORMATS
+from mask_ray.config import readable_formats
 from mask_ray.serving.http.limits import ACCEPTED_FORMATS
 
 # Only this server's scripts, styles and answers; thumbnails are blobs. No form may navigate, so the
@@ -66,7 +66,7 @@ def routes() -> list[Route]:
 def page() -> str:
     """Fill the image formats that the decoder accepts into the HTML of the page."""
     return Template(resources.files(__name__).joinpath("index.html").read_text("utf-8")).substitute(
-        media_types=",".join(image_format.media_type for image_format in IMAGE_FORMATS),
+        media_types=",".join(image_format.media_type for image_format in readable_formats()),
         format_names=ACCEPTED_FORMATS,
     )
 

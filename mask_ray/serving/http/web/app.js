@@ -48,12 +48,14 @@ class Card {
     this.state = state;
     this.element.className = `card is-${state}`;
     this.part(".state").textContent = text;
+    this.part(".state").hidden = !text;
     this.part(".retry").hidden = state !== "failed";
   }
 
   showPrediction({ label, probability, probabilities, model, elapsedMs }) {
-    this.setState("done", words(label));
     const ranked = Object.entries(probabilities).sort(([, a], [, b]) => b - a);
+    // The row of the label is the headline. Without one, as for uncertain, the label stands alone.
+    this.setState("done", label in probabilities ? "" : words(label));
     const shown = ranked.slice(0, MAX_CLASSES_SHOWN);
     this.part(".classes").replaceChildren(...shown.map((entry) => classRow(...entry, label)));
     this.part(".classes").hidden = false;
@@ -102,13 +104,27 @@ function modelName(model) {
   return model.version == null ? model.name : `${model.name}, version\u00a0${model.version}`;
 }
 
-function add(photos) {
-  if (!photos.length) return;
+function add(files) {
+  if (!files.length) return;
   byId("notice").hidden = true;
+  const photos = files.filter(isPhoto);
+  const others = files.filter((file) => !isPhoto(file)).map(({ name }) => name);
+  if (others.length) warn(`${listed(others)} Photos are ${byId("formats").dataset.names}.`);
   const added = Array.from(photos, (photo) => new Card(photo));
   cards = [...added, ...cards];
   byId("cards").prepend(...added.map((card) => card.element));
   pump();
+}
+
+/** Whether to send it: a browser does not know the type of every photo. */
+function isPhoto({ type }) {
+  return !type || type.startsWith("image/") || type === "application/octet-stream";
+}
+
+function listed(names) {
+  if (names.length === 1) return `${names[0]} is not a photo.`;
+  const more = names.length > 3 ? ` and ${names.length - 3} more` : "";
+  return `${names.slice(0, 3).join(", ")}${more} are not photos.`;
 }
 
 function remove(card) {
@@ -224,6 +240,8 @@ function showSummary() {
   if (open) parts.push(`${open} waiting`);
   byId("summary").textContent = parts.join(" · ");
   byId("results").hidden = num === 0;
+  // Room for the cards.
+  document.querySelector("main").classList.toggle("has-results", num > 0);
 }
 
 function announce(text) {

@@ -42,25 +42,38 @@ export async function predict(photo, { token, signal, onBusy, onSend }) {
 }
 
 async function send(photo, token, signal) {
-  const headers = { "Content-Type": photo.type || "application/octet-stream" };
+  const isImage = photo.type.startsWith("image/");
+  const headers = { "Content-Type": isImage ? photo.type : "application/octet-stream" };
   if (token) headers.Authorization = `Bearer ${token}`;
-  const timeout = AbortSignal.timeout(TIMEOUT_MS);
+  const attempt = new AbortController();
+  let isLate = false;
+  // By hand: Safari before 17.4 has no AbortSignal.any.
+  const stop = () => attempt.abort();
+  const timer = setTimeout(() => {
+    isLate = true;
+    stop();
+  }, TIMEOUT_MS);
+  signal.addEventListener("abort", stop);
+  if (signal.aborted) stop();
   const startedMs = performance.now();
   try {
     const response = await fetch("predict", {
       method: "POST",
       body: photo,
       headers,
-      signal: AbortSignal.any([signal, timeout]),
+      signal: attempt.signal,
     });
     const text = await response.text();
     return { response, body: parsed(text), elapsedMs: performance.now() - startedMs };
   } catch (error) {
     if (signal.aborted) throw error;
-    if (timeout.aborted) throw new PredictError(`No answer within ${TIMEOUT_MS / 1000} s.`);
+    if (isLate) throw new PredictError(`No answer within ${TIMEOUT_MS / 1000} s.`);
     throw new PredictError(
       "The server could not be reached, or the photo could not be read. Is the server running?",
     );
+  } finally {
+    clearTimeout(timer);
+    signal.removeEventListener("abort", stop);
   }
 }
 

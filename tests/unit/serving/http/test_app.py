@@ -25,6 +25,7 @@ from mask_ray.serving.http.backend import Health
 from mask_ray.serving.http.middleware import ANSWER_HEADERS, ProblemsForServeErrors
 from mask_ray.serving.http.responses import Classified, ModelInfo
 from mask_ray.serving.memory import MemoryBudget, NeverFitsError, OverBudgetError
+from mask_ray.serving.observability.exchanges import Exchange
 from tests.support.local_backend import request
 
 PROBABILITIES = {"with_mask": 0.25, "without_mask": 0.75}
@@ -233,6 +234,93 @@ def test_paths_and_methods_that_do_not_exist_are_problems() -> None:
     assert not_allowed.headers["allow"] == "POST"
 
 
+@pytest.mark.parametrize(
+    "path",
+    ["/", "/docs", "/livez", "/healthz", "/readyz", "/v2", "/v2/health/live", "/v2/models/stub"],
+)
+def test_head_is_answered_as_get_without_the_body(path: str) -> None:
+    exchanges: list[Exchange] = []
+    app = http_app(StubClassifier(), exchanges.append)
+
+    head, get = request(app, "HEAD", path), request(app, "GET", path)
+
+    assert (head.status_code, head.content) == (200, b"")
+    different = ("x-request-id",)
+    assert {k: v for k, v in head.headers.items() if k not in different} == {
+        k: v for k, v in get.headers.items() if k not in different
+    }
+    assert [(each.method, each.bytes_out > 0) for each in exchanges] == [
+        ("HEAD", False),
+        ("GET", True),
+    ]
+    assert exchanges[0].endpoint == exchanges[1].endpoint
+
+
+def test_head_says_that_it_is_not_ready() -> None:
+    classifier = StubClassifier()
+    classifier.is_ready = False
+
+    for path in ("/healthz", "/readyz", "/v2/health/ready"):
+        response = request(http_app(classifier), "HEAD", path)
+        assert (response.status_code, response.content) == (503, b"")
+
+
+def test_other_methods_are_told_which_there_are() -> None:
+    app = http_app(StubClassifier())
+
+    assert request(app, "POST", "/livez").headers["allow"] == "GET, HEAD"
+    head = request(app, "HEAD", "/predict")
+    assert (head.status_code, head.headers["allow"]) == (405, "POST")
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "detail"),
+    [
+        ("POST", "/predict?topk=1", "must be top_k or threshold; got 'topk'"),
+        ("POST", "/predict?top_k=1&debug", "got 'debug'"),
+        ("POST", "/predict?Top_K=1", "got 'Top_K'"),
+        ("POST", "/predict?top_k=1&top_k=2", "top_k must be given once; got 2 of it"),
+        ("POST", "/predict?" + "&".join(f"{n}=1" for n in range(99)), "and 94 more"),
+        ("POST", "/v2/models/stub/infer?top_k=1", "this path has no query parameters; got 'top_k'"),
+        ("GET", "/v2/models/stub?version=3", "got 'version'"),
+    ],
+)
+def test_unknown_query_parameters_are_refused(method: str, path: str, detail: str) -> None:
+    classifier = StubClassifier()
+
+    response = request(http_app(classifier), method, path, content=b"image")
+
+    answer = response.json()
+    assert response.status_code == 422
+    assert detail in answer.get("detail", answer.get("error")), answer
+    assert len(response.content) < 300
+    assert classifier.received == []
+
+
+def test_probes_and_the_page_ignore_query_parameters() -> None:
+    app = http_app(StubClassifier())
+
+    for path in ("/livez?t=1", "/healthz?t=1", "/v2/health/ready?t=1", "/?utm_source=a"):
+        assert request(app, "GET", path).status_code == 200
+
+
+def preflight(origin: str, headers: str) -> httpx.Response:
+    app = http_app(StubClassifier(cors_origins=["https://app.example.org"]))
+    asked = {"access-control-request-method": "POST", "access-control-request-headers": headers}
+    return request(app, "OPTIONS", "/predict", headers={"origin": origin} | asked)
+
+
+@pytest.mark.parametrize(
+    "headers", ["traceparent, x-requested-with", "authorization,content-type", "baggage"]
+)
+def test_pages_of_an_allowed_site_may_send_any_header(headers: str) -> None:
+    response = preflight("https://app.example.org", headers)
+
+    assert response.status_code == 200
+    assert response.headers["access-control-allow-headers"] == headers
+    assert preflight("https://evil.example.org", headers).status_code == 400
+
+
 def test_openapi_documents_the_body_and_the_errors() -> None:
     described = request(http_app(StubClassifier()), "GET", "/openapi.json").json()
 
@@ -240,6 +328,7 @@ def test_openapi_documents_the_body_and_the_errors() -> None:
     assert set(operation["requestBody"]["content"]) == {
         "image/*",
         "application/octet-stream",
+        "binary/octet-stream",
         "multipart/form-data",
         "application/json",
     }

@@ -1,5 +1,7 @@
 """Images as files of a form, and forms that are refused. No Ray and no model here."""
 
+import base64
+
 import pytest
 
 from mask_ray.serving.http.payloads import Payload
@@ -41,6 +43,60 @@ def test_an_image_needs_no_file_name_where_its_type_is_given() -> None:
     part = b'Content-Disposition: form-data; name="a"\r\nContent-Type: image/png\r\n\r\npixels'
 
     assert read(form_of(part)).images == (b"pixels",)
+
+
+def encoded_part(encoding: bytes, content: bytes) -> bytes:
+    return (
+        b'Content-Disposition: form-data; name="a"; filename="a.png"\r\n'
+        b"Content-Transfer-Encoding: " + encoding + b"\r\n\r\n" + content
+    )
+
+
+@pytest.mark.parametrize("encoding", [b"base64", b"BASE64 "])
+def test_a_file_may_be_base64(encoding: bytes) -> None:
+    image = image_files.png()
+
+    received = form_of(
+        encoded_part(encoding, base64.encodebytes(image)), encoded_part(b"binary", b"1")
+    )
+
+    assert read(received).images == (image, b"1")
+
+
+def test_the_limits_of_base64_are_those_of_what_it_stands_for() -> None:
+    most = encoded_part(b"base64", base64.encodebytes(b"1" * 10))
+
+    assert read(form_of(most, most), limits=SMALL).images == (b"1" * 10,) * 2
+    over = encoded_part(b"base64", base64.b64encode(b"1" * 11))
+    assert refusal(form_of(over), limits=SMALL) == (
+        413,
+        "file 1 has over 10 bytes; at most that are allowed",
+    )
+    assert refusal(form_of(encoded_part(b"base64", b"1" * 500)), limits=SMALL)[0] == 413
+    status, message = refusal(form_of(most, most, most), limits=SMALL)
+    assert (status, "over 25 bytes together" in message) == (413, True)
+
+
+@pytest.mark.parametrize(
+    ("encoding", "content", "status", "reason"),
+    [
+        (b"base64", b"{}", 422, "file 1 must be base64"),
+        (b"quoted-printable", b"=41", 415, "must be base64 or binary, or be left out; got 'quoted"),
+    ],
+)
+def test_other_encodings_are_refused(
+    encoding: bytes, content: bytes, status: int, reason: str
+) -> None:
+    answered, message = refusal(form_of(encoded_part(encoding, content)))
+
+    assert (answered, reason in message) == (status, True), message
+
+
+@pytest.mark.parametrize("parameter", [b"filename*=UTF-8''na%C3%AFve.jpg", b"FileName*0*=utf-8''a"])
+def test_a_file_name_may_be_encoded(parameter: bytes) -> None:
+    part = b'Content-Disposition: form-data; name="images"; ' + parameter + b"\r\n\r\npixels"
+
+    assert read(form_of(part)) == Payload((b"pixels",), is_list=True)
 
 
 def test_other_fields_are_left_out() -> None:

@@ -1,6 +1,7 @@
 """Every way to send images, and every way to send too much. No Ray and no model here."""
 
 import asyncio
+import base64
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -24,6 +25,7 @@ from tests.support.payload_requests import SMALL, Sent, read, refusal, sent, sen
         "image/jpeg",
         "IMAGE/PNG; q=1",
         "application/octet-stream",
+        "binary/octet-stream",
         "application/x-www-form-urlencoded",
     ],
 )
@@ -93,12 +95,32 @@ def test_json_with_a_list_of_images(images: tuple[bytes, ...]) -> None:
     assert read({"images": [text_of(image) for image in images]}) == Payload(images, is_list=True)
 
 
-@pytest.mark.parametrize("text", ["QQ", "Q Q=", "QQ==\n", "QQ-_", "QQ==QQ==", "é", "{}"])
-def test_base64_is_strict(text: str) -> None:
+@pytest.mark.parametrize("prefix", ["", "data:image/png;base64,", "DATA:image/png;BASE64,"])
+@pytest.mark.parametrize("num_bytes", [1, 2, 3, 100])
+def test_base64_may_be_wrapped_url_safe_and_without_padding(num_bytes: int, prefix: str) -> None:
+    image = b"\xfb\xef\xff" * 34 + b"\xfe"
+    image = image[-num_bytes:]
+    url_safe = base64.urlsafe_b64encode(image).decode()
+    wrapped = base64.encodebytes(image).decode()
+    crlf = wrapped.replace("\n", "\r\n")
+
+    for text in (url_safe, url_safe.rstrip("="), text_of(image).rstrip("="), wrapped, f" {crlf} "):
+        assert read({"image": prefix + text}).images == (image,), text
+
+
+@pytest.mark.parametrize(
+    "text", ["Q", "Q Q=", "QQ=", "QQ===", "QQ==QQ==", "Q=Q", "====", "é", "{}"]
+)
+def test_other_text_is_not_base64(text: str) -> None:
     status, message = refusal({"images": ["QQ==", text]})
 
     assert status == 422
     assert message.startswith("images[1] must be base64")
+
+
+def test_line_breaks_do_not_count_as_bytes() -> None:
+    assert read({"image": "QUJD\r\n" * 3 + "QQ"}, limits=SMALL).images == (b"ABCABCABCA",)
+    assert refusal({"image": "QUJD\r\n" * 4}, limits=SMALL)[0] == 413
 
 
 @pytest.mark.parametrize("text", ["data:,hello", "data:image/png;base64", f"data:{'a' * 9999},"])

@@ -81,7 +81,7 @@ BAD = {
     "text": (image_files.text(), 400),
     "a truncated image": (image_files.truncated_jpeg(), 400),
     "too many pixels": (image_files.png_claiming(50_000, 50_000), 413),
-    "TIFF": (image_files.tiff(), 415),
+    "PSD": (image_files.psd(), 415),
 }
 
 

@@ -1,0 +1,323 @@
+"""What `make serve` says, before a Serve that is stood in for."""
+
+import os
+import signal
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from ray.exceptions import RayActorError
+
+from mask_ray import cli, ports, serve
+from mask_ray.config import MaskRayError
+from mask_ray.serving import applications
+from mask_ray.serving.applications import Status
+from tests.support.project import ROOT
+
+RUNS = Status(is_running=True, failure="", details="", deployed_at_s=1.0)
+DEPLOYS = Status(is_running=False, failure="", details="", deployed_at_s=1.0)
+MODEL = {"name": "mask-detector", "version": "3"}
+
+
+class StubServe:
+    """Answers what a test says, one answer a poll; the last one stays."""
+
+    def __init__(self) -> None:
+        self.listens_on: tuple[str, int] | None = None
+        self.running: list[str] = []
+        self.statuses: list[Status | None] = [RUNS]
+        self.models: list[dict[str, str] | None] = [MODEL]
+        self.ended: list[list[str]] = []
+        self.num_naps = 0
+        self.stops_after_naps = 5
+
+    def status(self, name: str) -> Status | None:
+        return self.statuses.pop(0) if len(self.statuses) > 1 else self.statuses[0]
+
+    def model(self, url: str) -> dict[str, str] | None:
+        return self.models.pop(0) if len(self.models) > 1 else self.models[0]
+
+    def nap(self, seconds: float) -> None:
+        """Ctrl-C comes after some."""
+        self.num_naps += 1
+        if self.num_naps > self.stops_after_naps:
+            raise KeyboardInterrupt
+
+
+@pytest.fixture
+def stub(monkeypatch: pytest.MonkeyPatch) -> Iterator[StubServe]:
+    stub = StubServe()
+    monkeypatch.setattr(cli, "connect", lambda instead: None)
+    monkeypatch.setattr(serve, "started_ray", lambda: False)
+    monkeypatch.setattr(serve, "on_worker_output", lambda handler: None)
+    monkeypatch.setattr(serve, "_answering_model", stub.model)
+    monkeypatch.setattr(serve.time, "sleep", stub.nap)
+    monkeypatch.setattr(applications, "listens_on", lambda: stub.listens_on)
+    monkeypatch.setattr(applications, "running", lambda: stub.running)
+    monkeypatch.setattr(applications, "status", stub.status)
+    monkeypatch.setattr(applications, "deploy", lambda file: None)
+    monkeypatch.setattr(applications, "end", stub.ended.append)
+    # The command sets variables of Ray.
+    monkeypatch.setattr(os, "environ", dict(os.environ))
+    handler = signal.getsignal(signal.SIGTERM)
+    yield stub
+    signal.signal(signal.SIGTERM, handler)
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> Path:
+    return write_config(tmp_path)
+
+
+def write_config(folder: Path, port: int | None = None, **settings: Any) -> Path:
+    content = yaml.safe_load((ROOT / "serve_config.yaml").read_text())
+    content["http_options"]["port"] = port or ports.free_port()
+    content["applications"][0]["args"] |= settings
+    path = folder / "serve.yaml"
+    path.write_text(yaml.safe_dump(content))
+    return path
+
+
+def run(
+    config: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> tuple[int, list[str], list[str]]:
+    """Exit code, and lines on standard output and error."""
+    monkeypatch.setattr("sys.argv", ["serve", "--serve-config", str(config)])
+    code = 0
+    try:
+        serve.main()
+    except SystemExit as ended:
+        code = int(str(ended.code))
+    out, err = capfd.readouterr()
+    return code, out.splitlines(), err.splitlines()
+
+
+def url_of(config: Path) -> str:
+    return applications.read(config).url
+
+
+def test_it_says_when_and_where_it_is_ready_and_how_it_ends(
+    stub: StubServe, config: Path, monkeypatch: pytest.MonkeyPatch, capfd: Any
+) -> None:
+    stub.statuses = [DEPLOYS, RUNS]
+    stub.models = [None, MODEL]
+
+    code, out, err = run(config, monkeypatch, capfd)
+
+    assert (code, err) == (0, [])
+    assert out == [
+        "deploying models:/mask-detector@champion",
+        f"ready at {url_of(config)}, version 3",
+        "stopping: requests that are running are answered first",
+        "stopped",
+    ]
+    assert stub.ended == [["mask-detector"]]
+
+
+def test_it_names_each_version_that_answers_next(
+    stub: StubServe, config: Path, monkeypatch: pytest.MonkeyPatch, capfd: Any
+) -> None:
+    stub.models = [MODEL, MODEL, MODEL | {"version": "4"}, None, MODEL | {"version": "4"}]
+
+    _, out, _ = run(config, monkeypatch, capfd)
+
+    url = url_of(config)
+    assert out[1:5] == [
+        f"ready at {url}, version 3",
+        f"{url}: version 4",
+        f"{url}: not ready",
+        f"{url}: version 4",
+    ]
+
+
+def test_a_service_that_runs_is_replaced_with_a_word(
+    stub: StubServe, config: Path, monkeypatch: pytest.MonkeyPatch, capfd: Any
+) -> None:
+    stub.running = ["mask-detector", "other"]
+    stub.listens_on = applications.read(config).host_and_port
+
+    _, out, _ = run(config, monkeypatch, capfd)
+
+    assert out[:2] == [
+        "replacing mask-detector, which this Ray serves; Ctrl-C then ends it",
+        f"ending other, which this Ray serves and {config} does not name",
+    ]
+
+
+@pytest.mark.parametrize("was_running", [False, True])
+def test_a_service_that_cannot_start_is_one_line(
+    was_running: bool, stub: StubServe, config: Path, monkeypatch: pytest.MonkeyPatch, capfd: Any
+) -> None:
+    """What ran before is left alone: Serve still has it."""
+    stub.statuses = [DEPLOYS, Status(False, "no model models:/mask-detector@champion", "...", 1.0)]
+    stub.running = ["mask-detector"] if was_running else []
+
+    code, _, err = run(config, monkeypatch, capfd)
+
+    assert (code, err) == (1, ["error: no model models:/mask-detector@champion"])
+    assert stub.ended == [[] if was_running else ["mask-detector"]]
+
+
+def test_a_port_that_is_taken_is_one_line(
+    stub: StubServe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: Any
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        config = write_config(tmp_path, port)
+        code, out, err = run(config, monkeypatch, capfd)
+
+    assert (code, out) == (1, [])
+    assert err == [
+        f"error: the service cannot listen on port {port} of 127.0.0.1: Address already in use. "
+        f"End what listens there, or change http_options in {config}"
+    ]
+    assert stub.ended == []
+
+
+def test_a_serve_elsewhere_in_this_ray_is_one_line(
+    stub: StubServe, config: Path, monkeypatch: pytest.MonkeyPatch, capfd: Any
+) -> None:
+    stub.listens_on = ("127.0.0.1", 1)
+
+    code, _, (line,) = run(config, monkeypatch, capfd)
+
+    assert code == 1
+    assert line.startswith("error: this Ray serves at http://127.0.0.1:1 already")
+    assert "serve shutdown -y" in line
+
+
+@pytest.mark.parametrize(
+    ("status", "words"),
+    [(None, "was ended by another command"), (Status(True, "", "", 2.0), "was deployed again")],
+)
+def test_a_service_that_another_command_takes_ends_this_one(
+    status: Status | None,
+    words: str,
+    stub: StubServe,
+    config: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: Any,
+) -> None:
+    stub.statuses = [RUNS, status]
+
+    code, _, (line,) = run(config, monkeypatch, capfd)
+
+    assert code == 1
+    assert words in line
+    assert stub.ended == []
+
+
+def test_replicas_that_do_not_answer_are_one_line(
+    stub: StubServe, config: Path, monkeypatch: pytest.MonkeyPatch, capfd: Any
+) -> None:
+    stub.models = [None]
+    monkeypatch.setattr(serve, "_ANSWER_WITHIN_S", 0)
+
+    code, _, (line,) = run(config, monkeypatch, capfd)
+
+    assert code == 1
+    assert "nothing answers at http://127.0.0.1:" in line
+
+
+def test_a_service_that_waits_says_for_what(
+    stub: StubServe, config: Path, monkeypatch: pytest.MonkeyPatch, capfd: Any
+) -> None:
+    stub.statuses = [DEPLOYS, DEPLOYS, RUNS]
+    monkeypatch.setattr(serve, "_REMIND_S", 0)
+
+    _, out, _ = run(config, monkeypatch, capfd)
+
+    assert out[1].startswith("still deploying: a replica needs 1 free CPU and ")
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("applications: [", "must be YAML"),
+        ("a: 1", "applications is required"),
+        ("[]", "serve.yaml"),
+        ("applications: []", "must have one application of mask_ray.serving:build_app; it has 0"),
+    ],
+)
+def test_a_file_that_is_no_configuration_is_one_line(text: str, words: str, tmp_path: Path) -> None:
+    path = tmp_path / "serve.yaml"
+    path.write_text(text)
+
+    with pytest.raises(MaskRayError) as caught:
+        applications.read(path)
+
+    assert words in str(caught.value)
+    with pytest.raises(MaskRayError, match=r"must be a file .*No such file"):
+        applications.read(tmp_path / "missing.yaml")
+
+
+def test_a_wrong_setting_is_found_before_ray_starts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: Any
+) -> None:
+    config = write_config(tmp_path, max_batch_size=0)
+
+    code, _, (line,) = run(config, monkeypatch, capfd)
+
+    assert code == 1
+    assert line == (f"error: {config}: max_batch_size must be greater than or equal to 1; got 0")
+
+
+@pytest.mark.parametrize(
+    ("host", "url"),
+    [
+        ("0.0.0.0", "http://127.0.0.1:8000"),
+        ("::", "http://[::1]:8000"),
+        ("::1", "http://[::1]:8000"),
+        ("localhost", "http://localhost:8000"),
+    ],
+)
+def test_the_url_is_one_that_this_machine_reaches(host: str, url: str) -> None:
+    assert applications.url_of(host, 8000) == url
+
+
+def test_a_serve_that_ended_serves_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    def gone(*_: Any) -> None:
+        raise RayActorError
+
+    monkeypatch.setattr(applications.serve, "status", gone)
+    monkeypatch.setattr(applications.serve, "delete", gone)
+
+    assert applications.status("mask-detector") is None
+    applications.end(["mask-detector"])
+
+
+def test_what_serve_rejects_is_one_line(config: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def reject(_: Any) -> None:
+        raise RuntimeError("Traceback\nValueError: two applications have one route_prefix")
+
+    monkeypatch.setattr(applications, "deploy_to_serve", reject)
+
+    with pytest.raises(MaskRayError, match=r"Serve does not take .*: two applications have one"):
+        applications.deploy(applications.read(config))
+
+
+def test_the_reason_of_a_failure_is_its_error() -> None:
+    details = """Deploying app 'mask-detector' failed with exception:
+Traceback (most recent call last):
+  File "build.py", line 1, in build
+    raise ApplicationError("no model: train one")
+mask_ray.serving.deployment.ApplicationError: no model: train one
+"""
+    assert applications.reason_in(details) == "no model: train one"
+    assert applications.reason_in("Failed to update the deployments ['Classifier'].\n") == (
+        "Failed to update the deployments ['Classifier']."
+    )
+    assert applications.reason_in("") == "the application does not start"
+
+
+def test_only_lines_of_its_own_replicas_are_shown() -> None:
+    lines = ["no token is configured"]
+    own = {"actor_name": "ServeReplica:mask-detector:Classifier", "lines": lines}
+
+    assert applications.replica_lines(own, "mask-detector") == lines
+    for other in ("ServeReplica:mask-detector-2:Classifier", "RayTrainWorker", "", None):
+        assert applications.replica_lines(own | {"actor_name": other}, "mask-detector") == []
+    assert applications.replica_lines({"lines": lines, "pid": "autoscaler"}, "mask-detector") == []
