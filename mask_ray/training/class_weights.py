@@ -5,6 +5,8 @@ Imports no Keras.
 
 from collections.abc import Mapping, Sequence
 
+from mask_ray.config import SplitName
+
 # With fewer images of a class in a split, a figure of it is rough, and a run says so: of 10, one
 # image is 10 points of recall.
 LEAST_HELD_OUT = 10
@@ -43,15 +45,16 @@ def imbalance(counts: Mapping[str, int], is_weighted: bool) -> str | None:
     return f"the classes are unequal: {sizes}, {counts[most] / counts[least]:.1f} to 1{advice}"
 
 
-def few_held_out(counts: Mapping[str, Mapping[str, int]], has_test_data: bool) -> str | None:
+def few_held_out(counts: Mapping[SplitName, Mapping[str, int]], has_test_data: bool) -> str | None:
     """Return a line about splits that are too small to judge by; None if there are none.
 
     Args:
         counts: Images by split and class.
         has_test_data: Whether the test split is a source of its own.
     """
+    held_out: tuple[SplitName, ...] = ("test", "val")
     small, flags = [], []
-    for split in ("test", "val"):
+    for split in held_out:
         least = min(counts[split], key=lambda name: counts[split][name])
         if counts[split][least] < LEAST_HELD_OUT:
             small.append(f"{split} {sum(counts[split].values())} ({counts[split][least]} {least})")

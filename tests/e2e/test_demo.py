@@ -9,7 +9,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from mask_ray.demo import free_port
+from mask_ray.ports import free_port
 from tests.support import commands
 from tests.support.project import ROOT
 

@@ -56,7 +56,7 @@ class HeadRequests:
             if message["type"] == "http.response.start" and message["status"] == 405:
                 _allow_head(message)
             if message["type"] == "http.response.body" and is_head:
-                message = message | {"body": b""}
+                message = {**message, "body": b""}
             await send(message)
 
         if not is_head:

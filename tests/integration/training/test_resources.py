@@ -3,6 +3,7 @@
 import time
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pytest
 import ray
@@ -49,7 +50,7 @@ def test_what_is_reserved_is_given_back_after_an_error(
 
 def where(batch: data.Batch) -> data.Batch:
     group = get_current_placement_group()
-    batch["group"] = [group.id.hex() if group else ""] * len(batch["id"])
+    batch["group"] = np.full(len(batch["id"]), group.id.hex() if group else "")
     return batch
 
 

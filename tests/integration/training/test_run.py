@@ -12,10 +12,10 @@ from ray import serve
 
 from mask_ray import tracking
 from mask_ray.config import ImageLimits, tracking_uri
-from mask_ray.demo import free_port
 from mask_ray.images import synthetic
 from mask_ray.images.decode import decode_resized
 from mask_ray.models.predictor import Predictor
+from mask_ray.ports import free_port
 from mask_ray.serving.deployment import build_app
 from tests.support.ray_jobs import Job, run_here
 

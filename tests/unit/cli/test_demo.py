@@ -136,7 +136,12 @@ def test_the_url_of_a_dashboard_is_not_the_ray_of_the_demo(
 ) -> None:
     asked: list[dict[str, str]] = []
     monkeypatch.setenv("RAY_ADDRESS", "http://127.0.0.1:8265")
-    monkeypatch.setattr(demo, "_succeeds", lambda _, environment: asked.append(environment) or True)
+
+    def succeed(command: list[str], environment: dict[str, str]) -> bool:
+        asked.append(environment)
+        return True
+
+    monkeypatch.setattr(demo, "_succeeds", succeed)
     monkeypatch.setattr(demo, "_check_nothing_is_served", asked.append)
 
     environment = demo._ray(DemoSettings(haproxy=False), ExitStack())

@@ -3,8 +3,10 @@
 import os
 import signal
 import socket
+import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -54,7 +56,7 @@ def stub(monkeypatch: pytest.MonkeyPatch) -> Iterator[StubServe]:
     monkeypatch.setattr(serve, "started_ray", lambda: False)
     monkeypatch.setattr(serve, "on_worker_output", lambda handler: None)
     monkeypatch.setattr(serve, "_answering_model", stub.model)
-    monkeypatch.setattr(serve.time, "sleep", stub.nap)
+    monkeypatch.setattr(serve, "time", SimpleNamespace(sleep=stub.nap, monotonic=time.monotonic))
     monkeypatch.setattr(applications, "listens_on", lambda: stub.listens_on)
     monkeypatch.setattr(applications, "running", lambda: stub.running)
     monkeypatch.setattr(applications, "status", stub.status)
@@ -282,8 +284,8 @@ def test_a_serve_that_ended_serves_nothing(monkeypatch: pytest.MonkeyPatch) -> N
     def gone(*_: Any) -> None:
         raise RayActorError
 
-    monkeypatch.setattr(applications.serve, "status", gone)
-    monkeypatch.setattr(applications.serve, "delete", gone)
+    monkeypatch.setattr("ray.serve.status", gone)
+    monkeypatch.setattr("ray.serve.delete", gone)
 
     assert applications.status("mask-detector") is None
     applications.end(["mask-detector"])

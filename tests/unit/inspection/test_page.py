@@ -9,9 +9,12 @@ NAMES = ["with_mask", "without_mask"]
 
 
 def figures() -> dict[str, Any]:
-    counts = ("num_images", "num_bytes", "num_unreadable", "num_exact_copies", "num_near_groups")
-    counts += ("num_images_in_groups", "num_groups_under_two_labels", "num_suspects")
-    return dict.fromkeys((*counts, "num_files_under_two_labels"), 3) | {
+    counts = [
+        *("num_images", "num_bytes", "num_unreadable", "num_exact_copies", "num_near_groups"),
+        *("num_images_in_groups", "num_groups_under_two_labels", "num_suspects"),
+        "num_files_under_two_labels",
+    ]
+    return dict.fromkeys(counts, 3) | {
         "classes": dict.fromkeys(NAMES, 3),
         "formats": {"JPEG": dict.fromkeys(NAMES, 3)},
         "sizes": {"64 to 127 px": dict.fromkeys(NAMES, 3)},

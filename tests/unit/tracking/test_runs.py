@@ -370,6 +370,7 @@ def test_a_run_is_listed_with_its_name_source_and_data(store: None) -> None:
     assert found.data.tags["mlflow.source.name"] == "python -m jobs.train"
     assert found.data.tags["mlflow.source.git.commit"] == "abc"
     assert found.data.tags["mlflow.note.content"] == "2 classes"
+    assert found.inputs is not None
     (dataset,) = (each.dataset for each in found.inputs.dataset_inputs)
     assert (dataset.name, dataset.digest) == ("photos", "0" * 36)
     assert "mlflow.source.git.commit" not in tracking.overview_tags("a", "b", "unknown")
