@@ -47,5 +47,5 @@ def test_a_source_that_is_not_there_is_one_line(model: Path, tmp_path: Path) -> 
     with pytest.raises(DataError) as told:
         predict_files(settings)
     assert str(told.value).startswith("a source must be synthetic[:N], a folder, ")
-    assert f"; got {nowhere}. A submitted job" in str(told.value)
+    assert f"; there is nothing at {nowhere}. A submitted job" in str(told.value)
     assert list(tmp_path.iterdir()) == []
