@@ -88,6 +88,8 @@ def train(config: WorkerConfig, around_epoch: AroundEpoch = nullcontext) -> None
     use_devices(settings.precision, config.num_threads, hvd.local_rank(), hvd.local_size())
     # Each worker draws its own dropout; the broadcast gives all of them rank 0's weights.
     keras.utils.set_random_seed(settings.seed + hvd.rank())
+    beats = Beats(config.pulse if hvd.rank() == 0 else None)
+    beats.beat("building the model")
     model = _build(config)
     if hvd.rank() == 0 and config.weights is not None:
         models.load_backbone_weights(model, ray.get(config.weights))

@@ -67,6 +67,7 @@ def train_model(settings: TrainSettings, tags: Mapping[str, str] | None = None) 
                     exported = export.choose(
                         settings, job.images, job.splits, Path(folder), Path(scratch), job.tracked
                     )
+                say("writing the evaluation report")
                 test = _report(settings, job, exported)
             version = version or _register(settings, job, exported, Path(scratch))
         promoted, reason = _promote(settings, job, version)
@@ -130,7 +131,6 @@ def _report(settings: TrainSettings, job: Job, exported: Export) -> dict[str, An
 
 def _log_report(settings: TrainSettings, job: Job, exported: Export) -> dict[str, Any]:
     tracked, predictions = job.tracked, exported.examination.predictions
-    say("writing the evaluation report")
     about = {"run": tracked.run_id, "data": sources.shown(settings.data), "split": "test"}
     report = evaluation.make_report(
         exported.examination, exported.onnx, exported.predictor(), about, settings.seed

@@ -57,6 +57,8 @@ def trainer(
             loop(received["worker"])
             return
 
+        # The imports take seconds, and on a busy machine a minute.
+        received["worker"].pulse.beat.remote("the imports of the workers")
         # See docs/decisions/no-scikit-learn-in-workers.md: a quarter of the start.
         hidden = sys.modules.setdefault("sklearn", None)  # type: ignore[arg-type]
         from mask_ray.training.loop import train
