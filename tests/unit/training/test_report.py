@@ -41,8 +41,7 @@ def test_training_goes_on_with_the_metrics(
     found = report(monkeypatch, ValueError("no such glyph"))
     assert found["accuracy"] == 1
     assert said == [
-        "writing the evaluation report",
-        "the run has no complete report, since making it failed: ValueError: no such glyph",
+        "the run has no complete report, since making it failed: ValueError: no such glyph"
     ]
 
 
@@ -52,4 +51,4 @@ def test_a_store_that_fails_is_an_error(
 ) -> None:
     with pytest.raises(type(error)):
         report(monkeypatch, error)
-    assert len(said) == 1
+    assert said == []
