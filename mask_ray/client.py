@@ -143,14 +143,11 @@ def list_files(paths: list[str]) -> list[str]:
     images is counted and named on standard error.
     """
     skipped = Skipped()
-    files = [file for path in paths for file in (_images_below(path, skipped) or [path])]
+    below = [images_below(path, skipped) if Path(path).is_dir() else [] for path in paths]
+    files = [file for path, found in zip(paths, below, strict=True) for file in found or [path]]
     for line in skipped.describe():
         print(line, file=sys.stderr)
     return files
-
-
-def _images_below(path: str, skipped: Skipped) -> list[str]:
-    return images_below(path, skipped) if Path(path).is_dir() else []
 
 
 async def _classify_all(
@@ -185,6 +182,7 @@ class _Endpoint:
         self._query = {} if settings.threshold is None else {"threshold": settings.threshold}
         # Set when a file has used up its retries; the others then get one attempt each.
         self._is_unreachable = False
+        self._has_told_of_retries = False
 
     async def classify(self, path: str) -> Row:
         """Send a file. Returns its row, with the error if it failed."""
@@ -218,6 +216,10 @@ class _Endpoint:
             except _RETRIED_ERRORS as error:
                 reason, retry_after_s = f"the server is not reached: {_reason(error)}", None
                 is_last = attempt >= self._settings.retries or self._is_unreachable
+                if not is_last and not self._has_told_of_retries:
+                    self._has_told_of_retries = True
+                    tries = f"up to {self._settings.retries} more times (--retries)"
+                    print(f"{self._settings.url}: {reason}; trying {tries}", file=sys.stderr)
                 self._is_unreachable = is_last
             else:
                 self._is_unreachable = False

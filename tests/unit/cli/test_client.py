@@ -256,6 +256,7 @@ def test_a_server_that_is_not_there_is_waited_for_once(run: Run, files: list[str
     errors = {row["error"] for row in done.rows}
     assert len(done.rows) == 10
     assert [error.partition(": ")[0] for error in errors] == ["the server is not reached"]
+    assert done.err.count("is not reached") == done.err.count("trying up to 1 more times") == 1
     assert done.code == 1
 
 
