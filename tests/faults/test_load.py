@@ -20,6 +20,7 @@ import httpx
 import psutil
 import pytest
 
+from mask_ray.config import ImageLimits
 from tests.support import image_files
 from tests.support.onnx_files import write_classifier
 from tests.support.polling import wait_until
@@ -252,9 +253,9 @@ def trickle(client: socket.socket, within_s: float) -> bytes:
 
 def test_a_body_declared_too_long_is_refused_before_it_is_sent(service: Service) -> None:
     with socket.create_connection(("127.0.0.1", service.ports["http"]), timeout=20) as client:
-        client.sendall(
-            b"POST /predict HTTP/1.1\r\nHost: localhost\r\nContent-Length: 11000000\r\n\r\n"
-        )
+        too_many = ImageLimits().max_image_bytes + 1
+        head = f"POST /predict HTTP/1.1\r\nHost: localhost\r\nContent-Length: {too_many}"
+        client.sendall(f"{head}\r\n\r\n".encode())
         received = client.recv(4096)
 
     assert received.startswith(b"HTTP/1.1 413 ")

@@ -28,6 +28,7 @@ from tests.support.replicas import in_replicas, replicas
 
 TOKEN = "s3cret-of-22-characters"
 WITH_TOKEN = {"Authorization": f"Bearer {TOKEN}"}
+MOST_BYTES = ImageLimits().max_image_bytes
 TRAINING_PACKAGES = {"tensorflow", "keras", "horovod", "mlflow"}
 
 
@@ -257,7 +258,7 @@ def test_a_bad_request_is_a_problem_and_the_next_is_answered(
 
 
 def test_too_many_bytes_without_a_declared_length(client: httpx.Client) -> None:
-    chunks = (bytes(2**16) for _ in range(11 * 16))
+    chunks = (bytes(2**16) for _ in range(MOST_BYTES // 2**16 + 1))
 
     assert_problem(client.post("/predict", content=chunks), 413)
     assert client.post("/predict", content=image_files.jpeg()).status_code == 200
@@ -266,9 +267,8 @@ def test_too_many_bytes_without_a_declared_length(client: httpx.Client) -> None:
 def test_a_body_declared_too_long_is_refused_before_it_is_sent(base_url: str) -> None:
     url = httpx.URL(base_url)
     with socket.create_connection((url.host, url.port or 80), timeout=30) as connection:
-        connection.sendall(
-            b"POST /predict HTTP/1.1\r\nHost: localhost\r\nContent-Length: 11000000\r\n\r\n"
-        )
+        head = f"POST /predict HTTP/1.1\r\nHost: localhost\r\nContent-Length: {MOST_BYTES + 1}"
+        connection.sendall(f"{head}\r\n\r\n".encode())
 
         assert connection.recv(4096).startswith(b"HTTP/1.1 413 ")
 
