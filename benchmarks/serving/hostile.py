@@ -56,7 +56,7 @@ def hostile_requests() -> list[Hostile]:
         "groups of codes": costly_files.webp_of_groups(),
         "canvas": costly_files.animated_webp(7_000),
         "canvas within the limit": costly_files.animated_webp(5_000),
-        "bytes": costly_files.noise(10 * 2**20),
+        "bytes": costly_files.noise(ServeSettings().max_image_bytes),
     }
     requests = [Hostile(name, "/predict", body) for name, body in images.items()]
     infer = "/v2/models/{model}/infer"
