@@ -130,7 +130,11 @@ def start_controller(
     actor = TrainController if group is None else _placed_controller(group, first_bundle)
     here = ray.get_runtime_context().get_node_id()
     # The controller waits in an async method, which Ray would warn of.
-    env_vars = {"RAY_WARN_BLOCKING_GET_INSIDE_ASYNC": "0"} | get_env_vars_to_propagate()
+    env_vars = {"RAY_WARN_BLOCKING_GET_INSIDE_ASYNC": "0"}
+    if len(ray.nodes()) == 1 and not resources_when_grown():
+        # The only node is never drained for another: a process less.
+        env_vars["RAY_TRAIN_ENABLE_PREEMPTION_WATCHER"] = "0"
+    env_vars |= get_env_vars_to_propagate()
     return (
         ray.remote(actor)
         .options(

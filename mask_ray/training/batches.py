@@ -14,7 +14,6 @@ import numpy as np
 import ray
 from numpy.typing import NDArray
 from ray.data import Dataset
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from mask_ray import data
 from mask_ray.config import MaskRayError
@@ -93,14 +92,14 @@ class ImageBatches:
     Args:
         train: This worker's shard of `augmented(...)`.
         val: This worker's shard of the validation images.
-        epoch: Actor that `augmented` also got.
+        shared: Actor that `augmented` also got.
         rank: Rank of this worker.
         seed: Seed of the order of rows.
     """
 
-    def __init__(self, train: Any, val: Any, epoch: Any, rank: int, seed: int) -> None:
+    def __init__(self, train: Any, val: Any, shared: Any, rank: int, seed: int) -> None:
         self._train, self._val = train, val
-        self._epoch, self._rank, self._seed = epoch, rank, seed
+        self._shared, self._rank, self._seed = shared, rank, seed
 
     def train(self, epoch: int, batch_size: int) -> Iterator[Batch]:
         """Yield uint8 (N, S, S, 3) and labels; rows are shuffled within chunks.
@@ -111,7 +110,7 @@ class ImageBatches:
         """
         if self._rank == 0:
             # The tasks of an epoch start once all workers ask for it, so after this call.
-            ray.get(self._epoch.set.remote(epoch))
+            ray.get(self._shared.set_epoch.remote(epoch))
         rng = np.random.default_rng([self._seed, epoch, self._rank])
         most = -(-_SHUFFLE_ROWS // batch_size)
         batches = self._train.iter_batches(batch_size=batch_size, prefetch_batches=2)
@@ -135,46 +134,23 @@ def _growing_chunks(batches: Iterable[data.Batch], most: int) -> Iterator[data.B
         size = min(2 * size, most)
 
 
-class Epoch:
-    """The current epoch, as an actor that the tasks of Ray Data ask."""
-
-    def __init__(self) -> None:
-        self._epoch = 0
-
-    def set(self, epoch: int) -> None:
-        """Set the epoch of the images that are requested from now on."""
-        self._epoch = epoch
-
-    def get(self) -> int:
-        """Return the epoch of the images that are now being made."""
-        return self._epoch
-
-
-def start_epoch_actor() -> Any:
-    """Start an `Epoch` on this process's node, since other nodes may be lost."""
-    here = ray.get_runtime_context().get_node_id()
-    return (
-        ray.remote(Epoch)
-        .options(num_cpus=0, scheduling_strategy=NodeAffinitySchedulingStrategy(here, soft=False))
-        .remote()
-    )
-
-
-def augmented(images: Dataset, strength: float, seed: int, epoch: Any, task_cpus: float) -> Dataset:
+def augmented(
+    images: Dataset, strength: float, seed: int, shared: Any, task_cpus: float
+) -> Dataset:
     """Return the same rows, with another random view of each image in every epoch.
 
     Args:
         images: Rows with columns `image` and `label`.
         strength: Strength of augmentation, see `mask_ray.images.augment`.
         seed: Seed that determines the view, together with the epoch and the image's pixels.
-        epoch: Actor from `start_epoch_actor`.
+        shared: Actor from `start_shared_state`.
         task_cpus: CPUs that each task reserves.
     """
-    return data.map_rows(images, _augment, task_cpus, strength=strength, seed=seed, epoch=epoch)
+    return data.map_rows(images, _augment, task_cpus, strength=strength, seed=seed, shared=shared)
 
 
-def _augment(batch: data.Batch, strength: float, seed: int, epoch: Any) -> data.Batch:
-    now = ray.get(epoch.get.remote())
+def _augment(batch: data.Batch, strength: float, seed: int, shared: Any) -> data.Batch:
+    now = ray.get(shared.get_epoch.remote())
     views = [
         augment(image, np.random.default_rng([seed, now, zlib.crc32(image.tobytes())]), strength)
         for image in batch["image"]

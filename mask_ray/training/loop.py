@@ -36,7 +36,6 @@ from mask_ray.training import checkpoints
 from mask_ray.training.batches import Batches, FeatureBatches, ImageBatches
 from mask_ray.training.devices import horovod_environment, use_devices
 from mask_ray.training.loss import loss_of
-from mask_ray.training.pulse import Beats
 from mask_ray.training.schedule import (
     Phase,
     Position,
@@ -45,6 +44,7 @@ from mask_ray.training.schedule import (
     schedule_of,
     title_of,
 )
+from mask_ray.training.shared_state import Beats
 from mask_ray.training.steps import compiled_steps
 from mask_ray.training.tensorboard import EventFiles
 from mask_ray.training.worker_config import WorkerConfig
@@ -88,7 +88,7 @@ def train(config: WorkerConfig, around_epoch: AroundEpoch = nullcontext) -> None
     use_devices(settings.precision, config.num_threads, hvd.local_rank(), hvd.local_size())
     # Each worker draws its own dropout; the broadcast gives all of them rank 0's weights.
     keras.utils.set_random_seed(settings.seed + hvd.rank())
-    beats = Beats(config.pulse if hvd.rank() == 0 else None)
+    beats = Beats(config.shared if hvd.rank() == 0 else None)
     beats.beat("building the model")
     model = _build(config)
     if hvd.rank() == 0 and config.weights is not None:
@@ -146,7 +146,7 @@ class _RunningPhase:
         self._batch_size = max(1, settings.batch_size // hvd.size())
         self._num_steps = -(-self.num_images // self._batch_size)
         self._batches = _open_batches(self.phase, config)
-        self._beats = Beats(config.pulse if hvd.rank() == 0 else None)
+        self._beats = Beats(config.shared if hvd.rank() == 0 else None)
         self._title = self.phase.name
         self.trained = _trained_in(self.phase, settings, model)
         self.trained.compile(
@@ -215,7 +215,7 @@ def _open_batches(phase: Phase, config: WorkerConfig) -> Batches:
     return ImageBatches(
         ray.train.get_dataset_shard("train"),
         ray.train.get_dataset_shard("val"),
-        config.epoch,
+        config.shared,
         hvd.rank(),
         seed,
     )

@@ -20,8 +20,7 @@ class WorkerConfig:
         storage: Folder on shared storage that holds the checkpoints of all runs.
         weights: Reference to the backbone's weights; None to train from scratch.
         features: Folder of `mask_ray.training.features`; None if no head is trained by itself.
-        epoch: Actor from `batches.start_epoch_actor`; None if no images stream to the workers.
-        pulse: Actor from `pulse.start_pulse`; None if nothing watches the workers.
+        shared: Actor from `shared_state.start_shared_state`.
         tensorboard: Folder of event files; None to write none.
         export: Whether the last checkpoint also holds the model as Keras and ONNX files.
         class_weights: Weight of each class in the loss; None for no weights.
@@ -37,8 +36,7 @@ class WorkerConfig:
     storage: Path
     weights: Any = None
     features: Path | None = None
-    epoch: Any = None
-    pulse: Any = None
+    shared: Any = None
     tensorboard: Path | None = None
     export: bool = True
     class_weights: tuple[float, ...] | None = None

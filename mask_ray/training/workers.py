@@ -16,10 +16,10 @@ from ray.train import DataConfig
 from mask_ray import ray_internals
 from mask_ray.config import SplitName, TrainSettings
 from mask_ray.horovod import HorovodTrainer
-from mask_ray.training.batches import augmented, start_epoch_actor
-from mask_ray.training.pulse import start_pulse, watch_of
+from mask_ray.training.batches import augmented
 from mask_ray.training.resources import Plan
 from mask_ray.training.schedule import phases_of
+from mask_ray.training.shared_state import start_shared_state, watch_of
 from mask_ray.training.worker_config import WorkerConfig
 
 
@@ -43,7 +43,7 @@ def trainer(
 
     Args:
         plan: Number and resources of the workers, and of the tasks that feed them.
-        config: What each worker gets; its `epoch` and `pulse` are set here.
+        config: What each worker gets; its `shared` is set here.
         splits: Decoded images.
         callbacks: Callbacks of Ray Train.
         loop: Function that each worker calls (default: `loop.train`).
@@ -58,7 +58,7 @@ def trainer(
             return
 
         # The imports take seconds, and on a busy machine a minute.
-        received["worker"].pulse.beat.remote("the imports of the workers")
+        received["worker"].shared.beat.remote("the imports of the workers")
         # See docs/decisions/no-scikit-learn-in-workers.md: a quarter of the start.
         hidden = sys.modules.setdefault("sklearn", None)  # type: ignore[arg-type]
         from mask_ray.training.loop import train
@@ -69,14 +69,14 @@ def trainer(
         train(received["worker"])
 
     settings = config.settings
-    epoch, datasets = _image_datasets(settings, splits, plan.task_cpus)
-    pulse = start_pulse()
+    shared = start_shared_state()
+    datasets = _image_datasets(settings, splits, plan.task_cpus, shared)
     own: dict[str, Any] = {}
     if plan.group is not None:  # Ray Train V1 reserves and watches by itself
-        own = {"placement": (plan.group, plan.first_bundle), "while_running": watch_of(pulse)}
+        own = {"placement": (plan.group, plan.first_bundle), "while_running": watch_of(shared)}
     return HorovodTrainer(
         train_worker,
-        train_loop_config={"worker": replace(config, epoch=epoch, pulse=pulse)},
+        train_loop_config={"worker": replace(config, shared=shared)},
         scaling_config=plan.scaling,
         run_config=ray.train.RunConfig(
             name=config.run_id,
@@ -92,17 +92,13 @@ def trainer(
 
 
 def _image_datasets(
-    settings: TrainSettings, splits: Mapping[SplitName, Dataset], task_cpus: float
-) -> tuple[Any, dict[str, Dataset]]:
-    """Return the actor of the epoch and the images that stream to the workers.
-
-    If only the head is trained, from features, there are neither.
-    """
+    settings: TrainSettings, splits: Mapping[SplitName, Dataset], task_cpus: float, shared: Any
+) -> dict[str, Dataset]:
+    """Return the images that stream to the workers: none if only the head is trained."""
     if _phase_names(settings) == {"head"}:
-        return None, {}
-    epoch = start_epoch_actor()
-    train = augmented(splits["train"], settings.augmentation, settings.seed, epoch, task_cpus)
-    return epoch, {"train": train, "val": splits["val"]}
+        return {}
+    train = augmented(splits["train"], settings.augmentation, settings.seed, shared, task_cpus)
+    return {"train": train, "val": splits["val"]}
 
 
 class ShardConfig(DataConfig):

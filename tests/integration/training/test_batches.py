@@ -12,8 +12,8 @@ from mask_ray.training.batches import (
     Batch,
     ImageBatches,
     augmented,
-    start_epoch_actor,
 )
+from mask_ray.training.shared_state import start_shared_state
 
 
 def rows_of(batches: Any) -> list[int]:
@@ -41,20 +41,20 @@ def views_in(dataset: ray.data.Dataset) -> np.ndarray:
 
 class TestImages:
     def test_are_seen_in_one_view_an_epoch(self, images: ray.data.Dataset) -> None:
-        epoch = start_epoch_actor()
-        dataset = augmented(images, strength=1, seed=3, epoch=epoch, task_cpus=0.5)
+        shared = start_shared_state()
+        dataset = augmented(images, strength=1, seed=3, shared=shared, task_cpus=0.5)
         views = []
         for number in (0, 1, 0):
-            ray.get(epoch.set.remote(number))
+            ray.get(shared.set_epoch.remote(number))
             views.append(views_in(dataset))
         np.testing.assert_array_equal(views[0], views[2])
         differs = (views[0] != views[1]).any(axis=(1, 2, 3))
         assert differs.all()
 
     def test_are_seen_as_seed_epoch_and_pixels_say(self, images: ray.data.Dataset) -> None:
-        epoch = start_epoch_actor()
-        ray.get(epoch.set.remote(7))
-        views = views_in(augmented(images, strength=0.5, seed=3, epoch=epoch, task_cpus=0.5))
+        shared = start_shared_state()
+        ray.get(shared.set_epoch.remote(7))
+        views = views_in(augmented(images, strength=0.5, seed=3, shared=shared, task_cpus=0.5))
         expected = [
             augment(image, np.random.default_rng([3, 7, zlib.crc32(image.tobytes())]), 0.5)
             for image in IMAGES
@@ -62,15 +62,15 @@ class TestImages:
         np.testing.assert_array_equal(views, expected)
 
     def test_are_seen_as_they_are_without_augmentation(self, images: ray.data.Dataset) -> None:
-        dataset = augmented(images, strength=0, seed=0, epoch=start_epoch_actor(), task_cpus=0.5)
+        dataset = augmented(images, strength=0, seed=0, shared=start_shared_state(), task_cpus=0.5)
         np.testing.assert_array_equal(views_in(dataset), IMAGES)
 
     def test_come_in_batches_in_another_order_and_view_every_epoch(
         self, images: ray.data.Dataset
     ) -> None:
-        epoch = start_epoch_actor()
-        train = augmented(images, strength=1, seed=0, epoch=epoch, task_cpus=0.5).iterator()
-        source = ImageBatches(train, images.iterator(), epoch, rank=0, seed=0)
+        shared = start_shared_state()
+        train = augmented(images, strength=1, seed=0, shared=shared, task_cpus=0.5).iterator()
+        source = ImageBatches(train, images.iterator(), shared, rank=0, seed=0)
         first, second, again = (list(source.train(number, 16)) for number in (0, 1, 0))
         for batches in (first, second, again):
             assert [len(labels) for _, labels in batches] == [16, 16, 16, 2]
