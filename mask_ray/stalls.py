@@ -9,6 +9,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
+from types import FrameType
 from typing import TypeVar
 
 from mask_ray.config import MaskRayError
@@ -81,12 +82,19 @@ def watched(items: Iterable[T], stage: str, watch: Watch | None = None) -> Itera
 
 
 class _Watcher:
-    """A thread that looks, and interrupts the main thread when the watch raises."""
+    """A thread that looks, and interrupts the main thread when the watch raises.
+
+    In other threads than the main one, which no signal reaches, it only says what it sees.
+    """
 
     def __init__(self, stage: str, watch: Watch) -> None:
         self._stage, self._watch = stage, watch
         self._stopped = threading.Event()
         self.error: StalledError | None = None
+        self._is_main = threading.current_thread() is threading.main_thread()
+        if self._is_main:
+            # A process in the background, as of `nohup ... &`, ignores the signal otherwise.
+            self._handler_before = signal.signal(signal.SIGINT, self._interrupt)
         self.wait()
         threading.Thread(target=self._run, daemon=True).start()
 
@@ -97,6 +105,14 @@ class _Watcher:
 
     def stop(self) -> None:
         self._stopped.set()
+        if self._is_main:
+            signal.signal(signal.SIGINT, self._handler_before)
+
+    def _interrupt(self, number: int, frame: FrameType | None) -> None:
+        if self.error is None and callable(self._handler_before):
+            self._handler_before(number, frame)
+        elif self.error is not None or self._handler_before != signal.SIG_IGN:
+            raise KeyboardInterrupt
 
     def _run(self) -> None:
         while not self._stopped.wait(_LOOK_EVERY_S):
@@ -104,7 +120,8 @@ class _Watcher:
                 try:
                     self._watch.look(self._stage, time.monotonic() - self._since)
                 except StalledError as error:
-                    self.error = error
-                    # Nothing else gets a thread out of the wait for Ray.
-                    os.kill(os.getpid(), signal.SIGINT)
+                    if self._is_main:
+                        self.error = error
+                        # Nothing else gets a thread out of the wait for Ray.
+                        os.kill(os.getpid(), signal.SIGINT)
                     return

@@ -1,8 +1,12 @@
 """A stage without progress is named within a minute, and ended when that lasts."""
 
+import os
+import signal
 import time
 from collections.abc import Iterator
+from contextlib import nullcontext
 from threading import Event
+from typing import Any
 
 import pytest
 
@@ -42,7 +46,11 @@ def test_what_comes_in_time_is_passed_on() -> None:
     assert list(watched(range(3), "reading", watch())) == [0, 1, 2]
 
 
-def test_a_source_that_never_answers_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("handler", [signal.default_int_handler, signal.SIG_IGN])
+def test_a_source_that_never_answers_is_given_up(
+    monkeypatch: pytest.MonkeyPatch, handler: Any
+) -> None:
+    """Also in a process in the background, which ignores Ctrl-C."""
     monkeypatch.setattr(stalls, "SAY_AFTER_S", 0.1)
     monkeypatch.setattr(stalls, "_LOOK_EVERY_S", 0.05)
 
@@ -50,8 +58,26 @@ def test_a_source_that_never_answers_is_given_up(monkeypatch: pytest.MonkeyPatch
         yield 1
         Event().wait(60)
 
-    with pytest.raises(StalledError, match="reading made no progress"):
-        list(watched(never(), "reading", watch(end_after_s=0.2)))
+    before = signal.signal(signal.SIGINT, handler)
+    try:
+        with pytest.raises(StalledError, match="reading made no progress"):
+            list(watched(never(), "reading", watch(end_after_s=0.2)))
+        assert signal.getsignal(signal.SIGINT) == handler
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.parametrize(
+    ("handler", "is_interrupted"), [(signal.default_int_handler, True), (signal.SIG_IGN, False)]
+)
+def test_ctrl_c_means_what_it_meant_before(handler: Any, is_interrupted: bool) -> None:
+    before = signal.signal(signal.SIGINT, handler)
+    try:
+        with pytest.raises(KeyboardInterrupt) if is_interrupted else nullcontext():
+            for _ in watched(range(2), "reading", watch()):
+                os.kill(os.getpid(), signal.SIGINT)
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def test_time_spent_with_an_item_does_not_count(monkeypatch: pytest.MonkeyPatch) -> None:
