@@ -64,15 +64,15 @@ def main(
         _connect()
         result = job(settings)
     except MaskRayError as error:
-        fail(with_flags(settings_class, _one_line(error)) + _where_logged(), exit_code=1)
+        fail(with_flags(settings_class, one_line(error)) + where_logged(), exit_code=1)
     except KeyboardInterrupt as stop:
         # A job that can be resumed says how.
         how = " ".join(map(str, stop.args)) or "run the same command to begin again"
         fail(f"stopped: {how}", exit_code=130)
     except Exception as error:
         if is_full(error):
-            fail(f"a disk is full: {error}{_where_logged()}", exit_code=1)
-        print(f"unexpected error{_where_logged()}", file=progress.stderr(), flush=True)
+            fail(f"a disk is full: {error}{where_logged()}", exit_code=1)
+        print(f"unexpected error{where_logged()}", file=progress.stderr(), flush=True)
         progress.end_log()  # the traceback goes to the terminal
         raise
     print(f"{json.dumps(result)}\n", end="", file=progress.stdout(), flush=True)
@@ -95,7 +95,7 @@ def parse(settings_class: type[S], arguments: list[str], stored: Stored | None =
     except ValidationError as error:
         fail(with_flags(settings_class, explain(error)), exit_code=2)
     except MaskRayError as error:
-        fail(with_flags(settings_class, _one_line(error)), exit_code=2)
+        fail(with_flags(settings_class, one_line(error)), exit_code=2)
 
 
 # After a name that begins a sentence, and so is a setting and no ordinary word.
@@ -313,12 +313,14 @@ def _start_log() -> None:
         progress.start_log(Path(tempfile.mkdtemp(), name))
 
 
-def _where_logged() -> str:
+def where_logged() -> str:
+    """Return the end of an error: where the log is, if there is one."""
     path = progress.log_path()
     return f" (log: {path})" if path else ""
 
 
-def _one_line(error: MaskRayError) -> str:
+def one_line(error: MaskRayError) -> str:
+    """Return the text of an error without line breaks."""
     return " ".join(str(error).split())
 
 

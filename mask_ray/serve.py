@@ -45,7 +45,7 @@ def main() -> None:
     try:
         _run(settings)
     except MaskRayError as error:
-        cli.fail(f"{' '.join(str(error).split())}{_where_logged()}", exit_code=1)
+        cli.fail(cli.one_line(error) + cli.where_logged(), exit_code=1)
     except KeyboardInterrupt:
         cli.fail("stopped", exit_code=130)
 
@@ -208,11 +208,6 @@ def _answering_model(url: str) -> Mapping[str, Any] | None:
     except (httpx.HTTPError, ValueError, LookupError):
         return None
     return model
-
-
-def _where_logged() -> str:
-    path = progress.log_path()
-    return f" (log: {path})" if path else ""
 
 
 if __name__ == "__main__":

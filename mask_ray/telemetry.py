@@ -1,6 +1,6 @@
 """Turns off the usage statistics that libraries collect and send home.
 
-A variable that is already set keeps its value: whoever wants to send them can.
+A variable that is set already keeps its value, so users can turn them on.
 """
 
 import os

@@ -29,6 +29,7 @@ from mask_ray.data import near_duplicates
 from mask_ray.data.inventory import NOT_GIVEN, Inventory
 from mask_ray.data.sources import DataError, Labelled
 from mask_ray.data.sources.location import reached
+from mask_ray.files import PRIVATE_FILE, appearing_file, make_private
 from mask_ray.images.decode import decode, resize
 from mask_ray.images.errors import ImageError
 
@@ -98,9 +99,11 @@ class SplitConflictError(ValueError):
 
     def _saved(self, names: Sequence[str]) -> Path:
         """Write all of them into a file."""
-        path = home() / "split_conflicts.csv"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("w", newline="", errors="surrogateescape") as file:
+        path = make_private(home()) / "split_conflicts.csv"
+        with (
+            appearing_file(path, mode=PRIVATE_FILE) as unfinished,
+            unfinished.open("w", newline="", errors="surrogateescape") as file,
+        ):
             rows = csv.writer(file)
             rows.writerow(("conflict", "split", "path"))
             for number, group in enumerate(self.groups, 1):

@@ -144,8 +144,11 @@ class _Observer:
         self._keep_doubts([_answer(batch, probabilities, row) for row in doubtful.tolist()])
 
     def _keep_doubts(self, answers: list[Answer]) -> None:
-        doubts = sorted(self.doubts + answers, key=lambda answer: answer.probability)
-        if doubts:
+        if len(self.doubts) == NUM_DOUBTS:
+            # The others are surer than all that are kept.
+            answers = [a for a in answers if a.probability < self.doubts[-1].probability]
+        if answers:
+            doubts = sorted(self.doubts + answers, key=lambda answer: answer.probability)
             pictures = [near_duplicates.signature(d.image, *d.image.shape[:2]) for d in doubts]
             rows = near_duplicates.first_of_each(np.stack(pictures), NUM_DOUBTS)
             self.doubts = [doubts[row] for row in rows]

@@ -70,7 +70,7 @@ def test_the_cuda_toolkit_is_where_nvcc_says(
 
 
 class TestClean:
-    """`make clean` removes what make has made, and nothing else, wherever it is run."""
+    """`make clean` removes only what make has made, in any folder."""
 
     @staticmethod
     def clean(folder: Path, *flags: str) -> subprocess.CompletedProcess[str]:
