@@ -20,8 +20,9 @@ from mask_ray import data, ray_internals
 from mask_ray.config import MaskRayError, TrainSettings
 from mask_ray.progress import say
 
-# A run that has just ended gives its CPUs back within seconds.
+# A run that has just ended gives its CPUs back within seconds, on a busy machine too.
 _WAIT_S = 15
+_POLL_S = 0.25
 # Nodes of a cluster that grows on demand may take long to start.
 _GROW_S = 30 * 60
 _SAY_EVERY_S = 60
@@ -70,15 +71,8 @@ def plan_workers(settings: TrainSettings, num_trials: int = 1) -> Plan:
     """
     num_bundles = settings.num_workers * num_trials
     _check_size(settings, num_bundles)
-    nodes = ray_internals.free_resources_by_node()
-    free = [n.get("CPU", 0) for n in nodes if n.get("GPU", 0) >= 1 or not settings.use_gpu]
-    grown = ray_internals.resources_when_grown()
-    if grown:
-        # What is free now says little. Its nodes are not known, so the room is that of one.
-        free = [grown["CPU"]]
-    given = settings.cpus_per_worker or (1 if grown else None)
     try:
-        cpus, room = _shares(given, num_bundles, free)
+        free, cpus, room = _find_room(settings, num_bundles)
     except ClusterError as error:
         if num_trials == 1:
             raise
@@ -96,6 +90,32 @@ def plan_workers(settings: TrainSettings, num_trials: int = 1) -> Plan:
         num_bundles,
         max(0.01, math.floor(task_cpus * 100) / 100),
     )
+
+
+def _find_room(settings: TrainSettings, num_bundles: int) -> tuple[list[float], float, float]:
+    """Return the free CPUs of each node, those of a worker, and those of its bundle.
+
+    CPUs of a run that has just ended may not be free yet: they are waited for.
+
+    Raises:
+        ClusterError: other work holds too many CPUs.
+    """
+    grown = ray_internals.resources_when_grown()
+    given = settings.cpus_per_worker or (1 if grown else None)
+    deadline = time.monotonic() + _WAIT_S
+    while True:
+        nodes = ray_internals.free_resources_by_node()
+        free = [n.get("CPU", 0) for n in nodes if n.get("GPU", 0) >= 1 or not settings.use_gpu]
+        if grown:
+            # What is free now says little. Its nodes are not known, so the room is that of one.
+            free = [grown["CPU"]]
+        try:
+            return free, *_shares(given, num_bundles, free)
+        except ClusterError:
+            is_all_free = sum(free) >= ray.cluster_resources().get("CPU", 0)
+            if grown or is_all_free or time.monotonic() >= deadline:
+                raise
+        time.sleep(_POLL_S)
 
 
 def _scaling(settings: TrainSettings, each: dict[str, float]) -> ray.train.ScalingConfig:

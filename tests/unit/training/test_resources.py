@@ -115,15 +115,36 @@ def test_workers_that_would_leave_nothing_are_refused(nodes: Callable[..., None]
         plan(num_workers=2, cpus_per_worker=1)
 
 
-def test_a_run_is_refused_where_other_work_holds_every_cpu(nodes: Callable[..., None]) -> None:
+def test_a_run_is_refused_where_other_work_holds_every_cpu(
+    nodes: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(resources, "_WAIT_S", 0)
     nodes(2, free=(0,))
     with pytest.raises(ClusterError, match="has 0 free CPUs, too few for 1 workers"):
         plan(num_workers=1)
 
 
-def test_trials_at_a_time_have_a_bundle_for_each_of_their_workers(
-    nodes: Callable[..., None],
+def test_a_run_waits_for_the_cpus_of_one_that_has_just_ended(
+    nodes: Callable[..., None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    nodes(2, free=(0,))
+    monkeypatch.setattr(resources.time, "sleep", lambda s: nodes(2))
+    assert plan(num_workers=1).bundle == {"CPU": 2}
+
+
+def test_a_cluster_that_is_too_small_is_not_waited_for(
+    nodes: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    nodes(2, 1)
+    monkeypatch.setattr(resources.time, "sleep", lambda s: pytest.fail("it waits"))
+    with pytest.raises(ClusterError, match="the tasks that feed each on its"):
+        plan(num_workers=2, cpus_per_worker=1, min_workers=1)
+
+
+def test_trials_at_a_time_have_a_bundle_for_each_of_their_workers(
+    nodes: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(resources, "_WAIT_S", 0)
     nodes(8)
     made = plan_workers(TrainSettings(data="synthetic", num_workers=2), num_trials=2)
     assert (made.num_bundles, made.scaling.num_workers, made.bundle) == (4, 2, {"CPU": 2})
