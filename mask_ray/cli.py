@@ -28,7 +28,7 @@ from pydantic_settings import BaseSettings, CliPositionalArg, CliSettingsSource
 from mask_ray import progress, proxies, telemetry
 from mask_ray.config import MaskRayError, Repeatable, Settings, explain, home
 from mask_ray.files import is_full
-from mask_ray.ray_internals import on_worker_output
+from mask_ray.ray_internals import START_ENVIRONMENT, on_worker_output
 
 S = TypeVar("S", bound=Settings)
 
@@ -58,6 +58,8 @@ def main(
     os.environ.setdefault("RAY_COLOR_PREFIX", "0")
     os.environ.setdefault("RAY_DEDUP_LOGS", "0")
     telemetry.turn_off()
+    for name, value in START_ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
     os.environ.update(proxies.without_this_machine(os.environ))
     try:
         settings = parse(settings_class, sys.argv[1:], stored)

@@ -20,8 +20,11 @@ os.environ["ORT_DISABLE_TELEMETRY"] = "1"
 os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
 
 from mask_ray.config import tracking_uri
+from mask_ray.ray_internals import START_ENVIRONMENT
 from tests.support import commands
 from tests.support.project import ROOT
+
+os.environ.update(START_ENVIRONMENT)
 
 TESTS = ROOT / "tests"
 # Several whole jobs are killed and resumed in one test.

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from mask_ray import processes
+from mask_ray import processes, ray_internals
 from mask_ray.ports import free_port
 
 _START_TIMEOUT_S = 120
@@ -67,13 +67,14 @@ def running(num_cpus: int, home: Path) -> Iterator[Cluster]:
 
 def _environment(address: str, home: Path) -> dict[str, str]:
     bin_folder = Path(sys.executable).parent
-    return os.environ | {
+    own = {
         "RAY_ADDRESS": address,
         "RAY_AUTH_MODE": "token",
         "MASK_RAY_HOME": str(home),
         "PYTHONUNBUFFERED": "1",
         "PATH": f"{bin_folder}{os.pathsep}{os.environ['PATH']}",
     }
+    return ray_internals.START_ENVIRONMENT | os.environ | own
 
 
 def _head_command(address: str, dashboard_port: int, num_cpus: int, folder: str) -> list[str]:

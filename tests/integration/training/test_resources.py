@@ -1,9 +1,11 @@
 """What a run needs is reserved at once, and its tasks run in what is reserved."""
 
+import os
 import time
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pyarrow as pa
 import pytest
 import ray
@@ -48,13 +50,17 @@ def test_what_is_reserved_is_given_back_after_an_error(
 def where(batch: data.Batch) -> data.Batch:
     group = get_current_placement_group()
     batch["group"] = np.full(len(batch["id"]), group.id.hex() if group else "")
+    batch["pid"] = np.full(len(batch["id"]), os.getpid())
     return batch
 
 
-def groups_of_tasks(task_cpus: float) -> set[str]:
+def run_tasks(task_cpus: float) -> pd.DataFrame:
     blocks = [pa.table({"id": [number]}) for number in range(4)]
-    dataset = data.map_rows(ray.data.from_blocks(blocks), where, task_cpus)
-    return set(dataset.to_pandas()["group"])
+    return data.map_rows(ray.data.from_blocks(blocks), where, task_cpus).to_pandas()
+
+
+def groups_of_tasks(task_cpus: float) -> set[str]:
+    return set(run_tasks(task_cpus)["group"])
 
 
 def test_tasks_of_a_run_need_nothing_beside_what_is_reserved(plan: resources.Plan) -> None:
@@ -66,6 +72,14 @@ def test_tasks_of_a_run_need_nothing_beside_what_is_reserved(plan: resources.Pla
         assert data.spare_cpus() == 0
         assert groups_of_tasks(data.spare_cpus()) == {group.id.hex()}
     assert groups_of_tasks(data.spare_cpus()) == {""}
+
+
+def test_processes_stay_for_a_run_s_later_tasks(plan: resources.Plan) -> None:
+    with reserved(plan) as held:
+        before = set(run_tasks(held.task_cpus)["pid"])
+        # Ray's own limit ends them after a second.
+        time.sleep(5)
+        assert before & set(run_tasks(held.task_cpus)["pid"])
 
 
 def test_other_jobs_read_while_a_run_holds_every_cpu(plan: resources.Plan) -> None:

@@ -1,6 +1,7 @@
 """How HTTP gets in: the environment for Serve, and what becomes of HAProxy's configuration."""
 
 import json
+import os
 import shlex
 import subprocess
 import sys
@@ -82,6 +83,11 @@ def test_errors_are_problems_and_say_which_to_try_again() -> None:
 
 
 @pytest.mark.usefixtures("_unset")
+def test_ray_keeps_idle_processes_even_while_no_cpu_is_free() -> None:
+    name = "RAY_num_workers_soft_limit"
+    assert int(ingress.environment()[name]) > (os.cpu_count() or 1)
+
+
 def test_a_shell_takes_the_environment() -> None:
     printed = subprocess.run(
         [sys.executable, "-m", "mask_ray.ingress"], capture_output=True, text=True, check=True
