@@ -63,7 +63,7 @@ def main(
     os.environ.update(proxies.without_this_machine(os.environ))
     try:
         settings = parse(settings_class, sys.argv[1:], stored)
-        _connect()
+        connect(instead=f"ray job submit --working-dir . -- python -m {_module()} ...")
         result = job(settings)
     except MaskRayError as error:
         fail(with_flags(settings_class, one_line(error)) + where_logged(), exit_code=1)
@@ -278,12 +278,12 @@ def connect(instead: str) -> None:
     Raises:
         MaskRayError: no Ray answers at `RAY_ADDRESS`, or it is such a URL.
     """
-    _check_ray_address(instead)
-    _connect()
-
-
-def _connect() -> None:
-    _check_ray_address(f"ray job submit --working-dir . -- python -m {_module()} ...")
+    address = os.environ.get("RAY_ADDRESS", "")
+    if "://" in address and not address.startswith("ray://"):
+        raise MaskRayError(
+            f"RAY_ADDRESS is {address}, the URL of a dashboard, which takes submitted jobs: run "
+            f"`{instead}`; or unset RAY_ADDRESS to run this on the Ray of this machine"
+        )
     _start_log()
 
     import ray
@@ -295,15 +295,6 @@ def _connect() -> None:
         # Not only the first: Ray cannot read the address, or waits for it in vain.
         raise MaskRayError(f"no Ray cluster answers: {error}") from error
     on_worker_output(progress.relay)
-
-
-def _check_ray_address(instead: str) -> None:
-    address = os.environ.get("RAY_ADDRESS", "")
-    if "://" in address and not address.startswith("ray://"):
-        raise MaskRayError(
-            f"RAY_ADDRESS is {address}, the URL of a dashboard, which takes submitted jobs: run "
-            f"`{instead}`; or unset RAY_ADDRESS to run this on the Ray of this machine"
-        )
 
 
 def _start_log() -> None:

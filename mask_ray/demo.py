@@ -30,6 +30,11 @@ from mask_ray.serving import ingress
 
 SERVE_CONFIG = Path("serve_config.yaml")
 _BIN = Path(sys.executable).parent
+_RAY_PORTS = {
+    "dashboard-port": 8265,
+    "dashboard-agent-listen-port": 52365,
+    "ray-client-server-port": 10001,
+}
 # On a busy machine the agent that accepts jobs starts later than Ray waits for it.
 _SUBMISSIONS = 3
 _START_TIMEOUT_S = 120
@@ -95,11 +100,14 @@ def _ray(settings: DemoSettings, started: ExitStack) -> dict[str, str]:
         _say("Using the Ray that is running")
         _check_nothing_is_served(environment)
         return environment
-    port, dashboard_port = free_port(), 8265 if is_free(8265) else free_port()
-    environment["RAY_ADDRESS"] = f"127.0.0.1:{port}"
-    environment["RAY_DASHBOARD_ADDRESS"] = f"http://127.0.0.1:{dashboard_port}"
-    head = ["ray", "start", "--head", "--block", f"--port={port}", "--node-ip-address=127.0.0.1"]
-    head += ["--dashboard-host=127.0.0.1", f"--dashboard-port={dashboard_port}"]
+    # Another Ray of this machine may have the usual ports.
+    ports = {name: port if is_free(port) else free_port() for name, port in _RAY_PORTS.items()}
+    ports["port"] = free_port()
+    environment["RAY_ADDRESS"] = f"127.0.0.1:{ports['port']}"
+    environment["RAY_DASHBOARD_ADDRESS"] = f"http://127.0.0.1:{ports['dashboard-port']}"
+    head = ["ray", "start", "--head", "--block", "--node-ip-address=127.0.0.1"]
+    head += ["--dashboard-host=127.0.0.1", "--min-worker-port=0", "--max-worker-port=0"]
+    head += [f"--{name}={port}" for name, port in ports.items()]
     head += [f"--num-cpus={max(settings.num_workers, os.cpu_count() or 1)}"]
     _say("Starting Ray")
     # `ray start` does not create a token itself.

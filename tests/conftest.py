@@ -22,6 +22,7 @@ os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
 from mask_ray.config import tracking_uri
 from mask_ray.ray_internals import START_ENVIRONMENT
 from tests.support import commands
+from tests.support.demo_run import DemoRun, run_demo
 from tests.support.project import ROOT
 
 os.environ.update(START_ENVIRONMENT)
@@ -33,7 +34,7 @@ FAULTS_TIMEOUT_S = 3600
 
 # The longest first, so that no process of `pytest -n` is left with a long test at the end.
 FOLDERS = ("faults", "e2e", "integration", "unit")
-SESSION_RAY = "session_ray"
+SESSION_RAY, DEMO = "session_ray", "demo"
 TRAINING, SERVING = "a Ray that trains", "a Ray that serves"
 
 
@@ -65,8 +66,10 @@ def _folder(item: pytest.Item) -> str:
 
 def _group(item: pytest.Item) -> str:
     path = str(item.path.relative_to(TESTS))
-    starts_ray = item.get_closest_marker("starts_ray") is not None
-    if not starts_ray and SESSION_RAY not in getattr(item, "fixturenames", ()):
+    fixtures = getattr(item, "fixturenames", ())
+    if DEMO in fixtures:
+        return TRAINING
+    if item.get_closest_marker("starts_ray") is None and SESSION_RAY not in fixtures:
         return path
     return SERVING if path.startswith(("e2e", "integration/serving")) else TRAINING
 
@@ -121,6 +124,12 @@ def shared() -> Path:
     if not folder.is_dir():
         pytest.skip(f"needs the folder of photos and weights {folder}")
     return folder
+
+
+@pytest.fixture(scope="session")
+def demo(tmp_path_factory: pytest.TempPathFactory) -> DemoRun:
+    """The demo: a model trained by two workers, calibrated, registered, champion, and served."""
+    return run_demo(tmp_path_factory.mktemp("demo"))
 
 
 @contextmanager

@@ -51,23 +51,6 @@ def trainer(
     # Ray Train polls its workers every 2 s by default, and a run ends with a poll.
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
 
-    # A local function travels by value, so workers need not import this module.
-    def train_worker(received: dict[str, WorkerConfig]) -> None:
-        if loop is not None:
-            loop(received["worker"])
-            return
-
-        # The imports take seconds, and on a busy machine a minute.
-        received["worker"].shared.beat.remote("the imports of the workers")
-        # See docs/decisions/no-scikit-learn-in-workers.md: a quarter of the start.
-        hidden = sys.modules.setdefault("sklearn", None)  # type: ignore[arg-type]
-        from mask_ray.training.loop import train
-
-        if hidden is None:
-            del sys.modules["sklearn"]
-
-        train(received["worker"])
-
     settings = config.settings
     shared = start_shared_state()
     datasets = _image_datasets(settings, splits, plan.task_cpus, shared)
@@ -75,7 +58,7 @@ def trainer(
     if plan.group is not None:  # Ray Train V1 reserves and watches by itself
         own = {"placement": (plan.group, plan.first_bundle), "while_running": watch_of(shared)}
     return HorovodTrainer(
-        train_worker,
+        _worker(loop),
         train_loop_config={"worker": replace(config, shared=shared)},
         scaling_config=plan.scaling,
         run_config=ray.train.RunConfig(
@@ -89,6 +72,32 @@ def trainer(
         dataset_config=ShardConfig(),
         **own,
     )
+
+
+def _worker(
+    loop: Callable[[WorkerConfig], None] | None,
+) -> Callable[[dict[str, WorkerConfig]], None]:
+    """Return the function that each worker runs."""
+
+    # A local function travels by value, so workers need not import this module.
+    def train_worker(received: dict[str, WorkerConfig]) -> None:
+        if loop is not None:
+            loop(received["worker"])
+            return
+
+        # The imports take seconds, and on a busy machine a minute.
+        received["worker"].shared.beat.remote("the imports of the workers")
+        # See docs/decisions/no-scikit-learn-in-workers.md: a third of the start.
+        hidden = {"sklearn", "matplotlib"} - sys.modules.keys()
+        sys.modules |= dict.fromkeys(hidden)  # type: ignore[arg-type]
+        from mask_ray.training.loop import train
+
+        for name in hidden:
+            del sys.modules[name]
+
+        train(received["worker"])
+
+    return train_worker
 
 
 def _image_datasets(

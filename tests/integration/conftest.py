@@ -1,4 +1,4 @@
-"""One Ray and one trained model for all tests here."""
+"""One Ray for all tests here."""
 
 import os
 from collections.abc import Iterator, Mapping
@@ -8,17 +8,11 @@ import pytest
 
 from tests.support import backbone_weights
 from tests.support.ray_cluster import NUM_CPUS, connect, disconnect
-from tests.support.ray_jobs import SMALL, SMALLEST, Job, submit_job
+from tests.support.ray_jobs import SMALL
 
 
 @pytest.fixture(scope="session")
-def session_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """MASK_RAY_HOME of the session's Ray."""
-    return tmp_path_factory.mktemp("session")
-
-
-@pytest.fixture(scope="session")
-def session_ray(session_home: Path) -> Iterator[Mapping[str, str]]:
+def session_ray(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mapping[str, str]]:
     """A Ray of two CPUs, started by `ray start`; the environment of a command that uses it."""
     from benchmarks.support import cluster
     from mask_ray.serving import ingress
@@ -28,19 +22,10 @@ def session_ray(session_home: Path) -> Iterator[Mapping[str, str]]:
         name = "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH"
         patch.setenv(name, ingress.environment(wants_haproxy=False)[name])
         patch.setenv("MLFLOW_TRACKING_URI", "")
-        with cluster.running(num_cpus=NUM_CPUS, home=session_home) as ray:
-            yield ray.environment | {"RAY_DASHBOARD_ADDRESS": ray.dashboard}
+        home = tmp_path_factory.mktemp("session")
+        with cluster.running(num_cpus=NUM_CPUS, home=home) as ray:
+            yield ray.environment
             disconnect()
-
-
-@pytest.fixture(scope="session")
-def trained(session_ray: Mapping[str, str]) -> Job:
-    """A small model, trained by two workers, calibrated, registered and made champion.
-
-    The only job of the session that is submitted as the docs say, with all parts of a run.
-    """
-    flags = ["--data", "synthetic:160", "--num-workers", "2", "--finetune-epochs", "2", *SMALLEST]
-    return submit_job("jobs.train", *flags, env=session_ray)
 
 
 @pytest.fixture(scope="session")

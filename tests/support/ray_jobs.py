@@ -31,9 +31,6 @@ SMALLEST = [
 SMALL = [*SMALLEST, "--no-data-report", "--no-quantize"]
 
 
-_SUBMISSIONS = 3
-
-
 @dataclass
 class Job:
     """A command that has ended."""
@@ -73,22 +70,12 @@ def run_job(module: str, *flags: str, env: Mapping[str, str], events: Events | N
     return _run([sys.executable, "-m", module, *flags], env, events)
 
 
-def submit_job(module: str, *flags: str, env: Mapping[str, str]) -> Job:
-    """Submit a job to a Ray that has a dashboard, and wait for its end.
-
-    What is returned is the job's own log up to its last line, without what `ray job submit` says
-    before and after it.
-    """
-    submit = ["ray", "job", "submit", "--working-dir", ".", "--", "python", "-m", module]
-    # Ray is up before the agent that takes jobs.
-    for _ in range(_SUBMISSIONS):
-        job = _run([*submit, *flags], env)
-        if "submitted successfully" in job.log:
-            break
-        commands.started.pop()
-    start = next((n for n, line in enumerate(job.lines, 1) if "Running entrypoint" in line), 0)
-    ends = [number for number, line in enumerate(job.lines, 1) if line.startswith("{")]
-    return replace(job, lines=job.lines[start : ends[-1]] if ends else job.lines)
+def job_of(submission: Job) -> Job:
+    """Return a submitted job with its own lines, without what `ray job submit` says around them."""
+    lines = submission.lines
+    start = next((n for n, line in enumerate(lines, 1) if "Running entrypoint" in line), 0)
+    ends = [number for number, line in enumerate(lines, 1) if line.startswith("{")]
+    return replace(submission, lines=lines[start : ends[-1]] if ends else lines)
 
 
 def run_here(module: str, *flags: str, env: Mapping[str, str]) -> Job:

@@ -16,12 +16,13 @@ import ray
 import ray.train
 
 from mask_ray.config import MaskRayError
-from mask_ray.horovod.trainer import HorovodConfig, HorovodTrainer
-from tests.support import polling
+from tests.support import horovod_runs, polling
+from tests.support.horovod_runs import fit, report
 from tests.support.interrupts import accepting_sigint
 
 # Ray's workers cannot import this module: its functions travel by value.
 ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
+ray.cloudpickle.register_pickle_by_value(horovod_runs)
 ray.cloudpickle.register_pickle_by_value(polling)
 
 
@@ -199,39 +200,6 @@ def try_all_claims() -> None:
     report({claim.__name__: claim(hvd.rank()) for claim in CLAIMS} | {"size": hvd.size()})
 
 
-def report(metrics: dict[str, Any], files: dict[str, str] | None = None) -> None:
-    """From every rank, with a checkpoint from rank 0: Ray Train keeps no metrics without one."""
-    import horovod.tensorflow as hvd
-
-    with tempfile.TemporaryDirectory() as folder:
-        for name, text in (files or {}).items():
-            Path(folder, name).write_text(text)
-        saved = ray.train.Checkpoint.from_directory(folder) if hvd.rank() == 0 else None
-        ray.train.report(metrics, checkpoint=saved)
-
-
-def fit(
-    loop: Any,
-    folder: Path,
-    num_workers: int | tuple[int, int] = 2,
-    cpus: float = 0.5,
-    **kwargs: Any,
-) -> Any:
-    return HorovodTrainer(
-        loop,
-        horovod_config=HorovodConfig(timeout_s=60),
-        scaling_config=ray.train.ScalingConfig(
-            num_workers=num_workers, resources_per_worker={"CPU": cpus}
-        ),
-        run_config=ray.train.RunConfig(
-            name="run",
-            storage_path=str(folder),
-            failure_config=ray.train.FailureConfig(max_failures=kwargs.pop("max_failures", 0)),
-        ),
-        **kwargs,
-    ).fit()
-
-
 class TestTwoWorkers:
     @pytest.fixture(scope="class")
     def found(self, ray_local: None, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
@@ -272,10 +240,6 @@ class TestTwoWorkers:
 
 @pytest.mark.usefixtures("ray_local")
 class TestFaults:
-    def test_a_killed_worker_costs_the_way_back_to_the_checkpoint(self, tmp_path: Path) -> None:
-        result = fit(count_to_four_and_die_once, tmp_path, max_failures=1)
-        assert result.metrics == {"count": 4, "restarted_from": 2}
-
     def test_an_error_that_the_user_can_mend_is_not_worth_a_restart(self, tmp_path: Path) -> None:
         with pytest.raises(MaskRayError, match=r"^the disk is full$"):
             fit(refuse, tmp_path, max_failures=3, train_loop_config={"folder": str(tmp_path)})
@@ -310,26 +274,6 @@ def work_for_ever(config: dict[str, Any]) -> None:
 def interrupt_when_started(folder: Path) -> None:
     polling.wait_until(lambda: len(list(folder.glob("started-*"))) == 2)
     os.kill(os.getpid(), signal.SIGINT)
-
-
-def count_to_four_and_die_once() -> None:
-    import horovod.tensorflow as hvd
-    import tensorflow as tf
-
-    hvd.init()
-    count = 0
-    if checkpoint := ray.train.get_checkpoint():
-        with checkpoint.as_directory() as folder:
-            count = int(Path(folder, "count").read_text())
-    restarted_from = count
-    while count < 4:
-        # Horovod's own sum over the workers, so that a lost one is noticed.
-        count += int(hvd.allreduce(tf.constant(1), op=hvd.Sum)) // hvd.size()
-        if count == 3 and restarted_from == 0 and hvd.rank() == 1:
-            os.kill(os.getpid(), signal.SIGKILL)
-        report({"count": count, "restarted_from": restarted_from}, {"count": str(count)})
-        # Ray Train takes reports over later: a worker that dies before that loses them.
-        ray.train.get_all_reported_checkpoints(ray.train.CheckpointConsistencyMode.COMMITTED)
 
 
 def test_on_v1_the_name_is_ray_s_own_trainer() -> None:

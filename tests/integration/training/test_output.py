@@ -2,10 +2,9 @@
 
 import re
 from dataclasses import dataclass
-from pathlib import Path
 
+from tests.support.demo_run import EPOCHS, DemoRun
 from tests.support.project import ROOT
-from tests.support.ray_jobs import Job
 
 # What the second column of the documented table says of lines that the run below can print.
 _EVERY_10_S = "every 10 s of long work"
@@ -54,10 +53,10 @@ def documented() -> list[Row]:
     ]
 
 
-def test_a_training_run_prints_the_documented_lines_and_nothing_else(trained: Job) -> None:
+def test_a_training_run_prints_the_documented_lines_and_nothing_else(demo: DemoRun) -> None:
     rows = documented()
     # Also what it printed on standard error: a submitted job has one log.
-    lines = [line.rstrip("\n") for line in trained.lines]
+    lines = [line.rstrip("\n") for line in demo.job.lines]
     found = [[row for row in rows if row.pattern.fullmatch(line)] for line in lines]
 
     foreign = [line for line, matching in zip(lines, found, strict=True) if not matching]
@@ -66,15 +65,15 @@ def test_a_training_run_prints_the_documented_lines_and_nothing_else(trained: Jo
     assert [printed.count(row) for row in rows if row.printed in _ALWAYS] == [1] * sum(
         row.printed in _ALWAYS for row in rows
     )
-    assert sum(row.printed == _EACH_EPOCH for row in printed) == 2
+    assert sum(row.printed == _EACH_EPOCH for row in printed) == EPOCHS
     assert sum(row.printed == "at the end of each phase" for row in printed) == 1
     in_order = [rows.index(row) for row in printed if row.printed not in (_EVERY_10_S, _STALLED)]
     assert in_order == sorted(in_order)
 
 
-def test_what_workers_and_libraries_print_is_in_the_log(trained: Job, session_home: Path) -> None:
-    # Other tests run jobs in the session's home later; times in the names sort.
-    log = min((session_home / "logs").glob("train-*"))
+def test_what_workers_and_libraries_print_is_in_the_log(demo: DemoRun) -> None:
+    # Other tests run jobs in the demo's home later; times in the names sort.
+    log = min((demo.home / "logs").glob("train-*"))
     assert re.fullmatch(r"train-\d{8}-\d{6}-\d+\.log", log.name)
     logged = log.read_text()
     assert "RayTrainWorker" in logged

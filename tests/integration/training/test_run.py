@@ -4,26 +4,23 @@ import json
 from pathlib import Path
 from typing import Any
 
-import httpx
 import mlflow
 import pytest
 from mlflow.entities import Run
-from ray import serve
 
 from mask_ray import tracking
 from mask_ray.config import ImageLimits, tracking_uri
 from mask_ray.images import synthetic
 from mask_ray.images.decode import decode_resized
 from mask_ray.models.predictor import Predictor
-from mask_ray.ports import free_port
-from mask_ray.serving.deployment import build_app
-from tests.support.ray_jobs import Job, run_here
+from tests.support.demo_run import EPOCHS, NUM_IMAGES, DemoRun
+from tests.support.ray_jobs import run_here
 
 
 @pytest.fixture(scope="module")
-def module_home(session_home: Path) -> Path:
-    """The store of the session's trained model."""
-    return session_home
+def module_home(demo: DemoRun) -> Path:
+    """The store of the demo."""
+    return demo.home
 
 
 @pytest.fixture
@@ -33,10 +30,11 @@ def home(module_home: Path) -> Path:
 
 
 @pytest.fixture(scope="module")
-def trained(trained: Job) -> dict[str, Any]:
+def trained(demo: DemoRun) -> dict[str, Any]:
     """The result of a short run with two workers."""
-    assert trained.lines[-1].startswith('{"run_id"')
-    return trained.result | {"log": trained.log}
+    job = demo.job
+    assert job.lines[-1].startswith('{"run_id"')
+    return job.result | {"log": job.log}
 
 
 @pytest.fixture
@@ -57,7 +55,7 @@ def test_the_result_holds_what_the_contract_names(trained: dict[str, Any]) -> No
         "evaluate",
         "total",
     }
-    assert "scratch 2/2  loss" in trained["log"]
+    assert f"scratch {EPOCHS}/{EPOCHS}  loss" in trained["log"]
 
 
 def test_the_run_is_finished_and_complete(run: Run, trained: dict[str, Any]) -> None:
@@ -69,7 +67,7 @@ def test_the_run_is_finished_and_complete(run: Run, trained: dict[str, Any]) -> 
     assert run.data.metrics["test_accuracy"] == trained["test"]["accuracy"]
     assert run.data.metrics["seconds_train"] == trained["seconds"]["train"]
     counts = [v for k, v in run.data.metrics.items() if k.startswith("num_images_")]
-    assert sum(counts) == 160
+    assert sum(counts) == NUM_IMAGES
     artifacts = {file.path for file in mlflow.MlflowClient().list_artifacts(run.info.run_id)}
     assert artifacts >= {"confusion_matrix.png", "roc.png", "bad_files.json"}
     assert artifacts >= {"evaluation.html", "evaluation.json"}
@@ -78,7 +76,7 @@ def test_the_run_is_finished_and_complete(run: Run, trained: dict[str, Any]) -> 
 def test_every_epoch_is_a_point_of_each_curve(run: Run) -> None:
     for name in ("loss", "accuracy", "val_loss", "val_accuracy", "images_per_second"):
         points = mlflow.MlflowClient().get_metric_history(run.info.run_id, name)
-        assert [point.step for point in points] == [0, 1]
+        assert [point.step for point in points] == [*range(EPOCHS)]
 
 
 def test_the_model_of_the_best_epoch_is_the_champion(run: Run, trained: dict[str, Any]) -> None:
@@ -97,7 +95,7 @@ def test_the_model_of_the_best_epoch_is_the_champion(run: Run, trained: dict[str
 def test_evaluating_the_champion_again_gives_the_same_figures(
     trained: dict[str, Any], cluster: dict[str, str], tmp_path: Path
 ) -> None:
-    arguments = ("--data", "synthetic:160", "--output", str(tmp_path / "report"))
+    arguments = ("--data", f"synthetic:{NUM_IMAGES}", "--output", str(tmp_path / "report"))
     again = run_here("jobs.evaluate", *arguments, env=cluster).result
     figures = json.loads((tmp_path / "report" / "evaluation.json").read_text())
     assert figures["accuracy"] == again["accuracy"]
@@ -109,20 +107,16 @@ def test_evaluating_the_champion_again_gives_the_same_figures(
 
 
 def test_the_champion_answers_over_http_as_it_does_offline(
-    trained: dict[str, Any], cluster: dict[str, str]
+    demo: DemoRun, trained: dict[str, Any]
 ) -> None:
-    port = free_port()
-    encoded, _ = synthetic.encode(999)
-    serve.start(http_options={"host": "127.0.0.1", "port": port})
-    try:
-        serve.run(build_app({"max_replicas": 1}), name="champion")
-        answer = httpx.post(f"http://127.0.0.1:{port}/predict", content=encoded, timeout=60).json()
-    finally:
-        serve.shutdown()
     predictor = Predictor(tracking.resolve_model("models:/mask-detector@champion").path)
-    (expected,) = predictor.predict(decode_resized(encoded, 96, ImageLimits())[None])
-    assert answer["model"] == {"name": "mask-detector", "version": trained["model_version"]}
-    assert list(answer["probabilities"].values()) == pytest.approx(expected.tolist(), abs=1e-5)
+    assert len(demo.answers) == 2
+    # The demo draws as many faces for its questions after those that it trains on.
+    for index, answer in enumerate(demo.answers, NUM_IMAGES):
+        encoded, _ = synthetic.encode(index)
+        (expected,) = predictor.predict(decode_resized(encoded, 96, ImageLimits())[None])
+        assert answer["model"] == {"name": "mask-detector", "version": trained["model_version"]}
+        assert list(answer["probabilities"].values()) == pytest.approx(expected.tolist(), abs=1e-5)
 
 
 def folder_of(tmp_path: Path, contents: dict[str, bytes]) -> str:

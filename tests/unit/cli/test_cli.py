@@ -58,7 +58,7 @@ TRAIN_FLAGS = {
     "--config",
 }
 
-connect = cli._connect
+connect = cli.connect
 
 
 def parse(*arguments: str) -> TrainSettings:
@@ -358,7 +358,7 @@ def run_job(
     monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> Iterator[Callable[..., tuple[Any, str, str]]]:
     """Run a job as its module does; its exit code, standard output and standard error."""
-    monkeypatch.setattr(cli, "_connect", lambda: print("connecting"))
+    monkeypatch.setattr(cli, "connect", lambda instead: print("connecting"))
     monkeypatch.setattr(sys, "argv", ["job", "--data", "photos"])
 
     def run(job: Callable[[DataSettings], dict[str, Any]]) -> tuple[Any, str, str]:
@@ -411,7 +411,7 @@ def test_an_error_names_the_file_with_the_output_of_libraries(
     monkeypatch: pytest.MonkeyPatch,
     home: Path,
 ) -> None:
-    monkeypatch.setattr(cli, "_connect", cli._start_log)
+    monkeypatch.setattr(cli, "connect", lambda instead: cli._start_log())
     code, out, err = run_job(raising(MaskRayError("training failed")))
 
     (log,) = (home / "logs").iterdir()
@@ -426,7 +426,7 @@ def test_a_home_that_cannot_be_written_leaves_the_log_in_the_temporary_folder(
 ) -> None:
     (tmp_path / "home").write_text("a file in the place of the folder")
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    monkeypatch.setattr(cli, "_connect", cli._start_log)
+    monkeypatch.setattr(cli, "connect", lambda instead: cli._start_log())
     _, _, err = run_job(raising(MaskRayError("training failed")))
 
     (log,) = tmp_path.glob("*/*.log")
@@ -485,7 +485,7 @@ def test_a_cluster_that_does_not_answer_is_one_line(
 
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
 
-    monkeypatch.setattr(cli, "_connect", connect)
+    monkeypatch.setattr(cli, "connect", connect)
     monkeypatch.setattr(ray, "init", refuse)
     monkeypatch.setattr(sys, "argv", ["job", "--data", "photos"])
 
@@ -497,7 +497,7 @@ def test_a_cluster_that_does_not_answer_is_one_line(
 
 
 def test_a_full_disk_is_one_line(monkeypatch: pytest.MonkeyPatch, capfd: Any) -> None:
-    monkeypatch.setattr(cli, "_connect", lambda: None)
+    monkeypatch.setattr(cli, "connect", lambda instead: None)
     monkeypatch.setattr("sys.argv", ["job", "--data=photos"])
 
     def job(_: object) -> dict[str, Any]:
@@ -518,7 +518,7 @@ def test_the_url_of_a_dashboard_is_no_ray_to_run_on(
     run_job: Callable[..., tuple[Any, str, str]],
 ) -> None:
     monkeypatch.setenv("RAY_ADDRESS", url)
-    monkeypatch.setattr(cli, "_connect", connect)
+    monkeypatch.setattr(cli, "connect", connect)
     monkeypatch.setattr(sys, "argv", ["job", "--data", "photos"])
 
     code, out, err = run_job(raising(AssertionError("not reached")))

@@ -149,3 +149,20 @@ def test_the_url_of_a_dashboard_is_not_the_ray_of_the_demo(
     assert "RAY_ADDRESS" not in environment
     assert asked == [environment] * 2
     assert "RAY_ADDRESS is the URL of a dashboard" in capsys.readouterr().out
+
+
+def test_ports_of_another_ray_are_left_to_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    commands: list[list[str]] = []
+    taken = [8265, 52365, 10001]
+    monkeypatch.setattr(demo, "is_free", lambda port: port not in taken)
+    monkeypatch.setattr(demo, "_succeeds", lambda *_: False)
+    monkeypatch.setattr(demo.subprocess, "run", lambda *_, **__: None)
+    monkeypatch.setattr(demo, "_start", lambda name, command, *_: commands.append(command))
+
+    environment = demo._ray(DemoSettings(haproxy=False), ExitStack())
+
+    ports = dict(flag.split("=") for flag in commands[0] if "port=" in flag)
+    assert len(ports) == 6
+    assert not set(map(int, ports.values())) & set(taken)
+    assert environment["RAY_ADDRESS"] == f"127.0.0.1:{ports['--port']}"
+    assert environment["RAY_DASHBOARD_ADDRESS"].endswith(f":{ports['--dashboard-port']}")

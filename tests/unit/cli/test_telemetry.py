@@ -29,7 +29,7 @@ def test_the_line_that_people_type_turns_them_off() -> None:
 
 def test_jobs_turn_them_off(monkeypatch: pytest.MonkeyPatch) -> None:
     seen: dict[str, Any] = {}
-    monkeypatch.setattr(cli, "_connect", lambda: seen.update(os.environ))
+    monkeypatch.setattr(cli, "connect", lambda instead: seen.update(os.environ))
     monkeypatch.setattr("sys.argv", ["job", "--data", "photos"])
 
     cli.main(DataSettings, lambda _: {})

@@ -70,7 +70,7 @@ def job(settings):
         print(run.run_id, flush=True)
         os.kill(os.getpid(), signal.SIGTERM)
 
-cli._connect = lambda: None
+cli.connect = lambda instead: None
 sys.argv = ["job", "--data", "photos"]
 cli.main(DataSettings, job)
 """
