@@ -120,7 +120,6 @@ def start_controller(
         PlacementGroupCleanerCallback,
     )
     from ray.train.v2._internal.constants import get_env_vars_to_propagate
-    from ray.train.v2._internal.execution.controller import TrainController
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     if group is not None:
@@ -132,27 +131,28 @@ def start_controller(
                 if not isinstance(callback, PlacementGroupCleanerCallback)
             ]
         }
-    actor = TrainController if group is None else _placed_controller(group, first_bundle)
     here = ray.get_runtime_context().get_node_id()
     # The controller waits in an async method, which Ray would warn of.
-    env_vars = {"RAY_WARN_BLOCKING_GET_INSIDE_ASYNC": "0"}
+    variables = {"RAY_WARN_BLOCKING_GET_INSIDE_ASYNC": "0"}
     if len(ray.nodes()) == 1 and not resources_when_grown():
         # The only node is never drained for another: a process less.
-        env_vars["RAY_TRAIN_ENABLE_PREEMPTION_WATCHER"] = "0"
-    env_vars |= get_env_vars_to_propagate()
+        variables["RAY_TRAIN_ENABLE_PREEMPTION_WATCHER"] = "0"
+    variables |= get_env_vars_to_propagate()
     return (
-        ray.remote(actor)
+        ray.remote(_controller(group, first_bundle, variables))
         .options(
             num_cpus=0,
             scheduling_strategy=NodeAffinitySchedulingStrategy(here, soft=False),
-            runtime_env={"env_vars": env_vars},
         )
         .remote(**arguments)
     )
 
 
-def _placed_controller(group: "PlacementGroup", first_bundle: int) -> type:
+def _controller(group: Any, first_bundle: int, variables: Mapping[str, str]) -> type:
     """Return a controller whose workers run in the bundles of a group, which it does not remove.
+
+    It sets the variables in its process. All that it starts would inherit a runtime environment,
+    and could use no process that has run a task of the driver.
 
     Subclasses of `TrainController`, `WorkerGroup` and `DefaultPlacementGroupHandle`. When a node is
     lost, Ray moves its bundles to another node once there is room; until then workers run in those
@@ -196,7 +196,11 @@ def _placed_controller(group: "PlacementGroup", first_bundle: int) -> type:
             return super()._create_workers(num_workers, *arguments, **options)
 
     class Controller(TrainController):
-        worker_group_cls = PlacedWorkers
+        worker_group_cls = WorkerGroup if group is None else PlacedWorkers
+
+        def __init__(self, *arguments: Any, **options: Any) -> None:
+            os.environ.update(variables)
+            super().__init__(*arguments, **options)
 
     return Controller
 
