@@ -1,6 +1,7 @@
 """Deploys the applications of a file such as serve_config.yaml, and says how they are."""
 
 import re
+from collections import Counter
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -111,12 +112,16 @@ class Status:
         failure: Why it does not run, in one line; empty while it may still start.
         details: All that Serve says about it.
         deployed_at_s: When it was deployed last, in Unix time.
+        num_running: Replicas that answer.
+        num_starting: Replicas that wait for CPUs or memory, or load the model.
     """
 
     is_running: bool
     failure: str
     details: str
     deployed_at_s: float
+    num_running: int = 0
+    num_starting: int = 0
 
 
 def status(name: str) -> Status | None:
@@ -129,12 +134,17 @@ def status(name: str) -> Status | None:
     if found is None or found.status == ApplicationStatus.DELETING:
         return None
     details = "\n".join([found.message, *(each.message for each in found.deployments.values())])
+    replicas: Counter[str] = Counter()
+    for each in found.deployments.values():
+        replicas.update(each.replica_states)
     has_failed = found.status in (ApplicationStatus.DEPLOY_FAILED, ApplicationStatus.UNHEALTHY)
     return Status(
         found.status == ApplicationStatus.RUNNING,
         reason_in(details) if has_failed else "",
         details,
         found.last_deployed_time_s,
+        num_running=replicas["RUNNING"],
+        num_starting=replicas["STARTING"],
     )
 
 
