@@ -68,7 +68,7 @@ def main() -> None:
     except MaskRayError as error:
         cli.fail(str(error), exit_code=1)
     except KeyboardInterrupt:
-        cli.fail("stopped", exit_code=130)
+        cli.fail("stopped", exit_code=cli.INTERRUPTED)
 
 
 def run(settings: DemoSettings, started: ExitStack) -> None:

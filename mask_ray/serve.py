@@ -47,7 +47,7 @@ def main() -> None:
     except MaskRayError as error:
         cli.fail(cli.one_line(error) + cli.where_logged(), exit_code=1)
     except KeyboardInterrupt:
-        cli.fail("stopped", exit_code=130)
+        cli.fail("stopped", exit_code=cli.INTERRUPTED)
 
 
 def _run(settings: ServeCommandSettings) -> None:
@@ -68,6 +68,7 @@ def _run(settings: ServeCommandSettings) -> None:
         version = _await_answer(file)
         _watch(file, deployed_at_s, version)
     except KeyboardInterrupt:
+        progress.leave_echo()
         progress.say("stopping: requests that are running are answered first")
         applications.end(file.names)
         progress.say("stopped")

@@ -11,7 +11,7 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 from ray import serve
-from ray.exceptions import RayError
+from ray.exceptions import RayActorError, RayError
 from ray.serve.exceptions import RayServeException
 from ray.serve.schema import ApplicationStatus, ServeDeploySchema
 
@@ -19,6 +19,8 @@ from mask_ray.config import MaskRayError, ServeSettings, explain
 from mask_ray.ray_internals import deploy_to_serve, serve_http_address
 
 _IMPORT_PATH = "mask_ray.serving:build_app"
+
+_DEPLOY_ATTEMPTS = 3
 
 # The last line of a traceback.
 _EXCEPTION = re.compile(r"(?:[A-Za-z_][\w.]*\.)?\w*(?:Error|Exception)\b(?:\(\w+\))?: (.+)")
@@ -97,10 +99,21 @@ def deploy(file: ServeFile) -> None:
     Raises:
         MaskRayError: Serve rejects the file, or does not start.
     """
-    try:
-        deploy_to_serve(file.schema)
-    except (RayServeException, RayError, RuntimeError, ValueError) as error:
-        raise MaskRayError(f"Serve does not take {file.path}: {reason_in(str(error))}") from error
+    for attempt in range(1, _DEPLOY_ATTEMPTS + 1):
+        try:
+            return deploy_to_serve(file.schema)
+        except RayActorError as error:
+            # On a busy machine Serve replaces proxies that take long to start, while their start
+            # is waited for. It is up by then.
+            if attempt == _DEPLOY_ATTEMPTS:
+                raise MaskRayError(
+                    f"Serve does not start: {reason_in(str(error))}. A busy machine may need a "
+                    "second try; see controller_* in /tmp/ray/session_latest/logs/serve"
+                ) from error
+        except (RayServeException, RayError, RuntimeError, ValueError) as error:
+            raise MaskRayError(f"Serve does not take {file.path}: {reason_in(str(error))}") from (
+                error
+            )
 
 
 @dataclass(frozen=True)

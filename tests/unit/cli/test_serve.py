@@ -403,3 +403,23 @@ def test_only_lines_of_its_own_replicas_are_shown() -> None:
     for other in ("ServeReplica:mask-detector-2:Classifier", "RayTrainWorker", "", None):
         assert applications.replica_lines(own | {"actor_name": other}, "mask-detector") == []
     assert applications.replica_lines({"lines": lines, "pid": "autoscaler"}, "mask-detector") == []
+
+
+@pytest.mark.parametrize("num_failures", [2, 3])
+def test_proxies_that_serve_replaces_as_it_starts_are_tried_again(
+    num_failures: int, config: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = []
+
+    def start(_: Any) -> None:
+        calls.append(1)
+        if len(calls) <= num_failures:
+            raise RayActorError
+
+    monkeypatch.setattr(applications, "deploy_to_serve", start)
+    if num_failures == 2:
+        applications.deploy(applications.read(config))
+    else:
+        with pytest.raises(MaskRayError, match="Serve does not start: "):
+            applications.deploy(applications.read(config))
+    assert len(calls) == 3
