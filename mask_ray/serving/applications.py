@@ -101,7 +101,8 @@ def deploy(file: ServeFile) -> None:
     """
     for attempt in range(1, _DEPLOY_ATTEMPTS + 1):
         try:
-            return deploy_to_serve(file.schema)
+            deploy_to_serve(file.schema)
+            return
         except RayActorError as error:
             # On a busy machine Serve replaces proxies that take long to start, while their start
             # is waited for. It is up by then.

@@ -28,8 +28,8 @@ _GROW_S = 30 * 60
 _SAY_EVERY_S = 60
 
 _HELD = (
-    "Other jobs or the replicas of a service hold the others: wait for the jobs, or stop them (`ray "
-    "job list`, `ray job stop ID`); a service holds fewer with a lower max_replicas"
+    "Other jobs or the replicas of a service hold the others: wait for the jobs, or stop them "
+    "(`ray job list`, `ray job stop ID`); a service holds fewer with a lower max_replicas"
 )
 
 
