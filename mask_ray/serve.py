@@ -74,9 +74,13 @@ def _run(settings: ServeCommandSettings) -> None:
         progress.say("stopped")
     except _TakenError:
         raise
-    except MaskRayError:
+    except MaskRayError as error:
         applications.end([name for name in file.names if name not in running])
-        raise
+        health = _health(file.url) if file.name in running else None
+        if health is None:
+            raise
+        still = f"{_version(health)} goes on answering at {file.url}"
+        raise MaskRayError(f"{error} -- {still}") from error
 
 
 def _relay(batch: Mapping[str, Any], name: str) -> None:

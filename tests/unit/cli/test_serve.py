@@ -181,6 +181,7 @@ def test_a_service_that_cannot_start_is_one_line(
     """What ran before is left alone: Serve still has it."""
     stub.statuses = [DEPLOYS, Status(False, "no model models:/mask-detector@champion", "...", 1.0)]
     stub.running = ["mask-detector"] if was_running else []
+    stub.models = [None]
 
     code, _, err = run(config, monkeypatch, capfd)
 
@@ -235,6 +236,22 @@ def test_a_service_that_another_command_takes_ends_this_one(
     assert code == 1
     assert words in line
     assert stub.ended == []
+
+
+def test_a_deploy_that_fails_says_that_the_one_before_goes_on(
+    stub: StubServe, config: Path, monkeypatch: pytest.MonkeyPatch, capfd: Any
+) -> None:
+    stub.running = ["mask-detector"]
+    stub.listens_on = applications.read(config).host_and_port
+    stub.statuses = [replace(DEPLOYS, failure="x.onnx cannot be loaded")]
+
+    code, _, (line,) = run(config, monkeypatch, capfd)
+
+    assert code == 1
+    assert line == (
+        f"error: x.onnx cannot be loaded -- version 3 goes on answering at {url_of(config)}"
+    )
+    assert stub.ended == [[]]
 
 
 def test_replicas_that_do_not_answer_are_one_line(
