@@ -35,6 +35,9 @@ S = TypeVar("S", bound=Settings)
 _, _POSITIONAL = get_args(CliPositionalArg)
 
 
+# Exit code after Ctrl-C, as of a shell's own commands.
+INTERRUPTED = 130
+
 # Reads the settings of an earlier run by its ID.
 Stored = Callable[[str], dict[str, Any]]
 
@@ -70,7 +73,7 @@ def main(
     except KeyboardInterrupt as stop:
         # A job that can be resumed says how.
         how = " ".join(map(str, stop.args)) or "run the same command to begin again"
-        fail(f"stopped: {how}", exit_code=130)
+        fail(f"stopped: {how}", exit_code=INTERRUPTED)
     except Exception as error:
         if is_full(error):
             fail(f"a disk is full: {error}{where_logged()}", exit_code=1)
@@ -319,5 +322,7 @@ def one_line(error: MaskRayError) -> str:
 
 def fail(message: str, exit_code: int) -> NoReturn:
     """Print the message on standard error and exit."""
+    if exit_code == INTERRUPTED:
+        progress.leave_echo()
     print(f"error: {progress.printable(message)}", file=progress.stderr(), flush=True)
     raise SystemExit(exit_code)

@@ -88,7 +88,7 @@ def main() -> None:
     except OSError as error:
         cli.fail(f"output cannot be written: {error}", exit_code=1)
     except KeyboardInterrupt:
-        cli.fail("stopped", exit_code=130)
+        cli.fail("stopped", exit_code=cli.INTERRUPTED)
     raise SystemExit(1 if num_failed else 0)
 
 

@@ -68,7 +68,7 @@ def main() -> None:
     except MaskRayError as error:
         cli.fail(str(error), exit_code=1)
     except KeyboardInterrupt:
-        cli.fail("stopped", exit_code=130)
+        cli.fail("stopped", exit_code=cli.INTERRUPTED)
 
 
 def run(settings: DemoSettings, started: ExitStack) -> None:
@@ -263,9 +263,11 @@ def _ask(url: str, name: str, encoded: bytes) -> None:
 def _print_where_to_look(
     result: dict[str, Any], url: str, environment: dict[str, str], keep: bool
 ) -> None:
-    print(
-        f"  MLflow      mlflow ui --backend-store-uri {tracking_uri()}   (run {result['run_id']})"
-    )
+    from mask_ray import tracking
+
+    runs = tracking.Run(result["run_id"]).list_path()
+    print(f"  MLflow      mlflow ui --backend-store-uri {tracking_uri()}")
+    print(f"              then http://127.0.0.1:5000/{runs}")
     print(f"  Service     {url}/docs")
     print(f"  Dashboard   {environment['RAY_DASHBOARD_ADDRESS']}   (token: ray get-auth-token)")
     if keep:

@@ -43,6 +43,12 @@ def note(text: str) -> None:
         _log.write(f"{text}\n")
 
 
+def leave_echo() -> None:
+    """Begin a new line on a terminal, which has echoed `^C` on the current one."""
+    if stderr().isatty():
+        print(file=stderr(), flush=True)
+
+
 def printable(text: str) -> str:
     """Escape control characters, which names of files may hold and a terminal would obey."""
     return _CONTROL.sub(lambda match: repr(match[0])[1:-1], text)

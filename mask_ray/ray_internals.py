@@ -284,15 +284,31 @@ def restart_executions(dataset: "Dataset") -> None:
     dataset.context._execution_idx = 0
 
 
-def on_worker_output(handler: Callable[[dict[str, Any]], None]) -> None:
+def on_worker_output(
+    handler: Callable[[dict[str, Any]], None], *, of_all_jobs: bool = False
+) -> None:
     """Call a function with the output of workers as Ray forwards it to this driver.
 
     `ray._private.ray_logging.global_worker_stdstream_dispatcher`, by which Ray prints it too. A
-    batch of lines of one process is a dict with `lines`, `pid`, `is_err` and others.
+    batch of lines of one process is a dict with `lines`, `pid`, `job`, `is_err` and others.
+
+    Args:
+        handler: The function. It replaces the one of an earlier call.
+        of_all_jobs: Whether it gets the output of other jobs too. Once a driver uses Serve, Ray
+            forwards that: `_filter_logs_by_job` in `ray.serve._private.api`.
     """
+    import ray
     from ray._private.ray_logging import global_worker_stdstream_dispatcher
 
-    global_worker_stdstream_dispatcher.add_handler("mask_ray", handler)
+    own = ray.get_runtime_context().get_job_id()
+
+    def handle(batch: dict[str, Any]) -> None:
+        # What belongs to no job, such as the autoscaler's log, has none.
+        if of_all_jobs or batch.get("job") in (None, "", own):
+            handler(batch)
+
+    global_worker_stdstream_dispatcher.remove_handler("mask_ray")
+    global_worker_stdstream_dispatcher.add_handler("mask_ray", handle)
 
 
 def autoscaler_events(lines: Sequence[str]) -> Iterator[str]:

@@ -20,7 +20,7 @@ from mask_ray.ray_internals import on_worker_output, started_ray
 from mask_ray.serving import ingress
 
 if TYPE_CHECKING:
-    from mask_ray.serving.applications import ServeFile
+    from mask_ray.serving.applications import ServeFile, Status
 
 _POLL_S = 0.5
 # How often a service that is ready is asked which version answers.
@@ -47,7 +47,7 @@ def main() -> None:
     except MaskRayError as error:
         cli.fail(cli.one_line(error) + cli.where_logged(), exit_code=1)
     except KeyboardInterrupt:
-        cli.fail("stopped", exit_code=130)
+        cli.fail("stopped", exit_code=cli.INTERRUPTED)
 
 
 def _run(settings: ServeCommandSettings) -> None:
@@ -57,7 +57,7 @@ def _run(settings: ServeCommandSettings) -> None:
     cli.connect(instead=f"serve deploy {file.path} --address $RAY_ADDRESS")
     # After Ray, which sets a handler of its own.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    on_worker_output(lambda batch: _relay(batch, file.name))
+    on_worker_output(lambda batch: _relay(batch, file.name), of_all_jobs=True)
     if started_ray():
         progress.say("started a Ray, which ends with the service")
     _check_place(file)
@@ -68,14 +68,19 @@ def _run(settings: ServeCommandSettings) -> None:
         version = _await_answer(file)
         _watch(file, deployed_at_s, version)
     except KeyboardInterrupt:
+        progress.leave_echo()
         progress.say("stopping: requests that are running are answered first")
         applications.end(file.names)
         progress.say("stopped")
     except _TakenError:
         raise
-    except MaskRayError:
+    except MaskRayError as error:
         applications.end([name for name in file.names if name not in running])
-        raise
+        health = _health(file.url) if file.name in running else None
+        if health is None:
+            raise
+        still = f"{_version(health)} goes on answering at {file.url}"
+        raise MaskRayError(f"{error} -- {still}") from error
 
 
 def _relay(batch: Mapping[str, Any], name: str) -> None:
@@ -142,14 +147,14 @@ def _await_replicas(file: "ServeFile") -> float:
             raise MaskRayError(status.failure)
         if time.monotonic() > reminder_s:
             reminder_s += _REMIND_S
-            progress.say(_waits_for(file))
+            progress.say(f"still deploying: {_waits_for(file)}")
         time.sleep(_POLL_S)
 
 
 def _waits_for(file: "ServeFile") -> str:
     settings = file.settings
     return (
-        f"still deploying: a replica needs {settings.num_threads} free CPU and "
+        f"a replica needs {settings.num_threads} free CPU and "
         f"{settings.replica_memory_bytes / 2**30:.1f} GiB of memory; see `ray status`"
     )
 
@@ -162,10 +167,10 @@ def _await_answer(file: "ServeFile") -> str:
     """
     deadline_s = time.monotonic() + _ANSWER_WITHIN_S
     while time.monotonic() < deadline_s:
-        model = _answering_model(file.url)
-        if model is not None:
-            progress.say(f"ready at {file.url}, {_named(model)}")
-            return _named(model)
+        health = _health(file.url)
+        if health is not None:
+            progress.say(f"ready at {file.url}, {_version(health)}")
+            return _version(health)
         time.sleep(_POLL_S)
     raise MaskRayError(
         f"the replicas run, but nothing answers at {file.url} after {_ANSWER_WITHIN_S:.0f} s: see "
@@ -173,41 +178,70 @@ def _await_answer(file: "ServeFile") -> str:
     )
 
 
-def _named(model: Mapping[str, Any]) -> str:
+def _version(health: Mapping[str, Any] | None) -> str:
+    if health is None:
+        return "not ready"
+    model = health["model"]
     return f"version {model['version']}" if model["version"] else str(model["name"])
 
 
 def _watch(file: "ServeFile", deployed_at_s: float, version: str) -> None:
-    """Say which version answers whenever it changes, until Ctrl-C.
+    """Say which version answers whenever it changes, and what cannot be used, until Ctrl-C.
 
     Raises:
         MaskRayError: the application was ended or deployed again by another command.
     """
-    from mask_ray.serving import applications
-
+    num_waits = 0
+    refused: set[str] = set()
     while True:
         time.sleep(_WATCH_S)
-        status = applications.status(file.name)
-        if status is None:
-            raise _TakenError(f"{file.name} was ended by another command")
-        if status.deployed_at_s != deployed_at_s:
-            raise _TakenError(
-                f"{file.name} was deployed again by another command, which has it now"
+        status = _own_status(file, deployed_at_s)
+        num_waits = num_waits + 1 if status.num_starting else 0
+        if num_waits == _REMIND_S // _WATCH_S:
+            num_replicas = status.num_starting + status.num_running
+            progress.say(
+                f"{status.num_starting} of {num_replicas} replicas not started after "
+                f"{_REMIND_S:.0f} s: {_waits_for(file)}"
             )
-        model = _answering_model(file.url)
-        current = "not ready" if model is None else _named(model)
-        if current != version:
-            progress.say(f"{file.url}: {current}")
-            version = current
+        health = _health(file.url)
+        if _version(health) != version:
+            version = _version(health)
+            progress.say(f"{file.url}: {version}")
+        for line in _refusals(health) - refused:
+            progress.say(line)
+        refused |= _refusals(health)
 
 
-def _answering_model(url: str) -> Mapping[str, Any] | None:
+def _refusals(health: Mapping[str, Any] | None) -> set[str]:
+    """Return a line for each version that a replica does not serve although an alias names it."""
+    if health is None:
+        return set()
+    return {
+        f"version {each['version']} ({each['alias']}) cannot be served, {_version(health)} "
+        f"stays: {each['reason']}"
+        for each in health["refused"]
+    }
+
+
+def _own_status(file: "ServeFile", deployed_at_s: float) -> "Status":
+    from mask_ray.serving import applications
+
+    status = applications.status(file.name)
+    if status is None:
+        raise _TakenError(f"{file.name} was ended by another command")
+    if status.deployed_at_s != deployed_at_s:
+        raise _TakenError(f"{file.name} was deployed again by another command, which has it now")
+    return status
+
+
+def _health(url: str) -> Mapping[str, Any] | None:
+    """Return what `GET /healthz` says; None if no replica can classify."""
     try:
         response = httpx.get(f"{url}/healthz", timeout=10, trust_env=False)
-        model: Mapping[str, Any] = response.raise_for_status().json()["model"]
-    except (httpx.HTTPError, ValueError, LookupError):
+        health: Mapping[str, Any] = response.raise_for_status().json()
+    except (httpx.HTTPError, ValueError):
         return None
-    return model
+    return health
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ from mask_ray.evaluation.metrics import (
     flatten,
     predict,
     roc_figure,
+    unrecognised,
 )
 from mask_ray.evaluation.report import HTML_FILE, JSON_FILE, Report
 from mask_ray.evaluation.report import make as make_report
@@ -31,4 +32,5 @@ __all__ = [
     "make_report",
     "predict",
     "roc_figure",
+    "unrecognised",
 ]

@@ -24,6 +24,9 @@ from mask_ray.models.predictor import Predictor, Probabilities
 
 BATCH_SIZE = 64
 
+# Classes that one line names.
+_NUM_NAMED = 5
+
 
 @dataclass(frozen=True)
 class Predictions:
@@ -94,6 +97,20 @@ def compute_metrics(predictions: Predictions) -> dict[str, Any]:
         metric: {name: float(value) for name, value in zip(names, values, strict=True)}
         for metric, values in by_class.items()
     }
+
+
+def unrecognised(predictions: Predictions) -> str | None:
+    """Return a line about classes of which no image is recognised; None if there are none."""
+    labels = predictions.labels
+    num_images = np.bincount(labels, minlength=len(predictions.class_names))
+    right = labels[labels == predictions.predicted]
+    num_right = np.bincount(right, minlength=len(predictions.class_names))
+    missed = np.flatnonzero((num_images > 0) & (num_right == 0)).tolist()
+    if not missed:
+        return None
+    names = [f"{predictions.class_names[i]} (0 of {num_images[i]})" for i in missed]
+    more = f", and of {len(names) - _NUM_NAMED} more classes" if len(names) > _NUM_NAMED else ""
+    return f"no image is recognised of {', '.join(names[:_NUM_NAMED])}{more}"
 
 
 def _roc_auc(predictions: Predictions) -> float | None:

@@ -9,6 +9,7 @@ from mask_ray.config import EvaluateSettings, SplitName
 from mask_ray.data import sources
 from mask_ray.evaluation import report
 from mask_ray.evaluation.examination import examine
+from mask_ray.evaluation.metrics import unrecognised
 from mask_ray.models.predictor import Predictor
 from mask_ray.progress import say
 
@@ -46,6 +47,8 @@ def evaluate(settings: EvaluateSettings) -> tuple[report.Report, tracking.Resolv
     if settings.split != "all":
         say(_about_split(settings.split, images, _trained_on(resolved)))
     examination = examine(images.named(*splits), predictor, settings.robustness_images)
+    if missed := unrecognised(examination.predictions):
+        say(missed)
     about = _about(resolved, settings)
     return report.make(examination, resolved.path, predictor, about, settings.seed), resolved
 

@@ -1,6 +1,7 @@
 """Deploys the applications of a file such as serve_config.yaml, and says how they are."""
 
 import re
+from collections import Counter
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -10,7 +11,7 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 from ray import serve
-from ray.exceptions import RayError
+from ray.exceptions import RayActorError, RayError
 from ray.serve.exceptions import RayServeException
 from ray.serve.schema import ApplicationStatus, ServeDeploySchema
 
@@ -18,6 +19,8 @@ from mask_ray.config import MaskRayError, ServeSettings, explain
 from mask_ray.ray_internals import deploy_to_serve, serve_http_address
 
 _IMPORT_PATH = "mask_ray.serving:build_app"
+
+_DEPLOY_ATTEMPTS = 3
 
 # The last line of a traceback.
 _EXCEPTION = re.compile(r"(?:[A-Za-z_][\w.]*\.)?\w*(?:Error|Exception)\b(?:\(\w+\))?: (.+)")
@@ -96,10 +99,22 @@ def deploy(file: ServeFile) -> None:
     Raises:
         MaskRayError: Serve rejects the file, or does not start.
     """
-    try:
-        deploy_to_serve(file.schema)
-    except (RayServeException, RayError, RuntimeError, ValueError) as error:
-        raise MaskRayError(f"Serve does not take {file.path}: {reason_in(str(error))}") from error
+    for attempt in range(1, _DEPLOY_ATTEMPTS + 1):
+        try:
+            deploy_to_serve(file.schema)
+            return
+        except RayActorError as error:
+            # On a busy machine Serve replaces proxies that take long to start, while their start
+            # is waited for. It is up by then.
+            if attempt == _DEPLOY_ATTEMPTS:
+                raise MaskRayError(
+                    f"Serve does not start: {reason_in(str(error))}. A busy machine may need a "
+                    "second try; see controller_* in /tmp/ray/session_latest/logs/serve"
+                ) from error
+        except (RayServeException, RayError, RuntimeError, ValueError) as error:
+            raise MaskRayError(f"Serve does not take {file.path}: {reason_in(str(error))}") from (
+                error
+            )
 
 
 @dataclass(frozen=True)
@@ -111,12 +126,16 @@ class Status:
         failure: Why it does not run, in one line; empty while it may still start.
         details: All that Serve says about it.
         deployed_at_s: When it was deployed last, in Unix time.
+        num_running: Replicas that answer.
+        num_starting: Replicas that wait for CPUs or memory, or load the model.
     """
 
     is_running: bool
     failure: str
     details: str
     deployed_at_s: float
+    num_running: int = 0
+    num_starting: int = 0
 
 
 def status(name: str) -> Status | None:
@@ -129,12 +148,17 @@ def status(name: str) -> Status | None:
     if found is None or found.status == ApplicationStatus.DELETING:
         return None
     details = "\n".join([found.message, *(each.message for each in found.deployments.values())])
+    replicas: Counter[str] = Counter()
+    for each in found.deployments.values():
+        replicas.update(each.replica_states)
     has_failed = found.status in (ApplicationStatus.DEPLOY_FAILED, ApplicationStatus.UNHEALTHY)
     return Status(
         found.status == ApplicationStatus.RUNNING,
         reason_in(details) if has_failed else "",
         details,
         found.last_deployed_time_s,
+        num_running=replicas["RUNNING"],
+        num_starting=replicas["STARTING"],
     )
 
 

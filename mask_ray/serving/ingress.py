@@ -22,6 +22,9 @@ _ALWAYS = {
     **ray_internals.START_ENVIRONMENT,
     # Serve's own errors, such as 429, are problem+json too.
     "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "mask_ray.serving:problem_middleware",
+    # Serve replaces a proxy that is not ready after three checks of this length: on a busy machine,
+    # again and again.
+    "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "15",
     # A replica that fails its health checks cannot finish its requests: it gets no time to.
     "RAY_SERVE_FORCE_STOP_UNHEALTHY_REPLICAS": "1",
     # `ray job submit` prints nothing of the upload.

@@ -12,7 +12,8 @@ from mlflow.exceptions import MlflowException
 from mask_ray.config import MaskRayError, home, local_tracking_uri, tracking_uri
 from mask_ray.files import PRIVATE_FILE, check_home, make_private
 
-# MLflow's page opens an experiment of this kind with its runs, and any other with its traces.
+# By this, MLflow's page opens an experiment with its runs and not with its traces. The page of 3.17
+# goes by a switch of its own between agents and training: see `Run.list_path`.
 _KIND_TAG = "mlflow.experimentKind"
 _KIND = "custom_model_development"
 

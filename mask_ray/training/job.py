@@ -164,8 +164,9 @@ def _tags_of(settings: TrainSettings) -> dict[str, str]:
     own = provenance_tags()
     if settings.resume is not None:
         return own
-    kind = "search" if isinstance(settings, TuneSettings) else "train"
-    name = f"{kind} {sources.title(settings.data)} {time.strftime('%Y-%m-%d %H:%M:%S')}"
+    kind = "search " if isinstance(settings, TuneSettings) else ""
+    # MLflow's list shows about 23 characters of a name, and the full time beside it.
+    name = f"{kind}{sources.title(settings.data)} {time.strftime('%m-%d %H:%M')}"
     source = f"python -m {_module(settings)}"
     return own | tracking.overview_tags(name, source, own["git_commit"].removesuffix("-dirty"))
 

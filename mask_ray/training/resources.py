@@ -27,6 +27,11 @@ _POLL_S = 0.25
 _GROW_S = 30 * 60
 _SAY_EVERY_S = 60
 
+_HELD = (
+    "Other jobs or the replicas of a service hold the others: wait for the jobs, or stop them "
+    "(`ray job list`, `ray job stop ID`); a service holds fewer with a lower max_replicas"
+)
+
 
 class ClusterError(MaskRayError):
     """The cluster cannot hold the run; the message says what it has and what was requested."""
@@ -175,7 +180,7 @@ def _shares(given: float | None, num_bundles: int, free: list[float]) -> tuple[f
         each = "" if given is None else f" of {given:g}"
         raise ClusterError(
             f"the cluster has {sum(free):g} free CPUs, too few for {num_bundles} workers{each} "
-            "and the tasks that feed each on its node; wait for other jobs, or stop them"
+            f"and the tasks that feed each on its node. {_HELD}"
         )
     return cpus, room
 
@@ -224,7 +229,6 @@ def _wait_for(group: PlacementGroup, plan: Plan) -> None:
         if time.monotonic() >= deadline:
             raise ClusterError(
                 f"this run needs {needed} CPUs at once, and the cluster has "
-                f"{ray_internals.cpus_in_words()}: another job has reserved the others. Wait for "
-                "it, or stop it (`ray job list`, `ray job stop ID`)"
+                f"{ray_internals.cpus_in_words()}. {_HELD}"
             )
         say(f"waiting for {needed} CPUs: the cluster has {ray_internals.cpus_in_words()}")

@@ -67,6 +67,7 @@ def train_model(settings: TrainSettings, tags: Mapping[str, str] | None = None) 
                     exported = export.choose(
                         settings, job.images, job.splits, Path(folder), Path(scratch), job.tracked
                     )
+                _say_what_is_missed(settings, exported)
                 say("writing the evaluation report")
                 test = _report(settings, job, exported)
             version = version or _register(settings, job, exported, Path(scratch))
@@ -109,6 +110,14 @@ def _train(settings: TrainSettings, job: Job, clock: Clock) -> ray.train.Checkpo
     assert last is not None, "the workers' last report has a checkpoint"
     shutil.rmtree(own_features, ignore_errors=True)
     return last
+
+
+def _say_what_is_missed(settings: TrainSettings, exported: Export) -> None:
+    missed = evaluation.unrecognised(exported.examination.predictions)
+    if missed:
+        weighted = settings.class_weights == "balanced"
+        advice = "" if weighted else ", or try --class-weights balanced"
+        say(f"{missed}: add images of such classes, train longer{advice}")
 
 
 def _report(settings: TrainSettings, job: Job, exported: Export) -> dict[str, Any]:

@@ -14,6 +14,7 @@ def test_goes_from_drawn_faces_to_http_answers_and_leaves_nothing_running(demo: 
         assert re.search(answer, demo.stdout)
     assert "ray job submit --working-dir . -- python -m jobs.train" in demo.stdout
     assert f"mlflow ui --backend-store-uri sqlite:///{demo.home}/mlflow.db" in demo.stdout
+    assert "then http://127.0.0.1:5000/#/experiments/1/runs?" in demo.stdout
     assert demo.left_running == []
 
 

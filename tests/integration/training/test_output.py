@@ -15,6 +15,7 @@ _PERHAPS = {
     "if any do",
     "below 10 images of a class in these splits",
     "at the end of each phase",
+    "if any has a recall of 0",
     "unless `--no-quantize`",
     "unless `--no-promote`",
     "if it wins",

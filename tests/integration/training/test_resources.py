@@ -32,7 +32,12 @@ def test_of_two_runs_that_both_found_room_one_is_refused(
 ) -> None:
     with reserved(plan), monkeypatch.context() as patch:
         patch.setattr(resources, "_WAIT_S", 1)
-        with pytest.raises(ClusterError, match="has reserved the others"), reserved(plan):
+        with (
+            pytest.raises(
+                ClusterError, match="Other jobs or the replicas of a service hold the others"
+            ),
+            reserved(plan),
+        ):
             pass
     with reserved(plan) as held:
         assert held.group is not None

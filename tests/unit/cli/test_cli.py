@@ -2,6 +2,7 @@
 
 import errno
 import json
+import os
 import re
 import subprocess
 import sys
@@ -444,6 +445,20 @@ def test_ctrl_c_ends_with_130(run_job: Callable[..., tuple[Any, str, str]]) -> N
 def test_ctrl_c_says_how_to_resume(run_job: Callable[..., tuple[Any, str, str]]) -> None:
     _, _, err = run_job(raising(KeyboardInterrupt("resume with python -m jobs.train")))
     assert err == "error: stopped: resume with python -m jobs.train\n"
+
+
+def test_on_a_terminal_the_line_begins_after_the_echo_of_ctrl_c(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    terminal, end = os.openpty()
+    with os.fdopen(terminal, "rb"), os.fdopen(end, "w") as screen:
+        monkeypatch.setattr(sys, "stderr", screen)
+        with pytest.raises(SystemExit):
+            cli.fail("stopped: resume it", cli.INTERRUPTED)
+        with pytest.raises(SystemExit):
+            cli.fail("no such model", 1)
+        shown = os.read(terminal, 1000).decode().splitlines()
+    assert shown == ["", "error: stopped: resume it", "error: no such model"]
 
 
 def test_ctrl_c_while_settings_are_read_is_one_line_too(

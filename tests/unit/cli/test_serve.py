@@ -5,6 +5,7 @@ import signal
 import socket
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -12,6 +13,14 @@ from typing import Any
 import pytest
 import yaml
 from ray.exceptions import RayActorError
+from ray.serve.schema import (
+    ApplicationStatus,
+    ApplicationStatusOverview,
+    DeploymentStatus,
+    DeploymentStatusOverview,
+    DeploymentStatusTrigger,
+    ReplicaState,
+)
 
 from mask_ray import cli, ports, serve
 from mask_ray.config import MaskRayError
@@ -21,6 +30,7 @@ from tests.support.project import ROOT
 
 RUNS = Status(is_running=True, failure="", details="", deployed_at_s=1.0)
 DEPLOYS = Status(is_running=False, failure="", details="", deployed_at_s=1.0)
+SCALES_UP = replace(RUNS, num_running=1, num_starting=1)
 MODEL = {"name": "mask-detector", "version": "3"}
 
 
@@ -32,6 +42,7 @@ class StubServe:
         self.running: list[str] = []
         self.statuses: list[Status | None] = [RUNS]
         self.models: list[dict[str, str] | None] = [MODEL]
+        self.refused: list[dict[str, str]] = []
         self.ended: list[list[str]] = []
         self.num_naps = 0
         self.stops_after_naps = 5
@@ -39,8 +50,9 @@ class StubServe:
     def status(self, name: str) -> Status | None:
         return self.statuses.pop(0) if len(self.statuses) > 1 else self.statuses[0]
 
-    def model(self, url: str) -> dict[str, str] | None:
-        return self.models.pop(0) if len(self.models) > 1 else self.models[0]
+    def health(self, url: str) -> dict[str, Any] | None:
+        model = self.models.pop(0) if len(self.models) > 1 else self.models[0]
+        return None if model is None else {"model": model, "refused": self.refused}
 
     def nap(self, seconds: float) -> None:
         """Ctrl-C comes after some."""
@@ -54,8 +66,8 @@ def stub(monkeypatch: pytest.MonkeyPatch) -> Iterator[StubServe]:
     stub = StubServe()
     monkeypatch.setattr(cli, "connect", lambda instead: None)
     monkeypatch.setattr(serve, "started_ray", lambda: False)
-    monkeypatch.setattr(serve, "on_worker_output", lambda handler: None)
-    monkeypatch.setattr(serve, "_answering_model", stub.model)
+    monkeypatch.setattr(serve, "on_worker_output", lambda handler, of_all_jobs: None)
+    monkeypatch.setattr(serve, "_health", stub.health)
     monkeypatch.setattr(serve, "time", SimpleNamespace(sleep=stub.nap, monotonic=time.monotonic))
     monkeypatch.setattr(applications, "listens_on", lambda: stub.listens_on)
     monkeypatch.setattr(applications, "running", lambda: stub.running)
@@ -135,6 +147,19 @@ def test_it_names_each_version_that_answers_next(
     ]
 
 
+def test_a_version_that_cannot_be_served_is_said_once_with_the_reason(
+    stub: StubServe, config: Path, monkeypatch: pytest.MonkeyPatch, capfd: Any
+) -> None:
+    stub.refused = [{"alias": "champion", "version": "4", "reason": "cannot be loaded"}]
+
+    _, out, _ = run(config, monkeypatch, capfd)
+
+    assert out[1:-2] == [
+        f"ready at {url_of(config)}, version 3",
+        "version 4 (champion) cannot be served, version 3 stays: cannot be loaded",
+    ]
+
+
 def test_a_service_that_runs_is_replaced_with_a_word(
     stub: StubServe, config: Path, monkeypatch: pytest.MonkeyPatch, capfd: Any
 ) -> None:
@@ -156,6 +181,7 @@ def test_a_service_that_cannot_start_is_one_line(
     """What ran before is left alone: Serve still has it."""
     stub.statuses = [DEPLOYS, Status(False, "no model models:/mask-detector@champion", "...", 1.0)]
     stub.running = ["mask-detector"] if was_running else []
+    stub.models = [None]
 
     code, _, err = run(config, monkeypatch, capfd)
 
@@ -212,6 +238,22 @@ def test_a_service_that_another_command_takes_ends_this_one(
     assert stub.ended == []
 
 
+def test_a_deploy_that_fails_says_that_the_one_before_goes_on(
+    stub: StubServe, config: Path, monkeypatch: pytest.MonkeyPatch, capfd: Any
+) -> None:
+    stub.running = ["mask-detector"]
+    stub.listens_on = applications.read(config).host_and_port
+    stub.statuses = [replace(DEPLOYS, failure="x.onnx cannot be loaded")]
+
+    code, _, (line,) = run(config, monkeypatch, capfd)
+
+    assert code == 1
+    assert line == (
+        f"error: x.onnx cannot be loaded -- version 3 goes on answering at {url_of(config)}"
+    )
+    assert stub.ended == [[]]
+
+
 def test_replicas_that_do_not_answer_are_one_line(
     stub: StubServe, config: Path, monkeypatch: pytest.MonkeyPatch, capfd: Any
 ) -> None:
@@ -233,6 +275,61 @@ def test_a_service_that_waits_says_for_what(
     _, out, _ = run(config, monkeypatch, capfd)
 
     assert out[1].startswith("still deploying: a replica needs 1 free CPU and ")
+
+
+def test_more_replicas_that_do_not_start_are_said_once_with_what_they_need(
+    stub: StubServe, config: Path, monkeypatch: pytest.MonkeyPatch, capfd: Any
+) -> None:
+    # As beside a training, which holds the CPUs to its end.
+    stub.statuses = [RUNS, SCALES_UP]
+    stub.stops_after_naps = 30
+
+    code, out, err = run(config, monkeypatch, capfd)
+
+    (line,) = [line for line in out if "replica" in line]
+    assert line.startswith(
+        "1 of 2 replicas not started after 30 s: a replica needs 1 free CPU and "
+    )
+    assert (code, err) == (0, [])
+
+
+def test_replicas_that_start_in_time_need_no_word(
+    stub: StubServe, config: Path, monkeypatch: pytest.MonkeyPatch, capfd: Any
+) -> None:
+    stub.statuses = [RUNS, *[SCALES_UP] * 3, RUNS, *[SCALES_UP] * 3, RUNS]
+    stub.stops_after_naps = 30
+
+    _, out, _ = run(config, monkeypatch, capfd)
+
+    assert not [line for line in out if "replica" in line]
+
+
+@pytest.mark.parametrize(
+    "states",
+    [
+        {ReplicaState.RUNNING: 2, ReplicaState.STARTING: 1},
+        {"RUNNING": 2, "STARTING": 1},  # as a Serve that runs says it
+    ],
+)
+def test_the_replicas_of_an_application_are_counted(
+    states: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    deployment = DeploymentStatusOverview(
+        DeploymentStatus.UPSCALING,
+        DeploymentStatusTrigger.AUTOSCALING,
+        states,
+        "",
+    )
+    application = ApplicationStatusOverview(
+        ApplicationStatus.RUNNING, "", 1.0, {"Classifier": deployment}
+    )
+    found = SimpleNamespace(applications={"mask-detector": application})
+    monkeypatch.setattr("ray.serve.status", lambda: found)
+
+    status = applications.status("mask-detector")
+
+    assert status is not None
+    assert (status.num_running, status.num_starting) == (2, 1)
 
 
 @pytest.mark.parametrize(
@@ -323,3 +420,23 @@ def test_only_lines_of_its_own_replicas_are_shown() -> None:
     for other in ("ServeReplica:mask-detector-2:Classifier", "RayTrainWorker", "", None):
         assert applications.replica_lines(own | {"actor_name": other}, "mask-detector") == []
     assert applications.replica_lines({"lines": lines, "pid": "autoscaler"}, "mask-detector") == []
+
+
+@pytest.mark.parametrize("num_failures", [2, 3])
+def test_proxies_that_serve_replaces_as_it_starts_are_tried_again(
+    num_failures: int, config: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = []
+
+    def start(_: Any) -> None:
+        calls.append(1)
+        if len(calls) <= num_failures:
+            raise RayActorError
+
+    monkeypatch.setattr(applications, "deploy_to_serve", start)
+    if num_failures == 2:
+        applications.deploy(applications.read(config))
+    else:
+        with pytest.raises(MaskRayError, match="Serve does not start: "):
+            applications.deploy(applications.read(config))
+    assert len(calls) == 3

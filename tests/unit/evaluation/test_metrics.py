@@ -21,6 +21,7 @@ from mask_ray.evaluation import (
     flatten,
     predict,
     roc_figure,
+    unrecognised,
 )
 from mask_ray.evaluation.metrics import BATCH_SIZE
 
@@ -55,6 +56,22 @@ def test_metrics_of_two_classes() -> None:
     assert measured["f1"] == pytest.approx({"cat": 2 / 3, "dog": 1 / 2})
     assert measured["roc_auc"] == pytest.approx(5 / 6)
     assert measured["log_loss"] == pytest.approx(-math.log(0.8 * 0.7 * 0.4 * 0.9 * 0.4) / 5)
+
+
+def test_classes_without_a_right_answer_are_named_with_their_images() -> None:
+    # Both dogs are taken for cats. There is no fox, so nothing is known of foxes.
+    cats_alone = predictions([0, 1, 1], [[0.9, 0.1, 0.0], [0.6, 0.4, 0.0], [0.8, 0.1, 0.1]])
+    assert unrecognised(cats_alone) == "no image is recognised of dog (0 of 2)"
+    assert unrecognised(TWO_CLASSES) is None
+
+
+def test_of_many_such_classes_some_are_named() -> None:
+    names = [f"class {number}" for number in range(8)]
+    always_first = Predictions(np.arange(8), np.eye(8)[np.zeros(8, int)], names)
+    line = unrecognised(always_first)
+    assert line is not None
+    assert line.startswith("no image is recognised of class 1 (0 of 1), class 2 (0 of 1), ")
+    assert line.endswith("class 5 (0 of 1), and of 2 more classes")
 
 
 def test_metrics_of_three_classes() -> None:

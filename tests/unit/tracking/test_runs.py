@@ -372,8 +372,15 @@ def test_a_run_is_listed_with_its_name_source_and_data(store: None) -> None:
     assert found.data.tags["mlflow.note.content"] == "2 classes"
     assert found.inputs is not None
     (dataset,) = (each.dataset for each in found.inputs.dataset_inputs)
-    assert (dataset.name, dataset.digest) == ("photos", "0" * 36)
+    assert (dataset.name, dataset.digest) == ("photos", "0" * 8)
     assert "mlflow.source.git.commit" not in tracking.overview_tags("a", "b", "unknown")
+
+
+def test_a_run_s_list_is_a_page_of_training(store: None) -> None:
+    with start_run("faces", {}) as run:
+        experiment: Any = mlflow.get_experiment_by_name("faces")
+        path = run.list_path()
+    assert path == f"#/experiments/{experiment.experiment_id}/runs?workflowType=machine_learning"
 
 
 @pytest.mark.parametrize("is_older", [False, True])

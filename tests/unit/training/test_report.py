@@ -1,4 +1,4 @@
-"""A report that fails loses no model."""
+"""What a run says of the model that it reports on; a report that fails loses no model."""
 
 import errno
 from types import SimpleNamespace
@@ -52,3 +52,19 @@ def test_a_store_that_fails_is_an_error(
     with pytest.raises(type(error)):
         report(monkeypatch, error)
     assert said == []
+
+
+@pytest.mark.parametrize(
+    ("weights", "advice"), [("none", ", or try --class-weights balanced"), ("balanced", "")]
+)
+def test_a_class_without_recall_is_said_with_what_helps(
+    said: list[str], weights: str, advice: str
+) -> None:
+    missed = Predictions(np.array([0, 1]), np.array([[0.9, 0.1], [0.8, 0.2]]), ["a", "b"])
+    settings = TrainSettings.model_validate({"data": "synthetic:20", "class_weights": weights})
+    for predictions in (missed, PREDICTIONS):
+        exported: Any = SimpleNamespace(examination=SimpleNamespace(predictions=predictions))
+        run._say_what_is_missed(settings, exported)
+    assert said == [
+        f"no image is recognised of b (0 of 1): add images of such classes, train longer{advice}"
+    ]

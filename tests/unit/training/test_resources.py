@@ -120,7 +120,9 @@ def test_a_run_is_refused_where_other_work_holds_every_cpu(
 ) -> None:
     monkeypatch.setattr(resources, "_WAIT_S", 0)
     nodes(2, free=(0,))
-    with pytest.raises(ClusterError, match="has 0 free CPUs, too few for 1 workers"):
+    with pytest.raises(
+        ClusterError, match=r"has 0 free CPUs, too few for 1 workers .*a lower max_replicas"
+    ):
         plan(num_workers=1)
 
 
