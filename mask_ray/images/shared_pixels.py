@@ -1,0 +1,71 @@
+"""Memory that a process decodes into, and its owner reads from: pixels cross without a copy.
+
+The first bytes say how many images of the batch are done. The pixels of each follow, one after the
+other, in the order of the batch.
+"""
+
+import fcntl
+import mmap
+import os
+import struct
+from collections.abc import Iterable
+
+import numpy as np
+from numpy.typing import NDArray
+
+_NUM_DONE = struct.Struct("=I")
+# Pixels begin at a cache line.
+_HEAD_BYTES = 64
+# The owner would be ended by a signal if the other process made the memory shorter.
+_SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
+
+
+def needed_bytes(image_sizes: Iterable[int]) -> int:
+    """Return what a batch takes whose images are squares of these sides."""
+    return _HEAD_BYTES + sum(map(_num_bytes, image_sizes))
+
+
+def create(num_bytes: int) -> int:
+    """Return the descriptor of new memory, whose size no process can change."""
+    descriptor = os.memfd_create("pixels", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    os.ftruncate(descriptor, num_bytes)
+    fcntl.fcntl(descriptor, fcntl.F_ADD_SEALS, _SEALS)
+    return descriptor
+
+
+class SharedPixels:
+    """The memory behind a descriptor, which may be closed afterwards.
+
+    It lasts until nothing refers to this object or to its pixels.
+    """
+
+    def __init__(self, descriptor: int) -> None:
+        self._memory = np.frombuffer(mmap.mmap(descriptor, 0), np.uint8)
+
+    @property
+    def num_bytes(self) -> int:
+        """Its size."""
+        return self._memory.nbytes
+
+    @property
+    def num_done(self) -> int:
+        """How many images of the batch are done."""
+        (number,) = _NUM_DONE.unpack_from(self._memory)
+        return int(number)
+
+    @num_done.setter
+    def num_done(self, number: int) -> None:
+        _NUM_DONE.pack_into(self._memory, 0, number)
+
+    def places(self, image_sizes: Iterable[int]) -> list[NDArray[np.uint8]]:
+        """Return the pixels of each image: uint8 of shape (image_size, image_size, 3)."""
+        places, at = [], _HEAD_BYTES
+        for size in image_sizes:
+            end = at + _num_bytes(size)
+            places.append(self._memory[at:end].reshape(size, size, 3))
+            at = end
+        return places
+
+
+def _num_bytes(image_size: int) -> int:
+    return image_size * image_size * 3
