@@ -10,7 +10,6 @@ import pytest
 
 from benchmarks.support import costly_files
 from mask_ray.config import ImageLimits
-from mask_ray.images import shared_pixels
 from mask_ray.images.decode import Examined, decode_resized, examine
 from mask_ray.images.decoders import Decoder, Decoders
 from mask_ray.images.errors import DecodingStoppedError, ImageError
@@ -152,16 +151,6 @@ def test_images_of_any_size_have_room(decoder: Decoder) -> None:
     for pixels, photo, size in zip(decoder.decode(batch), photos, sizes, strict=True):
         assert isinstance(pixels, np.ndarray)
         assert np.array_equal(pixels, decode_resized(photo, size))
-
-
-def test_no_process_can_change_the_size_of_the_memory_of_pixels() -> None:
-    memory = shared_pixels.create(4_096)
-    try:
-        for num_bytes in (0, 8_192):
-            with pytest.raises(OSError):
-                os.ftruncate(memory, num_bytes)
-    finally:
-        os.close(memory)
 
 
 @pytest.mark.parametrize(
