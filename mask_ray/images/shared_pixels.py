@@ -7,13 +7,11 @@ other, in the order of the batch.
 import fcntl
 import mmap
 import os
-import struct
 from collections.abc import Iterable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
-_NUM_DONE = struct.Struct("=I")
 # Pixels begin at a cache line.
 _HEAD_BYTES = 64
 # The owner would be ended by a signal if the other process made the memory shorter.
@@ -41,6 +39,7 @@ class SharedPixels:
 
     def __init__(self, descriptor: int) -> None:
         self._memory = np.frombuffer(mmap.mmap(descriptor, 0), np.uint8)
+        self._num_done = self._memory[:_HEAD_BYTES].view(np.uint32)
 
     @property
     def num_bytes(self) -> int:
@@ -50,12 +49,11 @@ class SharedPixels:
     @property
     def num_done(self) -> int:
         """How many images of the batch are done."""
-        (number,) = _NUM_DONE.unpack_from(self._memory)
-        return int(number)
+        return int(self._num_done[0])
 
     @num_done.setter
     def num_done(self, number: int) -> None:
-        _NUM_DONE.pack_into(self._memory, 0, number)
+        self._num_done[0] = number
 
     def places(self, image_sizes: Iterable[int]) -> list[NDArray[np.uint8]]:
         """Return the pixels of each image: uint8 of shape (image_size, image_size, 3)."""
@@ -72,7 +70,7 @@ def joined(images: Sequence[NDArray[np.uint8]]) -> NDArray[np.uint8]:
     if len(images) == 1:
         return images[0][None]
     first, memory = images[0], images[0].base
-    if not isinstance(memory, np.ndarray) or (memory.dtype, memory.ndim) != (np.uint8, 1):
+    if not isinstance(memory, np.ndarray) or memory.dtype != np.uint8 or memory.ndim != 1:
         return np.stack(images)
     at = _address(first)
     for number, image in enumerate(images):

@@ -37,11 +37,13 @@ _BLOCK_BYTES = 128
 _MAX_SCANS = 100
 
 _SOS, _EOI, _ADOBE = 0xDA, 0xD9, 0xEE
+_SEQUENTIAL = (0xC0, 0xC1)
 _FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 _ALONE = frozenset(range(0xD0, 0xDA)) | {0x01}
 # A comment and applications' data, except JFIF's and Adobe's, which say what the colours mean.
 _METADATA = frozenset(range(0xE1, 0xF0)) - {_ADOBE} | {0xFE}
 
+_END = b"\xff\xd9"
 _SEGMENT = struct.Struct(">BBH")
 _FRAME_HEADER = struct.Struct(">2HB")
 _MARKER = re.compile(rb"\xff[\x01-\xfe]")
@@ -214,6 +216,10 @@ def _read_scans(encoded: bytes, at: int, frame: _Frame, num_segments: int) -> _S
     num_components = encoded[at + 4] if at + 4 < len(encoded) else 0
     is_buffered = frame.is_progressive or num_components < len(frame.blocks)
     scans = _Scans(frame, is_buffered)
+    if frame.code in _SEQUENTIAL and not is_buffered and encoded.endswith(_END):
+        # An ordinary photo. The decoder reads no other scan, and raises an error if there is one.
+        _add_scan(encoded, at, scans)
+        return scans
     code = _SOS
     while code != _EOI:
         if code == _SOS:
