@@ -7,6 +7,7 @@ other, in the order of the batch.
 import fcntl
 import mmap
 import os
+import tempfile
 from collections.abc import Iterable, Sequence
 
 import numpy as np
@@ -14,8 +15,6 @@ from numpy.typing import NDArray
 
 # Pixels begin at a cache line.
 _HEAD_BYTES = 64
-# The owner would be ended by a signal if the other process made the memory shorter.
-_SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
 
 
 def needed_bytes(image_sizes: Iterable[int]) -> int:
@@ -24,10 +23,18 @@ def needed_bytes(image_sizes: Iterable[int]) -> int:
 
 
 def create(num_bytes: int) -> int:
-    """Return the descriptor of new memory, whose size no process can change."""
+    """Return the descriptor of new memory. On Linux no process can change its size.
+
+    A process that reads pixels beyond the end of memory that another made shorter is ended.
+    """
+    if not hasattr(os, "memfd_create"):
+        with tempfile.TemporaryFile() as file:
+            file.truncate(num_bytes)
+            return os.dup(file.fileno())
     descriptor = os.memfd_create("pixels", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
     os.ftruncate(descriptor, num_bytes)
-    fcntl.fcntl(descriptor, fcntl.F_ADD_SEALS, _SEALS)
+    seals = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
+    fcntl.fcntl(descriptor, fcntl.F_ADD_SEALS, seals)
     return descriptor
 
 
@@ -40,11 +47,6 @@ class SharedPixels:
     def __init__(self, descriptor: int) -> None:
         self._memory = np.frombuffer(mmap.mmap(descriptor, 0), np.uint8)
         self._num_done = self._memory[:_HEAD_BYTES].view(np.uint32)
-
-    @property
-    def num_bytes(self) -> int:
-        """Its size."""
-        return self._memory.nbytes
 
     @property
     def num_done(self) -> int:

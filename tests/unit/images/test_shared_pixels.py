@@ -30,6 +30,12 @@ def test_pixels_that_one_writes_another_reads() -> None:
     assert [{*place.flat} for place in places] == [{1}, {2}, {3}, {4}]
 
 
+def test_systems_without_sealed_memory_use_a_file(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(os, "memfd_create")
+    test_pixels_that_one_writes_another_reads()
+
+
+@pytest.mark.skipif(not hasattr(os, "memfd_create"), reason="only Linux seals memory")
 def test_no_process_can_change_the_size_of_the_memory() -> None:
     memory = shared_pixels.create(4_096)
     try:
