@@ -151,6 +151,7 @@ def roll_back(name: str) -> Decision:
         )
     else:
         champions, reason = champions[:-1], f"rollback of version {current}"
+    tracking.forget_refusal(name, champions[-1])
     # The history first: if this process dies here, the champion is unchanged.
     history.append("rolled back", champions[-1], current)
     _point_aliases(model, champions)
@@ -216,6 +217,8 @@ def _make_champion(
     history = ChampionHistory(model)
     before = tracking.aliases(model.name)
     current = before.get(CHAMPION)
+    # Before the alias: a service may look at once.
+    tracking.forget_refusal(model.name, version)
     # The alias first: if this process dies here, the history is still whole, and this version
     # counts as moved by hand.
     model.set_alias(CHAMPION, version)

@@ -12,25 +12,36 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
+from typing import NamedTuple
 
-import numpy as np
-
-from mask_ray.images import messages
+from mask_ray.images import messages, shared_pixels
 from mask_ray.images.decode import RGBArray
-from mask_ray.images.decoding_process import ERROR_SEPARATOR, PIXELS, PROCESS_ID, Request
+from mask_ray.images.decoding_process import (
+    ANSWER_SEPARATOR,
+    ERROR_SEPARATOR,
+    PIXELS,
+    PROCESS_ID,
+    Request,
+)
 from mask_ray.images.errors import (
     DecodingStoppedError,
     ImageError,
     ImageFormatError,
     ImageTooLargeError,
 )
+from mask_ray.images.shared_pixels import SharedPixels, needed_bytes
 
 # How long the first process may take to import the decoder, and to fork another.
 _START_TIMEOUT_S = 60.0
 # How often an image is tried whose process ended, which the image need not have caused.
 _MAX_ATTEMPTS = 2
+# Memory for pixels: a full batch with the default settings, and then some. It grows when needed.
+_PIXEL_BYTES = 2 * 2**20
+# A line for each image of a batch.
+_MAX_MESSAGE_BYTES = 2**20
 # Processes that parse hostile files inherit nothing else, such as MASK_RAY_TOKENS or cloud keys.
 _INHERITED = ("PATH", "LD_LIBRARY_PATH", "LANG", "LC_ALL", "OMP_NUM_THREADS", "MKL_NUM_THREADS")
 _ERRORS = {kind.__name__: kind for kind in (ImageError, ImageFormatError, ImageTooLargeError)}
@@ -38,6 +49,14 @@ _ERRORS = {kind.__name__: kind for kind in (ImageError, ImageFormatError, ImageT
 
 class DecodersError(Exception):
     """The processes cannot be started."""
+
+
+class Process(NamedTuple):
+    """A process that decodes, the connection to it, and the memory that it decodes into."""
+
+    id: int
+    connection: socket.socket
+    pixels: SharedPixels
 
 
 class Decoders:
@@ -57,20 +76,23 @@ class Decoders:
         """Return a decoder for one thread, with a process of its own."""
         return Decoder(self)
 
-    def fork(self) -> tuple[int, socket.socket]:
-        """Start a process, and return its id and the connection to it.
+    def fork(self, num_bytes: int) -> "Process":
+        """Start a process.
+
+        Args:
+            num_bytes: Size of the memory that it decodes into.
 
         Raises:
             DecodersError: it does not start.
         """
         with self._lock:
             try:
-                return self._fork()
+                return self._fork(num_bytes)
             except (OSError, EOFError):
                 # The server ended. Its successor either starts or says why not.
                 self._close()
             try:
-                return self._fork()
+                return self._fork(num_bytes)
             except (OSError, EOFError) as error:
                 raise DecodersError(f"no process for decoding starts: {error}") from error
 
@@ -79,11 +101,16 @@ class Decoders:
         with self._lock:
             self._close()
 
-    def _fork(self) -> tuple[int, socket.socket]:
+    def _fork(self, num_bytes: int) -> "Process":
         if self._control is None:
             self._start()
         assert self._control is not None
-        self._control.sendall(b"f")
+        memory = shared_pixels.create(num_bytes)
+        try:
+            pixels = SharedPixels(memory)
+            socket.send_fds(self._control, [b"f"], [memory])
+        finally:
+            os.close(memory)
         message, descriptors, *_ = socket.recv_fds(self._control, PROCESS_ID.size, 1)
         if not descriptors:
             raise EOFError("it ended before it had started another")
@@ -91,7 +118,7 @@ class Decoders:
         # Unlike one that this process opens: a copy elsewhere would keep the other side alive.
         connection.set_inheritable(False)
         connection.settimeout(self.timeout_s)
-        return PROCESS_ID.unpack(message)[0], connection
+        return Process(PROCESS_ID.unpack(message)[0], connection, pixels)
 
     def _start(self) -> None:
         ours, theirs = socket.socketpair()
@@ -121,7 +148,8 @@ class Decoder:
 
     def __init__(self, decoders: Decoders) -> None:
         self._decoders = decoders
-        self._process: tuple[int, socket.socket] | None = None
+        self._process: Process | None = None
+        self._num_bytes = _PIXEL_BYTES
         self._deadline_s = 0.0
 
     @property
@@ -136,7 +164,7 @@ class Decoder:
             DecodersError: it does not start.
         """
         if self._process is None:
-            self._process = self._decoders.fork()
+            self._process = self._decoders.fork(self._num_bytes)
 
     def decode(
         self, requests: Sequence[Request], on_done: Callable[[float], None] = lambda _: None
@@ -145,74 +173,122 @@ class Decoder:
 
         Args:
             requests: Examined files, and the side that each is wanted in.
-            on_done: Called after each image with the seconds that it took.
+            on_done: Called after each image with the seconds that it took; for those that are done
+                within 50 ms together, with their mean.
 
         Returns:
-            For each image, in order, its pixels or its error. `DecodingStoppedError` stands for an
-            image that took longer than the time limit, or that ended the process twice.
+            For each image, in order, its pixels or its error. The pixels are read-only and valid
+            until the next call. `DecodingStoppedError` stands for an image that took longer than
+            the time limit, or that ended the process twice.
 
         Raises:
             DecodersError: no process can be started.
         """
-        outcomes: list[RGBArray | ImageError] = []
-        num_attempts = 0
-        while len(outcomes) < len(requests):
-            left = requests[len(outcomes) :]
-            num_done = len(outcomes)
-            for outcome in self._decode_until_ended(left, on_done):
-                outcomes.append(outcome)
-            if len(outcomes) == len(requests):
+        outcomes: dict[int, RGBArray | ImageError] = {}
+        num_ended: Counter[int] = Counter()
+        while left := {at: each for at, each in enumerate(requests) if at not in outcomes}:
+            place, is_late = self._decode_until_ended(left, outcomes, on_done)
+            if place is None:
                 break
-            num_attempts = num_attempts + 1 if len(outcomes) == num_done else 1
-            if num_attempts == _MAX_ATTEMPTS:
-                name = requests[len(outcomes)][0].format_name
-                outcomes.append(
-                    DecodingStoppedError(f"{name} image ended the process that decoded it")
+            name = requests[place][0].format_name
+            num_ended[place] += 1
+            if is_late:
+                outcomes[place] = DecodingStoppedError(
+                    f"{name} image took over {self._decoders.timeout_s:g} s to decode, which was "
+                    "then given up"
                 )
-                num_attempts = 0
-        return outcomes
+            elif num_ended[place] == _MAX_ATTEMPTS:
+                outcomes[place] = DecodingStoppedError(
+                    f"{name} image ended the process that decoded it"
+                )
+        return [outcomes[at] for at in range(len(requests))]
 
     def close(self) -> None:
         """End the process."""
         self._deadline_s = 0.0
         if self._process is not None:
-            process_id, connection = self._process
+            process = self._process
             self._process = None
-            connection.close()
-            _kill(process_id)
+            process.connection.close()
+            _kill(process.id)
 
     def _decode_until_ended(
-        self, requests: Sequence[Request], on_done: Callable[[float], None]
-    ) -> Iterator[RGBArray | ImageError]:
-        """Yield outcomes until all are there, or the process has ended."""
-        timeout_s = self._decoders.timeout_s
-        self.start()
-        assert self._process is not None
-        _, connection = self._process
+        self,
+        requests: Mapping[int, Request],
+        outcomes: dict[int, RGBArray | ImageError],
+        on_done: Callable[[float], None],
+    ) -> tuple[int | None, bool]:
+        """Decode images by their place, until all are done or the process has ended.
+
+        Args:
+            requests: Those that are left.
+            outcomes: Where those that are done are added.
+            on_done: As in `decode`.
+
+        Returns:
+            The place of the image that the process was at when it ended, if it did, and whether
+            that image took too long.
+        """
+        process = self._process_for([image_size for _, image_size in requests.values()])
+        places = [*requests]
+        num_answers, is_late = 0, False
         try:
-            began_s = self._begin()
-            messages.send(connection, pickle.dumps([*requests], pickle.HIGHEST_PROTOCOL))
-            for examined, image_size in requests:
-                answer = _receive(connection)
-                if answer is None:
-                    self.close()
-                on_done(time.monotonic() - began_s)
-                if answer is None:
-                    yield DecodingStoppedError(
-                        f"{examined.format_name} image took over {timeout_s:g} s to decode, which "
-                        "was then given up"
-                    )
-                    return
-                yield _outcome(answer, image_size)
-                began_s = self._begin()
+            for outcome in self._outcomes(process, [*requests.values()], on_done):
+                outcomes[places[num_answers]] = outcome
+                num_answers += 1
+            return None, False
+        except TimeoutError:
+            is_late = True
         except (EOFError, OSError):
-            self.close()
+            pass
         except BaseException:
             # Answers that nobody has read would be taken for those of the next batch.
             self.close()
             raise
         finally:
             self._deadline_s = 0.0
+        self.close()
+        # What is done and was not answered yet is not to blame. It is decoded again.
+        num_done = max(num_answers, process.pixels.num_done)
+        return places[min(num_done, len(places) - 1)], is_late
+
+    def _outcomes(
+        self, process: Process, requests: Sequence[Request], on_done: Callable[[float], None]
+    ) -> Iterator[RGBArray | ImageError]:
+        """Have a process decode a batch, and yield the outcome of each image.
+
+        Raises:
+            TimeoutError: an image took too long.
+            EOFError, OSError: the process ended, or answers what it was not asked.
+        """
+        process.pixels.num_done = 0
+        places = process.pixels.places(image_size for _, image_size in requests)
+        began_s = self._begin()
+        messages.send(process.connection, pickle.dumps(requests, pickle.HIGHEST_PROTOCOL))
+        while places:
+            try:
+                answers = messages.receive(process.connection, _MAX_MESSAGE_BYTES).split(
+                    ANSWER_SEPARATOR
+                )
+            except TimeoutError:
+                on_done(time.monotonic() - began_s)
+                raise
+            if len(answers) > len(places):
+                raise EOFError("more answers than images")
+            last_s, began_s = began_s, self._begin()
+            for answer in answers:
+                on_done((began_s - last_s) / len(answers))
+                yield _outcome(answer, places.pop(0))
+
+    def _process_for(self, image_sizes: Sequence[int]) -> Process:
+        """Return the process, or a new one if its memory is too small for these images."""
+        num_bytes = needed_bytes(image_sizes)
+        if num_bytes > self._num_bytes:
+            self.close()
+            self._num_bytes = num_bytes
+        self.start()
+        assert self._process is not None
+        return self._process
 
     def _begin(self) -> float:
         now_s = time.monotonic()
@@ -228,19 +304,10 @@ def _environment() -> dict[str, str]:
     return kept | {"PYTHONPATH": modules, "OPENBLAS_NUM_THREADS": "1"}
 
 
-def _receive(connection: socket.socket) -> bytearray | None:
-    """Receive an answer; None if it does not come in time."""
-    try:
-        return messages.receive(connection)
-    except TimeoutError:
-        return None
-
-
-def _outcome(answer: bytearray, image_size: int) -> RGBArray | ImageError:
-    if answer.startswith(PIXELS):
-        pixels = np.frombuffer(answer, np.uint8, offset=1)
+def _outcome(answer: bytearray, pixels: RGBArray) -> RGBArray | ImageError:
+    if answer == PIXELS:
         pixels.flags.writeable = False
-        return pixels.reshape(image_size, image_size, 3)
+        return pixels
     name, _, text = answer[1:].partition(ERROR_SEPARATOR)
     # Nothing is unpickled: a process that decodes hostile files is not trusted.
     kind = _ERRORS.get(name.decode(errors="replace"), ImageError)

@@ -1,15 +1,17 @@
 """A process that decodes for another: `python -m mask_ray.images.decoding_process FD`.
 
-It imports the decoder once, and then forks a worker for each byte that comes over the socket FD.
-The worker's own socket goes back over it. So a worker that has to be ended is replaced in
-milliseconds, and all share the memory of the libraries.
+It imports the decoder once, and then forks a worker for each memory of pixels that comes over the
+socket FD. The worker's own socket goes back over it. So a worker that has to be ended is replaced
+in milliseconds, and all share the memory of the libraries.
 
-A worker reads a batch, and answers with one message for each image as soon as it is done: `p` and
-the pixels, or `e`, the error's name and its text. It ends when its socket is closed, and it cannot
-take more memory than four times what was predicted, nor than the limits of the image allow,
-whatever a file makes of its decoder.
+A worker reads a batch, and writes its pixels to that memory. It answers with a line for each image:
+`p`, the pixels are there, or `e`, the error's name and its text. Lines of images that take
+milliseconds go together. It ends when its socket is closed, and it cannot take more memory than
+four times what was predicted, nor than the limits of the image allow, whatever a file makes of its
+decoder.
 """
 
+import gc
 import os
 import pickle
 import resource
@@ -17,19 +19,30 @@ import signal
 import socket
 import struct
 import sys
+import time
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import AvifImagePlugin
 
 from mask_ray.images import messages
 from mask_ray.images.decode import Examined, decode_examined
 from mask_ray.images.errors import ImageError
+from mask_ray.images.shared_pixels import SharedPixels
 
 PIXELS, ERROR = b"p", b"e"
 ERROR_SEPARATOR = b"\0"
+ANSWER_SEPARATOR = b"\n"
 PROCESS_ID = struct.Struct("=q")
+
+# How long the answers of images that are done may wait for the others of their batch. Each message
+# wakes a thread of the replica.
+_TOGETHER_S = 0.05
+# Enough of an error's text.
+_MAX_ERROR_LENGTH = 1_000
 
 # For the arrays and buffers that are there at any size.
 _SLACK_BYTES = 64 * 1024 * 1024
@@ -47,32 +60,50 @@ def main() -> None:
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)
     control = socket.socket(fileno=int(sys.argv[1]))
     _decode_in_one_thread()
-    while control.recv(1):
+    # What is here stays, in memory that all workers share.
+    gc.freeze()
+    while memories := socket.recv_fds(control, 1, 1)[1]:
         ours, theirs = socket.socketpair()
         process_id = os.fork()
         if process_id == 0:
             control.close()
             theirs.close()
-            _work(ours)
+            pixels = SharedPixels(memories[0])
+            os.close(memories[0])
+            _work(ours, pixels)
             os._exit(0)
         ours.close()
+        os.close(memories[0])
         with theirs:
             socket.send_fds(control, [PROCESS_ID.pack(process_id)], [theirs.fileno()])
 
 
-def _work(connection: socket.socket) -> None:
+def _work(connection: socket.socket, pixels: SharedPixels) -> None:
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     base_bytes = _data_bytes()
-    while True:
-        try:
-            batch: list[Request] = pickle.loads(messages.receive(connection))
-            for examined, image_size in batch:
-                _limit_memory(base_bytes, examined)
-                messages.send(connection, *_answer(examined, image_size))
-            # Not kept until the next batch has come.
-            del batch, examined
-        except (EOFError, OSError):
-            return
+    with suppress(EOFError, OSError):
+        while True:
+            # Nothing here refers to a batch while the next one is awaited.
+            _decode(pickle.loads(messages.receive(connection)), connection, pixels, base_bytes)
+
+
+def _decode(
+    batch: Sequence[Request],
+    connection: socket.socket,
+    pixels: SharedPixels,
+    base_bytes: int | None,
+) -> None:
+    answers: list[bytes] = []
+    sent_s = time.monotonic()
+    places = pixels.places(image_size for _, image_size in batch)
+    for number, ((examined, _), place) in enumerate(zip(batch, places, strict=True), 1):
+        _limit_memory(base_bytes, examined)
+        answers.append(_answer(examined, place))
+        pixels.num_done = number
+        if number == len(batch) or time.monotonic() - sent_s > _TOGETHER_S:
+            messages.send(connection, ANSWER_SEPARATOR.join(answers))
+            answers.clear()
+            sent_s = time.monotonic()
 
 
 def _decode_in_one_thread() -> None:
@@ -84,14 +115,14 @@ def _decode_in_one_thread() -> None:
         pillow_heif.options.DECODE_THREADS = 1
 
 
-def _answer(examined: Examined, image_size: int) -> tuple[bytes, bytes | memoryview]:
-    """Return the parts of the message for an image."""
+def _answer(examined: Examined, place: NDArray[np.uint8]) -> bytes:
+    """Decode an image to its place, and return the answer to it."""
     try:
-        pixels = decode_examined(examined, image_size)
-        return PIXELS, np.ascontiguousarray(pixels).reshape(-1).data
+        place[:] = decode_examined(examined, len(place))
+        return PIXELS
     except ImageError as error:
-        name = type(error).__name__
-        return ERROR, name.encode() + ERROR_SEPARATOR + str(error).encode(errors="replace")
+        text = " ".join(str(error).split())[:_MAX_ERROR_LENGTH].encode(errors="replace")
+        return ERROR + type(error).__name__.encode() + ERROR_SEPARATOR + text
 
 
 def _limit_memory(base_bytes: int | None, examined: Examined) -> None:

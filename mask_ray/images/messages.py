@@ -25,14 +25,16 @@ def send(connection: socket.socket, *parts: bytes | memoryview) -> None:
         num_sent = max(0, num_sent - len(part))
 
 
-def receive(connection: socket.socket) -> bytearray:
+def receive(connection: socket.socket, max_bytes: int | None = None) -> bytearray:
     """Receive one message.
 
     Raises:
-        EOFError: the other side has closed the connection.
+        EOFError: the other side has closed the connection, or its message is over the limit.
         TimeoutError: nothing came within the socket's time limit.
     """
     (length,) = _LENGTH.unpack(_receive(connection, _LENGTH.size))
+    if max_bytes is not None and length > max_bytes:
+        raise EOFError(f"a message may have {max_bytes} bytes; got {length}")
     return _receive(connection, length)
 
 

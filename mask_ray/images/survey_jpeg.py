@@ -37,11 +37,15 @@ _BLOCK_BYTES = 128
 _MAX_SCANS = 100
 
 _SOS, _EOI, _ADOBE = 0xDA, 0xD9, 0xEE
+_SEQUENTIAL = (0xC0, 0xC1)
 _FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 _ALONE = frozenset(range(0xD0, 0xDA)) | {0x01}
 # A comment and applications' data, except JFIF's and Adobe's, which say what the colours mean.
 _METADATA = frozenset(range(0xE1, 0xF0)) - {_ADOBE} | {0xFE}
 
+_END = b"\xff\xd9"
+_SEGMENT = struct.Struct(">BBH")
+_FRAME_HEADER = struct.Struct(">2HB")
 _MARKER = re.compile(rb"\xff[\x01-\xfe]")
 _MARKER_AFTER_DATA = re.compile(rb"\xff[\x01-\xcf\xd8-\xfe]")
 
@@ -151,8 +155,8 @@ def _read_head(encoded: bytes, head: _Head) -> int:
     """Read the segments up to the first scan, and return where it begins."""
     at, size = 2, len(encoded)
     while at + 4 <= size:
-        code = encoded[at + 1]
-        if encoded[at] != 0xFF or code in (0, 0xFF):
+        first, code, length = _SEGMENT.unpack_from(encoded, at)
+        if first != 0xFF or code in (0, 0xFF):
             # Padding, or rubbish, which decoders skip.
             match = _MARKER.search(encoded, at)
             at = size if match is None else match.start()
@@ -164,7 +168,9 @@ def _read_head(encoded: bytes, head: _Head) -> int:
             head.kept.append(encoded[at : at + 2])
             at += 2
             continue
-        end = _segment_end(encoded, at)
+        end = at + 2 + length
+        if length < 2 or end > size:
+            raise corrupt("JPEG", "a segment is cut off")
         if code == _SOS:
             return at
         if code in _METADATA:
@@ -179,13 +185,6 @@ def _read_head(encoded: bytes, head: _Head) -> int:
     raise corrupt("JPEG", "it has no scan")
 
 
-def _segment_end(encoded: bytes, at: int) -> int:
-    length = int.from_bytes(encoded[at + 2 : at + 4], "big")
-    if length < 2 or at + 2 + length > len(encoded):
-        raise corrupt("JPEG", "a segment is cut off")
-    return at + 2 + length
-
-
 def _note(encoded: bytes, at: int, end: int, code: int, head: _Head) -> None:
     if code != 0xE1:
         return
@@ -196,20 +195,20 @@ def _note(encoded: bytes, at: int, end: int, code: int, head: _Head) -> None:
 
 
 def _frame(header: bytes, code: int) -> _Frame:
-    try:
-        height, width, num_components = struct.unpack_from(">2HB", header, 1)
-        parts = [struct.unpack_from("3B", header, 6 + 3 * n) for n in range(num_components)]
-    except struct.error:
-        raise corrupt("JPEG", "its frame is cut off") from None
-    factors = [(max(1, both >> 4), max(1, both & 15)) for _, both, _ in parts]
-    if not factors:
+    if len(header) < 6:
+        raise corrupt("JPEG", "its frame is cut off")
+    height, width, num_components = _FRAME_HEADER.unpack_from(header, 1)
+    names, factors = (header[at : 6 + 3 * num_components : 3] for at in (6, 7))
+    if len(header) < 6 + 3 * num_components:
+        raise corrupt("JPEG", "its frame is cut off")
+    if not num_components:
         raise corrupt("JPEG", "its frame has no component")
-    across = -(-width // (8 * max(h for h, _ in factors)))
-    down = -(-height // (8 * max(v for _, v in factors)))
-    numbers = [across * h * down * v for h, v in factors]
-    return _Frame(
-        code, width, height, tuple(zip((name for name, *_ in parts), numbers, strict=True))
-    )
+    horizontal = [both >> 4 or 1 for both in factors]
+    vertical = [both & 15 or 1 for both in factors]
+    across = -(-width // (8 * max(horizontal)))
+    down = -(-height // (8 * max(vertical)))
+    numbers = [across * h * down * v for h, v in zip(horizontal, vertical, strict=True)]
+    return _Frame(code, width, height, tuple(zip(names, numbers, strict=True)))
 
 
 def _read_scans(encoded: bytes, at: int, frame: _Frame, num_segments: int) -> _Scans:
@@ -217,6 +216,10 @@ def _read_scans(encoded: bytes, at: int, frame: _Frame, num_segments: int) -> _S
     num_components = encoded[at + 4] if at + 4 < len(encoded) else 0
     is_buffered = frame.is_progressive or num_components < len(frame.blocks)
     scans = _Scans(frame, is_buffered)
+    if frame.code in _SEQUENTIAL and not is_buffered and encoded.endswith(_END):
+        # An ordinary photo. The decoder reads no other scan, and raises an error if there is one.
+        _add_scan(encoded, at, scans)
+        return scans
     code = _SOS
     while code != _EOI:
         if code == _SOS:
@@ -237,10 +240,8 @@ def _read_scans(encoded: bytes, at: int, frame: _Frame, num_segments: int) -> _S
 def _add_scan(encoded: bytes, at: int, scans: _Scans) -> None:
     num_components = encoded[at + 4] if at + 4 < len(encoded) else 0
     after = at + 5 + 2 * num_components
-    ids, (first, last, bits) = (
-        encoded[at + 5 : after : 2],
-        [*encoded[after : after + 3], 0, 0, 0][:3],
-    )
+    ids = encoded[at + 5 : after : 2]
+    first, last, bits = encoded[after : after + 3].ljust(3, b"\0")
     # What cannot be a scan counts as one of everything.
     num_blocks = sum(n for name, n in scans.frame.blocks if name in ids) or scans.frame.num_blocks
     num_coefficients = last - first + 1 if first <= last < 64 and scans.frame.is_progressive else 64

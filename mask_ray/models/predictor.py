@@ -14,6 +14,7 @@ import numpy.typing as npt
 import onnxruntime as ort
 
 from mask_ray.config import MaskRayError
+from mask_ray.images.shared_pixels import joined
 from mask_ray.models.file_format import (
     CLASS_NAMES_KEY,
     FEATURE_MAP_NAME,
@@ -128,7 +129,7 @@ def _rows_or_error(
     predictor: Predictor, images: Sequence[Images], on_one_thread: bool
 ) -> list[Probabilities | Exception]:
     try:
-        return list(predictor.predict(np.stack(images), on_one_thread=on_one_thread))
+        return list(predictor.predict(joined(images), on_one_thread=on_one_thread))
     except Exception as error:
         return [error] * len(images)
 

@@ -46,7 +46,8 @@ class ImageDecoding:
         self._on_decoded = on_decoded
         self._decoders = Decoders(settings.decode_timeout_s)
         self._quick = [self._decoders.decoder() for _ in range(settings.num_threads)]
-        self._idle = [*self._quick]
+        self._unused = [*self._quick]
+        self._of_thread = threading.local()
         self._lock = threading.Lock()
         self._slow = self._decoders.decoder()
         self._slow_thread = ThreadPoolExecutor(1, "slow_images")
@@ -134,21 +135,18 @@ class ImageDecoding:
         self._is_broken = False
 
     def decode_batch(self, requests: Sequence[tuple[Examined, int]]) -> list[RGBArray | ImageError]:
-        """Decode quick images, in the process of the calling thread.
+        """Decode quick images, in the process of the calling thread: one of `num_threads`.
 
         Returns:
-            The pixels of each or its error, in order.
+            The pixels of each or its error, in order. Pixels are valid until the thread's next
+            call.
 
         Raises:
             DecodersError: no process can be started.
         """
-        with self._lock:
-            decoder = self._idle.pop()
-        try:
-            return self._decode(decoder, requests)
-        finally:
-            with self._lock:
-                self._idle.append(decoder)
+        if not hasattr(self._of_thread, "decoder"):
+            self._of_thread.decoder = self._unused.pop()
+        return self._decode(self._of_thread.decoder, requests)
 
     def _decode(
         self, decoder: Decoder, requests: Sequence[tuple[Examined, int]]
@@ -198,7 +196,8 @@ class ImageDecoding:
             (outcome,) = self._decode(self._slow, [(examined, image_size)])
         if isinstance(outcome, ImageError):
             raise outcome
-        return outcome
+        # The process decodes the next one into the same memory.
+        return outcome.copy()
 
 
 def _submit(

@@ -8,13 +8,13 @@ from ray import serve
 from ray.serve.exceptions import RayServeException
 
 from mask_ray.config import MaskRayError, ServeSettings, explain
-from mask_ray.models.predictor import Predictor
-from mask_ray.models.smoke_test import ModelLimits, ModelRefusedError, check_answers
+from mask_ray.models.smoke_test import ModelLimits, ModelRefusedError
 from mask_ray.ray_internals import serve_http_host
 from mask_ray.serving.http.auth import Guard, Token, TokenError, tokens_of_environment
 from mask_ray.serving.http.errors import RETRY_AFTER_S
 from mask_ray.serving.replica import Classifier
 from mask_ray.serving.versions.alias_watch import alias_of
+from mask_ray.serving.versions.first_version import find_first
 from mask_ray.serving.versions.registry_actor import Followed
 
 
@@ -29,7 +29,8 @@ def build_app(args: dict[str, Any]) -> serve.Application:
     """Build the Serve application from the `args` of serve_config.yaml, see `ServeSettings`.
 
     An alias such as `@champion` is resolved to a version here, so that all replicas start with the
-    same one. When the alias moves, they follow, unless `model_poll_s` is 0; see `versions`.
+    same one. When the alias moves, they follow, unless `model_poll_s` is 0; see `versions`. A
+    version over the limits of the service is not started with; see `versions.first_version`.
 
     Raises:
         ApplicationError: a setting is wrong, the model does not exist or is rejected, or there is
@@ -61,24 +62,19 @@ def _checked_tokens(settings: ServeSettings) -> tuple[Token, ...]:
 
 def _pin_model(settings: ServeSettings) -> tuple[str, Followed | None]:
     """Return a URI that never means another model, and the alias to follow, if any."""
-    # Imported late: it imports MLflow, which a replica does not need.
-    from mask_ray import tracking
-
     uri = settings.model_uri
     try:
-        resolved = tracking.resolve_model(uri)
-        predictor = Predictor(resolved.path)
-        check_answers(predictor)
+        first = find_first(uri, _model_limits(settings))
     except ModelRefusedError as error:
         raise ApplicationError(f"{uri} is rejected: {error}") from None
     except MaskRayError as error:
         raise ApplicationError(str(error)) from None
     if ":/" not in uri:
-        return str(resolved.path), None
-    if not uri.startswith("models:/") or resolved.version is None:
+        return str(first.path), None
+    if not uri.startswith("models:/") or first.version is None:
         return uri, None
-    followed = _followed_alias(settings, resolved.version, predictor.class_names)
-    return f"models:/{resolved.name}/{resolved.version}", followed
+    followed = _followed_alias(settings, first.version, first.class_names)
+    return f"models:/{first.name}/{first.version}", followed
 
 
 def _followed_alias(

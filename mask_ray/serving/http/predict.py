@@ -10,7 +10,7 @@ from fastapi.routing import APIRoute
 from pydantic import TypeAdapter
 from starlette.exceptions import HTTPException
 
-from mask_ray.serving.http.auth import check_token
+from mask_ray.serving.http.auth import check_token, require_token
 from mask_ray.serving.http.backend import (
     Backend,
     ReadyBackend,
@@ -47,7 +47,9 @@ class _DirectRoute(APIRoute):
         return handle
 
 
-router = APIRouter(tags=["predict"], route_class=_DirectRoute)
+router = APIRouter(
+    tags=["predict"], route_class=_DirectRoute, dependencies=[Depends(require_token)]
+)
 _ANSWER = TypeAdapter(Prediction | list[Prediction])
 
 # A white pixel.

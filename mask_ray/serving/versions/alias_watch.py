@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from mask_ray.config import CHALLENGER, MaskRayError
 from mask_ray.models.smoke_test import ModelRefusedError
 from mask_ray.serving.versions.events import Refusal
+from mask_ray.serving.versions.kept_refusals import KeptRefusals
 from mask_ray.serving.versions.rollout import Rollout
 
 # Longest wait before a version that could not be fetched is tried again. The waits double.
@@ -55,6 +56,7 @@ class AliasWatch:
         read_aliases: Returns the version of each alias.
         vet: Raises ModelRefusedError for a version that must not be served, and another
             MaskRayError if it could not be tried.
+        kept: Versions that failed health checks, which are not tried again.
         max_age_s: How long to use a result of `read_aliases`, in seconds.
         trial_s: How long one replica serves a new champion before the others do; 0: no trial.
         clock: Returns seconds.
@@ -68,6 +70,7 @@ class AliasWatch:
         fallback: str,
         read_aliases: Callable[[], Mapping[str, str]],
         vet: Callable[[str], None],
+        kept: KeptRefusals,
         max_age_s: float,
         trial_s: float = 0,
         clock: Callable[[], float] = time.monotonic,
@@ -77,6 +80,7 @@ class AliasWatch:
         self._fallback = fallback
         self._read_aliases = read_aliases
         self._vet = vet
+        self._kept = kept
         self._max_age_s = max_age_s
         self._clock = clock
         self._read_at: float | None = None
@@ -96,8 +100,10 @@ class AliasWatch:
             replica: Id of the replica; None: it takes no part in trials.
             is_healthy: Whether the replica passes its health checks with that version.
         """
-        if serving is not None:
-            self._served.setdefault(self._alias, serving)
+        is_new = serving is not None and self._alias not in self._served
+        # A replica may still serve what a lost watch refused.
+        if serving is not None and is_new and self._kept.reason(serving) is None:
+            self._served[self._alias] = serving
         now = self._clock()
         if self._read_at is None or now - self._read_at >= self._max_age_s:
             self._read_at = now
@@ -107,6 +113,7 @@ class AliasWatch:
         if outcome is not None:
             champion = self._served[self._alias] = outcome.champion
         if outcome is not None and outcome.refused is not None:
+            self._kept.add(*outcome.refused)
             self._refuse(self._alias, *outcome.refused)
         return Wanted(
             champion=self._rollout.version_for(replica) or champion,
@@ -125,7 +132,7 @@ class AliasWatch:
 
     def _move(self, alias: str, version: str | None) -> None:
         refusal = self._refusals.get(alias)
-        if refusal is not None and refusal.version == version:
+        if refusal is not None and refusal.version == version and not self._may_be_again(version):
             return
         self._refusals.pop(alias, None)
         if alias == self._alias and self._rollout.is_trying(version):
@@ -145,8 +152,12 @@ class AliasWatch:
             return
         self._try(alias, version)
 
+    def _may_be_again(self, version: str) -> bool:
+        """Return whether a version failed health checks, and may be tried again since."""
+        return self._kept.knows(version) and self._kept.reason(version) is None
+
     def _try(self, alias: str, version: str) -> None:
-        if (reason := self._rollout.failed.get(version)) is not None:
+        if (reason := self._kept.reason(version)) is not None:
             self._refuse(alias, version, reason)
             return
         retry = self._retries.get(alias, _Retry(version, after=0, wait_s=self._max_age_s))

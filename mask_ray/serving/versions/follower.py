@@ -102,8 +102,8 @@ class VersionFollower:
 
     def _load_first(self, fallback: str) -> Serving:
         try:
-            wanted = self._ask(None).champion
-            return Serving(self._load(wanted))
+            wanted = self._ask(None)
+            return Serving(self._load(wanted.champion), refusals=wanted.refusals)
         except Exception as error:
             logger.warning("starting with version %s: %s", fallback, error)
             return Serving(self._load(fallback))

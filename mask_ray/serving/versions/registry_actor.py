@@ -20,6 +20,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from mask_ray.config import MaskRayError
 from mask_ray.models.smoke_test import ModelLimits, ModelRefusedError, load_checked
 from mask_ray.serving.versions.alias_watch import AliasWatch, Wanted
+from mask_ray.serving.versions.kept_refusals import KeptRefusals
 from mask_ray.serving.versions.rollout import RESOLVE_TIMEOUT_S
 
 _NAMESPACE = "mask_ray"
@@ -116,6 +117,7 @@ class _Watch:
             fallback=followed.pinned,
             read_aliases=self._read,
             vet=self._vet,
+            kept=KeptRefusals(self._read_refusal, self._keep_refusal),
             # Replicas ask once a period, at different times.
             max_age_s=followed.period_s / 2,
             trial_s=followed.trial_s,
@@ -137,6 +139,18 @@ class _Watch:
     def _vet(self, version: str) -> None:
         followed = self._followed
         vet(f"models:/{followed.name}/{version}", followed.class_names, followed.limits)
+
+    def _read_refusal(self, version: str) -> str | None:
+        from mask_ray import tracking
+
+        tracking.answer_soon()
+        return tracking.refusal(self._followed.name, version)
+
+    def _keep_refusal(self, version: str, reason: str) -> None:
+        from mask_ray import tracking
+
+        tracking.answer_soon()
+        tracking.keep_refusal(self._followed.name, version, reason)
 
     def _end_when_idle(self) -> None:
         longest_s = max(_MIN_IDLE_S, 10 * self._followed.period_s) + _ASK_TIMEOUT_S

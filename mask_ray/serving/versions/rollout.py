@@ -80,8 +80,6 @@ class Rollout:
         self._switch: _Switch | None = None
         # When each replica reported last.
         self._heard: dict[str, float] = {}
-        # Reasons of versions that failed their health checks, which are never tried again.
-        self.failed: dict[str, str] = {}
 
     def start(self, version: str) -> bool:
         """Start the trial of a version; return False if there are no trials."""
@@ -172,6 +170,5 @@ class Rollout:
         return self._refuse(champion, switch.before, "a replica with it failed its health check")
 
     def _refuse(self, version: str, champion: str, reason: str) -> Outcome:
-        self.failed[version] = reason
         self._trial = self._switch = None
         return Outcome(champion, (version, reason))

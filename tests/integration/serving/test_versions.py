@@ -16,11 +16,13 @@ import ray
 from mlflow import MlflowClient
 from ray import serve
 
+from mask_ray import tracking
 from mask_ray.config import ImageLimits
+from mask_ray.evaluation import promotion
 from mask_ray.images.decode import decode_resized
 from mask_ray.models.predictor import Predictor
 from mask_ray.ports import free_port
-from mask_ray.serving.deployment import build_app
+from mask_ray.serving.deployment import ApplicationError, build_app
 from mask_ray.serving.versions.challenger import takes_part
 from mask_ray.tracking import start_run
 from tests.support import image_files
@@ -302,14 +304,32 @@ def test_a_share_of_images_goes_to_the_challenger(
     )
 
 
+def test_a_first_version_that_is_no_good_gives_way_to_the_champion_before_it(
+    client: httpx.Client,
+) -> None:
+    promotion.force_promotion(NAME, "1")
+    move(NAN)
+    run_app(max_replicas=1)
+    assert ask(client)["model"]["version"] == "1"
+    assert "must be finite" in refused(client)[NAN]
+
+    with pytest.raises(ApplicationError, match="is rejected: a smoke prediction must be finite"):
+        build_app({"model_uri": f"models:/{NAME}/{NAN}"})
+
+
 def test_the_actor_that_reads_the_registry_is_made_again_and_ends_when_nobody_asks(
     client: httpx.Client,
 ) -> None:
     move("1")
     run_app(max_replicas=1)
+    tracking.keep_refusal(NAME, "2", "it was slow")
     for watch in watches():
         ray.kill(ray.get_actor(**watch))
     move("2")
+    wait_until(lambda: "2" in refused(client))
+    assert ask(client)["model"]["version"] == "1"
+    # Moved to on purpose, it is tried again.
+    promotion.force_promotion(NAME, "2")
     wait_until(lambda: ask(client)["model"]["version"] == "2")
 
     serve.delete(APP)

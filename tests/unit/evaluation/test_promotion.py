@@ -63,6 +63,20 @@ def test_a_version_that_is_no_better_stays_the_challenger(
     assert json.loads(tags("3")["promotion.champion"])["accuracy"] == 0.975
 
 
+def test_a_version_moved_to_by_hand_may_be_served_again(
+    files: dict[str, Path], labelled_as: LabelledAs
+) -> None:
+    promotion.promote_if_better(NAME, "1", labelled_as(files["1"]), RULE)
+    promotion.force_promotion(NAME, "2")
+    tracking.keep_refusal(NAME, "1", "it was slow")
+    tracking.keep_refusal(NAME, "2", "it was slow")
+
+    promotion.force_promotion(NAME, "2")
+    assert tracking.refusal(NAME, "2") is None and tracking.refusal(NAME, "1")
+    promotion.roll_back(NAME)
+    assert tracking.refusal(NAME, "1") is None
+
+
 def test_a_champion_of_other_classes_gives_way_only_to_force(
     files: dict[str, Path], labelled_as: LabelledAs
 ) -> None:

@@ -1,5 +1,6 @@
 import os
 import signal
+import socket
 import threading
 from collections.abc import Iterator
 
@@ -67,18 +68,18 @@ def test_a_bad_image_fails_alone_with_the_decoders_error(decoder: Decoder) -> No
 def test_what_outlasts_its_time_is_ended_and_the_others_are_decoded() -> None:
     decoders = Decoders(timeout_s=600)
     decoder = decoders.decoder()
-
-    def expect_the_endless(_: float) -> None:
-        # Only the process that decodes it is in a hurry, so that no photo fails on a slow machine.
-        if decoder._process is not None and decoder._process[0] == before.pid:
-            decoder._process[1].settimeout(0.2)
-
+    photos = [image_files.jpeg(image_files.picture(seed=seed)) for seed in range(2)]
     try:
-        decoder.decode([examined(image_files.jpeg())])
+        decoder.decode([examined(photos[0])])
         (before,) = children(decoders)
-        photo = examined(image_files.jpeg())
-        first, stopped, last = decoder.decode([photo, endless(), photo], expect_the_endless)
-        assert isinstance(first, np.ndarray) and isinstance(last, np.ndarray)
+        # Only the process that decodes it is in a hurry, so that no photo fails on a slow machine.
+        assert decoder._process is not None
+        decoder._process.connection.settimeout(3)
+        batch = [examined(photos[0]), endless(), examined(photos[1])]
+        first, stopped, last = decoder.decode(batch)
+        for pixels, photo in zip((first, last), photos, strict=True):
+            assert isinstance(pixels, np.ndarray)
+            assert np.array_equal(pixels, decode_resized(photo, SIZE))
         assert isinstance(stopped, DecodingStoppedError)
         assert str(stopped) == "JPEG image took over 600 s to decode, which was then given up"
         wait_until(lambda: not before.is_running() or before.status() == psutil.STATUS_ZOMBIE)
@@ -107,22 +108,70 @@ def kill_when_there(decoder: Decoder) -> None:
     wait_until(lambda: decoder._process is not None)
     process = decoder._process
     assert process is not None
-    os.kill(process[0], signal.SIGKILL)
+    os.kill(process.id, signal.SIGKILL)
     wait_until(lambda: decoder._process != process)
 
 
 def test_no_other_process_inherits_a_connection(decoder: Decoder) -> None:
     decoder.start()
     assert decoder._process is not None
-    assert not decoder._process[1].get_inheritable()
+    assert not decoder._process.connection.get_inheritable()
 
 
 def test_an_image_whose_process_was_ended_once_is_decoded_by_another(decoder: Decoder) -> None:
     decoder.decode([examined(image_files.jpeg())])
     assert decoder._process is not None
-    os.kill(decoder._process[0], signal.SIGKILL)
+    os.kill(decoder._process.id, signal.SIGKILL)
     (pixels,) = decoder.decode([examined(image_files.jpeg())])
     assert isinstance(pixels, np.ndarray)
+
+
+def test_what_is_done_is_answered_while_a_later_image_takes_long(decoders: Decoders) -> None:
+    decoder = decoders.decoder()
+    done = threading.Semaphore(0)
+    photo = examined(image_files.jpeg())
+    # Long enough that its answer does not wait for the next one's.
+    slow = examined(costly_files.progressive_jpeg(3_000, 3_000, 20))
+    batch = [photo, slow, endless()]
+    thread = threading.Thread(target=decoder.decode, args=(batch, lambda _: done.release()))
+    thread.start()
+    assert done.acquire(timeout=60) and done.acquire(timeout=60)
+    assert decoder.is_in_time
+    for _ in range(2):
+        kill_when_there(decoder)
+    thread.join()
+
+
+def test_images_of_any_size_have_room(decoder: Decoder) -> None:
+    photos = [image_files.jpeg(image_files.picture(seed=seed)) for seed in range(3)]
+    sizes = (8, 1_000, 7)
+    batch = [
+        (examine(photo, at_least_px=size), size) for photo, size in zip(photos, sizes, strict=True)
+    ]
+    for pixels, photo, size in zip(decoder.decode(batch), photos, sizes, strict=True):
+        assert isinstance(pixels, np.ndarray)
+        assert np.array_equal(pixels, decode_resized(photo, size))
+
+
+@pytest.mark.parametrize(
+    "message", [b"\5\0\0\0p\np\np", b"\xff\xff\xff\xff"], ids=["more_answers", "too_long"]
+)
+def test_what_a_process_answers_beyond_its_batch_is_not_taken(
+    decoder: Decoder, message: bytes
+) -> None:
+    photo = examined(image_files.jpeg())
+    decoder.decode([photo])
+    process = decoder._process
+    assert process is not None
+    ours, theirs = socket.socketpair()
+    with theirs, process.connection:
+        theirs.sendall(message)
+        decoder._process = process._replace(connection=ours)
+        (pixels,) = decoder.decode([photo])
+        assert isinstance(pixels, np.ndarray)
+        assert np.array_equal(pixels, decode_resized(image_files.jpeg(), SIZE))
+        # It was ended.
+        assert ours.fileno() == -1
 
 
 def test_no_answer_is_left_for_the_next_batch(decoder: Decoder) -> None:

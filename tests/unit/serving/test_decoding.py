@@ -26,13 +26,11 @@ SIZE = 32
 class Replica:
     def __init__(self, memory_bytes: int = 2**30, **settings: Any) -> None:
         self.num_decoded = 0
-        self.on_decoded: Callable[[], None] = lambda: None
         self.memory = MemoryBudget(memory_bytes)
         self.decoding = ImageDecoding(ServeSettings(**settings), self.memory, self._count)
 
     def _count(self, _: float) -> None:
         self.num_decoded += 1
-        self.on_decoded()
 
     def run(self, ask: Callable[[ImageDecoding], Coroutine[Any, Any, Any]]) -> Any:
         return asyncio.run(ask(self.decoding))
@@ -46,10 +44,10 @@ def replica() -> Iterator[Replica]:
     replica.decoding.close()
 
 
-def hurry(decoder: Decoder) -> None:
+def hurry(decoder: Decoder, seconds: float) -> None:
     """Give up what the process decodes next, and leave other processes the time they may take."""
     assert decoder._process is not None
-    decoder._process[1].settimeout(0.2)
+    decoder._process.connection.settimeout(seconds)
 
 
 def slow_photo() -> bytes:
@@ -71,6 +69,10 @@ def test_an_ordinary_photo_is_left_to_its_batch(replica: Replica) -> None:
 def test_what_takes_long_is_decoded_before_its_batch(replica: Replica) -> None:
     photo = slow_photo()
     pixels = replica.run(lambda decoding: decoding.prepare(photo, SIZE))
+    replica.run(
+        lambda decoding: decoding.prepare(costly_files.progressive_jpeg(3_000, 4_000, 20), SIZE)
+    )
+    # Those of the next one have another place.
     assert isinstance(pixels, np.ndarray)
     assert (pixels == decode_resized(photo, SIZE)).all()
     assert replica.memory.held_bytes == 0
@@ -200,7 +202,7 @@ def test_what_waits_for_a_thread_is_dropped_with_its_request() -> None:
 
 
 def test_a_replica_recovers_once_processes_start_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail() -> None:
+    def fail(_: int) -> None:
         raise DecodersError("no process for decoding starts")
 
     replica = Replica()
@@ -224,16 +226,15 @@ def test_a_file_predicted_wrong_is_given_up_and_the_rest_of_the_batch_is_decoded
     replica = Replica(**settings)
     try:
         replica.decoding.start()
-        hurry(replica.decoding._slow)
+        hurry(replica.decoding._slow, 0.2)
         photo = replica.run(lambda decoding: decoding.prepare(image_files.jpeg(), SIZE))
         hostile = costly_files.progressive_jpeg(7_000, 7_000, 99, num_components=3)
         with pytest.raises(DecodingStoppedError):
             replica.run(lambda decoding: decoding.prepare(hostile, SIZE))
         wrong = photo._replace(contents=hostile, num_bytes=2**30)
         (quick,) = replica.decoding._quick
-        hurried = quick._process
-        # Once the photo before it is done. The photo after it has another process.
-        replica.on_decoded = lambda: hurry(quick) if quick._process == hurried else None
+        # The photo before it takes milliseconds. The photo after it has another process.
+        hurry(quick, 3)
         first, stopped, last = replica.decoding.decode_batch(
             [(image, SIZE) for image in (photo, wrong, photo)]
         )

@@ -55,6 +55,16 @@ def test_versions_are_those_of_their_run(in_registry: Registry) -> None:
     assert client.get_model_version(NAME, "2").run_id == in_registry.run_id
 
 
+def test_a_refusal_is_kept_with_its_version_until_it_is_forgotten(in_registry: Registry) -> None:
+    tracking.keep_refusal(NAME, "1", "it was slow")
+    kept = tracking.refusal(NAME, "1")
+    assert kept == ("it was slow; to have it tried again, run `python -m jobs.promote 1 --force`")
+    assert tracking.refusal(NAME, "2") is None
+    for _ in range(2):
+        tracking.forget_refusal(NAME, "1")
+        assert tracking.refusal(NAME, "1") is None
+
+
 def test_a_run_knows_the_newest_version_that_it_made(in_registry: Registry) -> None:
     assert tracking.Run(in_registry.run_id).registered_version(NAME) == "2"
     assert tracking.Run(in_registry.run_id).registered_version("cats") is None

@@ -8,6 +8,7 @@ from mask_ray.config import MaskRayError
 from mask_ray.models.smoke_test import ModelRefusedError
 from mask_ray.serving.versions.alias_watch import AliasWatch, Wanted, alias_of
 from mask_ray.serving.versions.events import Refusal
+from mask_ray.serving.versions.kept_refusals import KeptRefusals
 
 
 class Registry:
@@ -39,6 +40,7 @@ class Registry:
             fallback="1",
             read_aliases=self.read,
             vet=self.vet,
+            kept=KeptRefusals({}.get, {}.__setitem__),
             max_age_s=5,
             clock=lambda: self.now_s,
         )

@@ -95,6 +95,15 @@ def test_a_version_that_is_refused_here_is_told_and_tried_once() -> None:
     assert follower.serving.refusals == ()
 
 
+def test_a_replica_knows_from_its_start_what_is_refused() -> None:
+    asked = Asked()
+    asked.wanted = Wanted("1", refusals=(Refusal("champion", "2", "it is slow"),))
+    follower = asked.follower()
+    assert follower.serving.refusals == asked.wanted.refusals
+    follower.follow()
+    assert asked.events.counts() == {"refused": 1}
+
+
 def test_a_version_that_was_refused_elsewhere_is_told_once() -> None:
     asked = Asked()
     follower = asked.follower()

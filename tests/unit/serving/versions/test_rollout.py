@@ -8,6 +8,7 @@ import pytest
 from mask_ray.models.smoke_test import ModelRefusedError
 from mask_ray.serving.versions.alias_watch import AliasWatch
 from mask_ray.serving.versions.events import Refusal
+from mask_ray.serving.versions.kept_refusals import KeptRefusals
 from mask_ray.serving.versions.rollout import RESOLVE_TIMEOUT_S, FailedChecks
 
 TRIAL_S = 10
@@ -24,12 +25,14 @@ class Service:
     now_s: float = 0
 
     def __post_init__(self) -> None:
+        self.kept: dict[str, str] = {}
         self.watch = AliasWatch(
             "champion",
             has_challenger=False,
             fallback="1",
             read_aliases=lambda: {"champion": self.champion},
             vet=self.vetted.append,
+            kept=KeptRefusals(self.kept.get, self.kept.__setitem__),
             max_age_s=1,
             trial_s=TRIAL_S,
             clock=lambda: self.now_s,
@@ -151,6 +154,27 @@ def test_a_version_that_failed_is_not_tried_again(service: Service) -> None:
     service.champion = "2"
     assert set(service.all_ask(after_s=5).values()) == {"1"}
     assert service.ask("a")[0].version == "2"
+    assert service.vetted == ["2"]
+    assert service.kept == {"2": "the first replica with it failed its health check"}
+
+
+def test_a_new_watch_does_not_try_it_either_nor_take_it_from_a_replica() -> None:
+    service = Service(champion="2")
+    service.kept["2"] = "it was slow"
+    service.serving["a"] = "2"
+    assert service.ask("a") == (Refusal("champion", "2", "it was slow"),)
+    assert set(service.all_ask(after_s=5).values()) == {"1"}
+    assert service.vetted == []
+
+
+def test_a_version_that_is_forgiven_is_tried_again_where_the_alias_is(service: Service) -> None:
+    service.kept["2"] = "it was slow"
+    assert set(service.all_ask(after_s=1).values()) == {"1"}
+    del service.kept["2"]
+    for _ in range(4):
+        served = service.all_ask(after_s=TRIAL_S)
+    assert set(served.values()) == {"2"}
+    assert service.ask("a") == ()
     assert service.vetted == ["2"]
 
 
