@@ -25,7 +25,7 @@ from pydantic import Field, ValidationError
 from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings, CliPositionalArg, CliSettingsSource
 
-from mask_ray import progress, proxies, telemetry
+from mask_ray import progress, proxies
 from mask_ray.config import MaskRayError, Repeatable, Settings, explain, home
 from mask_ray.files import is_full
 from mask_ray.ray_internals import START_ENVIRONMENT, on_worker_output
@@ -34,6 +34,14 @@ S = TypeVar("S", bound=Settings)
 
 _, _POSITIONAL = get_args(CliPositionalArg)
 
+
+# Turns off the usage statistics that libraries collect and send home.
+NO_TELEMETRY = {
+    # `ray start` would ask, and then send.
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "ORT_DISABLE_TELEMETRY": "1",
+}
 
 # Exit code after Ctrl-C, as of a shell's own commands.
 INTERRUPTED = 130
@@ -60,8 +68,8 @@ def main(
     # reads these when it is imported, which `stored` may do.
     os.environ.setdefault("RAY_COLOR_PREFIX", "0")
     os.environ.setdefault("RAY_DEDUP_LOGS", "0")
-    telemetry.turn_off()
-    for name, value in START_ENVIRONMENT.items():
+    # Of variables that users have set, their values stay.
+    for name, value in (NO_TELEMETRY | START_ENVIRONMENT).items():
         os.environ.setdefault(name, value)
     os.environ.update(proxies.without_this_machine(os.environ))
     try:

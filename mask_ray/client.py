@@ -33,8 +33,8 @@ from rich.console import Console
 from mask_ray import cli, proxies
 from mask_ray.config import MaskRayError
 from mask_ray.config.client import TOKEN_VARIABLE, ClientSettings
-from mask_ray.csv_cells import safe_cell
-from mask_ray.photo_folders import IMAGE_SUFFIXES, Skipped, images_below
+from mask_ray.files import safe_cell
+from mask_ray.images.folders import IMAGE_SUFFIXES, Skipped, images_below
 
 # Busy; a replica lost in mid-answer; no replica ready; a replica that hangs. What the service
 # refuses or gives up for the file itself has another status, such as 413 or 422.

@@ -25,7 +25,7 @@ from mask_ray import cli, processes
 from mask_ray.config import DataSettings, DemoSettings, MaskRayError, home, tracking_uri
 from mask_ray.data import sources, splits
 from mask_ray.images import synthetic
-from mask_ray.ports import free_port, is_free
+from mask_ray.processes import free_port, is_free
 from mask_ray.serving import ingress
 
 SERVE_CONFIG = Path("serve_config.yaml")

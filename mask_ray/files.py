@@ -2,11 +2,13 @@
 
 What is written gets its name only once its content is on the disk, and the name is on the disk
 before the writer goes on. State is private: only its owner may read it.
+Cells of tables are texts that a spreadsheet does not run.
 """
 
 import ctypes
 import errno
 import os
+import re
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -17,6 +19,10 @@ from mask_ray.config import MaskRayError, home
 
 PRIVATE_FILE = 0o600
 PRIVATE_FOLDER = 0o700
+# Names of files and classes may come from strangers, and a spreadsheet runs a cell that looks like
+# a formula: https://owasp.org/www-community/attacks/CSV_Injection
+# Full-width signs count too in some locales.
+FORMULA = re.compile("[=+\\-@\t\r\n\uff1d\uff0b\uff0d\uff20]")
 
 UNFINISHED = ".unfinished"
 
@@ -171,3 +177,8 @@ def _sync_folder(folder: Path) -> None:
             raise
     finally:
         os.close(opened)
+
+
+def safe_cell(text: str) -> str:
+    """Put an apostrophe before a text that a spreadsheet would take for a formula."""
+    return f"'{text}" if FORMULA.match(text) else text

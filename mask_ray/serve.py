@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import httpx
 
-from mask_ray import cli, ports, progress
+from mask_ray import cli, processes, progress
 from mask_ray.config import MaskRayError
 from mask_ray.config.serve_command import ServeCommandSettings
 from mask_ray.ray_internals import on_worker_output, started_ray
@@ -106,7 +106,7 @@ def _check_place(file: "ServeFile") -> None:
             "with `serve shutdown -y`"
         )
     try:
-        ports.check_listen(host, port)
+        processes.check_listen(host, port)
     except OSError as error:
         raise MaskRayError(
             f"the service cannot listen on port {port} of {host}: {error.strerror}. End what "

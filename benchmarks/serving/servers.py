@@ -18,7 +18,7 @@ from benchmarks.serving.load import JSON, MULTIPART, RAW, Form
 from benchmarks.support import cluster
 from mask_ray import processes
 from mask_ray.config import MaskRayError
-from mask_ray.ports import free_port
+from mask_ray.processes import free_port
 from mask_ray.serving import ingress
 
 # The peers that have dependencies of their own, and what they and the project share.

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mask_ray import processes, ray_internals
-from mask_ray.ports import free_port
+from mask_ray.processes import free_port
 
 _START_TIMEOUT_S = 120
 _OBJECT_STORE_BYTES = 2**30

@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from mask_ray import files
 from mask_ray.config import MaskRayError, Uri
 from mask_ray.config.prediction import OutputFormat
-from mask_ray.csv_cells import FORMULA
+from mask_ray.files import FORMULA
 from mask_ray.progress import say
 
 _MANIFEST = "manifest.json"

@@ -24,12 +24,11 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from mask_ray.config import DataSettings, ImageLimits, SplitName, home
-from mask_ray.csv_cells import safe_cell
 from mask_ray.data import near_duplicates
 from mask_ray.data.inventory import NOT_GIVEN, Inventory
 from mask_ray.data.sources import DataError, Labelled
 from mask_ray.data.sources.location import reached
-from mask_ray.files import PRIVATE_FILE, appearing_file, make_private
+from mask_ray.files import PRIVATE_FILE, appearing_file, make_private, safe_cell
 from mask_ray.images.decode import decode, resize
 from mask_ray.images.errors import ImageError
 

@@ -30,6 +30,7 @@ from ray.util.placement_group import PlacementGroup
 
 from mask_ray import ray_internals
 from mask_ray.config import MaskRayError
+from mask_ray.ray_internals.train_controller import start_controller
 
 # A placement group, and the index of its bundle for the first worker.
 Placement = tuple[PlacementGroup, int]
@@ -116,9 +117,7 @@ class HorovodTrainer(DataParallelTrainer):
         assert self.run_config.failure_config is not None, "RunConfig fills it in"
         policy = ray_internals.failure_policy(self.run_config.failure_config, _is_for_user)
         group, first = self._placement or (None, 0)
-        controller = ray_internals.start_controller(
-            group, first, kwargs | {"failure_policy": policy}
-        )
+        controller = start_controller(group, first, kwargs | {"failure_policy": policy})
         running = controller.run.remote()
         try:
             while not ray.wait([running], timeout=_LOOK_EVERY_S)[0]:

@@ -10,15 +10,15 @@ import shlex
 import sys
 from pathlib import Path
 
-from mask_ray import cli, proxies, ray_internals, telemetry
+from mask_ray import cli, proxies, ray_internals
 from mask_ray.config import IngressSettings
-from mask_ray.ports import free_port, is_free
+from mask_ray.processes import free_port, is_free
 from mask_ray.serving import haproxy
 
 _ALWAYS = {
     # Clients of Ray send the token of ~/.ray/auth_token.
     "RAY_AUTH_MODE": "token",
-    **telemetry.OFF,
+    **cli.NO_TELEMETRY,
     **ray_internals.START_ENVIRONMENT,
     # Serve's own errors, such as 429, are problem+json too.
     "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "mask_ray.serving:problem_middleware",

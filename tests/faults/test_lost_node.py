@@ -12,8 +12,8 @@ import ray.train
 from ray.cluster_utils import Cluster
 from ray.util.placement_group import placement_group
 
-from tests.integration.horovod.test_trainer import fit, report
 from tests.support import polling
+from tests.support.horovod_runs import fit, report
 from tests.support.ray_cluster import two_nodes
 
 # Ray's workers cannot import these modules: their functions travel by value.

@@ -17,7 +17,7 @@ from mask_ray import tracking
 from mask_ray.config import DEFAULT_MODEL_NAME as NAME
 from mask_ray.config import tracking_uri
 from mask_ray.evaluation.champion_history import ChampionHistory
-from mask_ray.ports import free_port
+from mask_ray.processes import free_port
 from tests.support.project import ROOT
 from tests.support.ray_jobs import SMALL, run_job
 

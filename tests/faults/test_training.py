@@ -14,7 +14,7 @@ import httpx
 import mlflow
 import pytest
 
-from mask_ray.ports import free_port
+from mask_ray.processes import free_port
 from tests.support.polling import wait_until
 from tests.support.project import ROOT
 from tests.support.ray_jobs import SMALL, Job, kill_one, run_job

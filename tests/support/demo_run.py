@@ -11,7 +11,7 @@ from typing import Any
 
 import psutil
 
-from mask_ray.ports import free_port
+from mask_ray.processes import free_port
 from tests.support import commands
 from tests.support.project import ROOT
 from tests.support.ray_jobs import Job, job_of

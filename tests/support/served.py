@@ -14,7 +14,7 @@ import yaml
 
 from benchmarks.support import cluster
 from mask_ray import processes
-from mask_ray.ports import free_port
+from mask_ray.processes import free_port
 from mask_ray.serving import ingress
 from tests.support.project import ROOT
 from tests.support.slow_model import write_slow_for_red

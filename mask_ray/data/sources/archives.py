@@ -26,7 +26,7 @@ from typing import IO, cast
 from mask_ray import files
 from mask_ray.config import DownloadLimits
 from mask_ray.data.sources.location import METADATA, DataError
-from mask_ray.photo_folders import is_junk
+from mask_ray.images.folders import is_junk
 from mask_ray.progress import Progress
 
 _CHUNK_BYTES = 2**20

@@ -15,7 +15,7 @@ import pyarrow as pa
 from mask_ray.config import SplitName
 from mask_ray.data.sources.listing import Listing, of_columns
 from mask_ray.data.sources.location import DataError
-from mask_ray.photo_folders import is_junk
+from mask_ray.images.folders import is_junk
 
 _SPELLED: dict[SplitName, tuple[str, ...]] = {
     "train": ("train", "training", "trn"),

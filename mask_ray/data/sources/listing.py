@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 import pyarrow.fs as pafs
 
 from mask_ray.data.sources.location import DataError, Place, reached
-from mask_ray.photo_folders import Skipped, is_junk, walk
+from mask_ray.images.folders import Skipped, is_junk, walk
 
 _ROWS_TOGETHER = 65_536
 

@@ -19,7 +19,7 @@ from ray import serve
 from mask_ray.config import ImageLimits
 from mask_ray.images.decode import decode_resized
 from mask_ray.models.predictor import Predictor
-from mask_ray.ports import free_port
+from mask_ray.processes import free_port
 from mask_ray.serving.deployment import build_app
 from tests.support import image_files
 from tests.support.browser_page import check_classifies, chromium

@@ -7,7 +7,7 @@ import httpx
 import pytest
 from ray import serve
 
-from mask_ray.ports import free_port
+from mask_ray.processes import free_port
 from mask_ray.serving import deployment
 from mask_ray.serving.deployment import ApplicationError, build_app
 from mask_ray.serving.http.auth import TOKENS_VARIABLE

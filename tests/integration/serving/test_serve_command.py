@@ -10,7 +10,7 @@ import httpx
 import pytest
 import yaml
 
-from mask_ray.ports import free_port
+from mask_ray.processes import free_port
 from tests.support.onnx_files import write_classifier
 from tests.support.project import ROOT
 

@@ -21,7 +21,7 @@ from mask_ray.config import ImageLimits
 from mask_ray.evaluation import promotion
 from mask_ray.images.decode import decode_resized
 from mask_ray.models.predictor import Predictor
-from mask_ray.ports import free_port
+from mask_ray.processes import free_port
 from mask_ray.serving.deployment import ApplicationError, build_app
 from mask_ray.serving.versions.challenger import takes_part
 from mask_ray.tracking import start_run

@@ -156,7 +156,7 @@ def test_ports_of_another_ray_are_left_to_it(monkeypatch: pytest.MonkeyPatch) ->
     taken = [8265, 52365, 10001]
     monkeypatch.setattr(demo, "is_free", lambda port: port not in taken)
     monkeypatch.setattr(demo, "_succeeds", lambda *_: False)
-    monkeypatch.setattr(demo.subprocess, "run", lambda *_, **__: None)
+    monkeypatch.setattr("subprocess.run", lambda *_, **__: None)
     monkeypatch.setattr(demo, "_start", lambda name, command, *_: commands.append(command))
 
     environment = demo._ray(DemoSettings(haproxy=False), ExitStack())

@@ -13,16 +13,14 @@ from typing import Any
 import pytest
 import yaml
 from ray.exceptions import RayActorError
+from ray.serve._private.common import DeploymentStatus, DeploymentStatusTrigger, ReplicaState
 from ray.serve.schema import (
     ApplicationStatus,
     ApplicationStatusOverview,
-    DeploymentStatus,
     DeploymentStatusOverview,
-    DeploymentStatusTrigger,
-    ReplicaState,
 )
 
-from mask_ray import cli, ports, serve
+from mask_ray import cli, processes, serve
 from mask_ray.config import MaskRayError
 from mask_ray.serving import applications
 from mask_ray.serving.applications import Status
@@ -88,7 +86,7 @@ def config(tmp_path: Path) -> Path:
 
 def write_config(folder: Path, port: int | None = None, **settings: Any) -> Path:
     content = yaml.safe_load((ROOT / "serve_config.yaml").read_text())
-    content["http_options"]["port"] = port or ports.free_port()
+    content["http_options"]["port"] = port or processes.free_port()
     content["applications"][0]["args"] |= settings
     path = folder / "serve.yaml"
     path.write_text(yaml.safe_dump(content))

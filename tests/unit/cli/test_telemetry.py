@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from mask_ray import cli, telemetry
+from mask_ray import cli
 from mask_ray.config import DataSettings
 from mask_ray.serving import ingress
 from tests.support.project import ROOT
@@ -37,10 +37,12 @@ def test_jobs_turn_them_off(monkeypatch: pytest.MonkeyPatch) -> None:
     assert [seen[name] for name in NAMES] == ["0", "true", "1"]
 
 
-def test_a_value_that_is_set_stays() -> None:
+def test_a_value_that_is_set_stays(monkeypatch: pytest.MonkeyPatch) -> None:
     os.environ["RAY_USAGE_STATS_ENABLED"] = "1"
+    monkeypatch.setattr(cli, "connect", lambda instead: None)
+    monkeypatch.setattr("sys.argv", ["job", "--data", "photos"])
 
-    telemetry.turn_off()
+    cli.main(DataSettings, lambda _: {})
 
     assert os.environ["RAY_USAGE_STATS_ENABLED"] == "1"
     assert ingress.environment(False)["RAY_USAGE_STATS_ENABLED"] == "1"

@@ -18,7 +18,7 @@ from mask_ray.images.decode import decode_resized
 from mask_ray.models.predictor import Predictor
 from mask_ray.pipeline import live_service
 from mask_ray.pipeline.live_service import LabelledImage, ServiceError
-from mask_ray.ports import free_port
+from mask_ray.processes import free_port
 from tests.support import image_files
 from tests.support.onnx_files import CLASS_NAMES, IMAGE_SIZE, write_classifier
 from tests.support.prediction_server import (

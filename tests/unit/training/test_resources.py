@@ -130,7 +130,7 @@ def test_a_run_waits_for_the_cpus_of_one_that_has_just_ended(
     nodes: Callable[..., None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     nodes(2, free=(0,))
-    monkeypatch.setattr(resources.time, "sleep", lambda s: nodes(2))
+    monkeypatch.setattr("time.sleep", lambda s: nodes(2))
     assert plan(num_workers=1).bundle == {"CPU": 2}
 
 
@@ -138,7 +138,7 @@ def test_a_cluster_that_is_too_small_is_not_waited_for(
     nodes: Callable[..., None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     nodes(2, 1)
-    monkeypatch.setattr(resources.time, "sleep", lambda s: pytest.fail("it waits"))
+    monkeypatch.setattr("time.sleep", lambda s: pytest.fail("it waits"))
     with pytest.raises(ClusterError, match="the tasks that feed each on its"):
         plan(num_workers=2, cpus_per_worker=1, min_workers=1)
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from mask_ray.data import sources
 from mask_ray.data.sources import DataError
 from mask_ray.data.sources.folder_splits import split_of_name
-from mask_ray.photo_folders import is_junk
+from mask_ray.images.folders import is_junk
 from tests.support import photo_archives
 
 
