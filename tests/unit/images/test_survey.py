@@ -188,16 +188,6 @@ def test_cost_grows_with_scans_and_pixels(num_components: int, is_arithmetic: bo
     assert seconds(3_000, 90) > 3.5 * seconds(1_500, 90)
 
 
-def test_only_the_first_scan_of_an_ordinary_photo_counts_and_the_decoder_reads_no_other() -> None:
-    photo = image_files.jpeg()
-    scan = photo[photo.index(b"\xff\xda") : -2]
-    more = photo[:-2] + 50 * scan + photo[-2:]
-    extra_s = examine(more).seconds - examine(photo).seconds
-    assert extra_s == pytest.approx(50 * len(scan) * 25e-9)
-    with pytest.raises(ImageError):
-        decode(more)
-
-
 def test_lossless_coding_costs_by_the_sample() -> None:
     file = costly_files.progressive_jpeg(3_000, 3_000, 30, is_refined=False)
     files = (file.replace(b"\xff\xc2", frame) for frame in (b"\xff\xc0", b"\xff\xc3"))
