@@ -35,9 +35,9 @@ APP = "faces"
 POLL_S = 0.3
 IMAGES = [image_files.png(image_files.picture(seed=seed)) for seed in range(12)]
 
-# Versions 1 to 3 answer differently, and 2 takes images of another size; the rest are no good.
-GOOD = {"1": (32, 1), "2": (48, 2), "3": (32, 3)}
-NAN, OTHER_CLASSES = "4", "5"
+# Versions 1 and 2 answer differently, and 2 takes images of another size; the rest are no good.
+GOOD = {"1": (32, 1), "2": (48, 2)}
+NAN, OTHER_CLASSES = "3", "4"
 
 
 @pytest.fixture(scope="module")
@@ -214,10 +214,9 @@ def test_under_load_every_answer_is_of_a_champion_and_none_is_lost(
 
     with Load(client) as load:
         moves.append(("1", 0, load.settle("1")))
-        for version in ("2", "3"):
-            moved_s = time.monotonic()
-            move(version)
-            moves.append((version, moved_s, load.settle(version)))
+        moved_s = time.monotonic()
+        move("2")
+        moves.append(("2", moved_s, load.settle("2")))
         for bad, reason in ((NAN, "must be finite"), (OTHER_CLASSES, "class_names")):
             move(bad)
             wait_until(lambda bad=bad: bad in refused(client))  # type: ignore[misc]
@@ -228,7 +227,7 @@ def test_under_load_every_answer_is_of_a_champion_and_none_is_lost(
 
     assert {asked.response.status_code for asked in load.asked} == {200}
     # A hundred for each time that one version alone answered.
-    assert len(load.asked) >= 400
+    assert len(load.asked) >= 300
     for asked in load.asked:
         probabilities = asked.response.json()["probabilities"]
         assert probabilities == pytest.approx(expected[asked.version, asked.image], abs=1e-5)
