@@ -2,7 +2,7 @@
 
 What is written gets its name only once its content is on the disk, and the name is on the disk
 before the writer goes on. State is private: only its owner may read it.
-Cells of tables are texts that a spreadsheet does not run.
+`safe_cell` keeps a spreadsheet from running a text in a table.
 """
 
 import ctypes

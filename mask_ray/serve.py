@@ -207,9 +207,10 @@ def _watch(file: "ServeFile", deployed_at_s: float, version: str) -> None:
         if _version(health) != version:
             version = _version(health)
             progress.say(f"{file.url}: {version}")
-        for line in _refusals(health) - refused:
+        lines = _refusals(health)
+        for line in lines - refused:
             progress.say(line)
-        refused |= _refusals(health)
+        refused |= lines
 
 
 def _refusals(health: Mapping[str, Any] | None) -> set[str]:

@@ -100,7 +100,7 @@ def compute_metrics(predictions: Predictions) -> dict[str, Any]:
 
 
 def unrecognised(predictions: Predictions) -> str | None:
-    """Return a line about classes of which no image is recognised; None if there are none."""
+    """Return a line that names classes whose images are all classified wrongly, if any."""
     labels = predictions.labels
     num_images = np.bincount(labels, minlength=len(predictions.class_names))
     right = labels[labels == predictions.predicted]

@@ -10,7 +10,7 @@ import ray
 import ray.train
 
 from tests.support import horovod_runs
-from tests.support.horovod_runs import fit, report
+from tests.support.horovod_runs import fit, report, reported_count
 
 # Ray's workers cannot import this module: its functions travel by value.
 ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
@@ -22,11 +22,7 @@ def count_to_four_and_die_once() -> None:
     import tensorflow as tf
 
     hvd.init()
-    count = 0
-    if checkpoint := ray.train.get_checkpoint():
-        with checkpoint.as_directory() as folder:
-            count = int(Path(folder, "count").read_text())
-    restarted_from = count
+    restarted_from = count = reported_count()
     while count < 4:
         # Horovod's own sum over the workers, so that a lost one is noticed.
         count += int(hvd.allreduce(tf.constant(1), op=hvd.Sum)) // hvd.size()

@@ -13,7 +13,7 @@ from ray.cluster_utils import Cluster
 from ray.util.placement_group import placement_group
 
 from tests.support import polling
-from tests.support.horovod_runs import fit, report
+from tests.support.horovod_runs import fit, report, reported_count
 from tests.support.ray_cluster import two_nodes
 
 # Ray's workers cannot import these modules: their functions travel by value.
@@ -35,11 +35,7 @@ def count_to_four(config: dict[str, Any]) -> None:
     import tensorflow as tf
 
     hvd.init()
-    count = 0
-    if checkpoint := ray.train.get_checkpoint():
-        with checkpoint.as_directory() as folder:
-            count = int(Path(folder, "count").read_text())
-    restarted_from = count
+    restarted_from = count = reported_count()
     while count < 4:
         if count == 2 and hvd.size() == 2:
             Path(config["folder"], f"waiting-{hvd.rank()}").touch()

@@ -9,6 +9,15 @@ import ray.train
 from mask_ray.horovod.trainer import HorovodConfig, HorovodTrainer
 
 
+def reported_count() -> int:
+    """The count in the checkpoint that a worker starts from; 0 without one."""
+    checkpoint = ray.train.get_checkpoint()
+    if checkpoint is None:
+        return 0
+    with checkpoint.as_directory() as folder:
+        return int(Path(folder, "count").read_text())
+
+
 def report(metrics: dict[str, Any], files: dict[str, str] | None = None) -> None:
     """From every rank, with a checkpoint from rank 0: Ray Train keeps no metrics without one."""
     import horovod.tensorflow as hvd
