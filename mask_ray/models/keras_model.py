@@ -13,9 +13,17 @@ from numpy.typing import NDArray
 
 from mask_ray.models import mobilenet, onnx_export
 from mask_ray.models.file_format import FEATURES_NAME, INPUT_NAME, OUTPUT_NAME
+from mask_ray.models.fused_batch_norm import fused
 
 
-def build(*, num_classes: int, image_size: int, alpha: float, from_scratch: bool) -> keras.Model:
+def build(
+    *,
+    num_classes: int,
+    image_size: int,
+    alpha: float,
+    from_scratch: bool,
+    for_training: bool = False,
+) -> keras.Model:
     """Build the backbone with a small head, uncompiled, with random weights.
 
     Maps uint8 RGB of shape (N, image_size, image_size, 3) to probabilities of shape
@@ -29,8 +37,12 @@ def build(*, num_classes: int, image_size: int, alpha: float, from_scratch: bool
             its statistics over about ten batches. The original momentum of 0.999 suits the
             millions of steps of ImageNet; a short run would be evaluated on statistics that are
             mostly their initial values.
+        for_training: Whether batch norm is fused, which compiles and trains faster. A saved file
+            of such a model would need this package to be loaded.
     """
     backbone = mobilenet.build_keras(image_size, alpha)
+    if for_training:
+        backbone = fused(backbone)
     if from_scratch:
         for layer in _batch_norms(backbone):
             layer.momentum = 0.9

@@ -27,7 +27,6 @@ from mask_ray.horovod.keras import (
     average_batch_statistics,
     broadcast_state,
     check_ranks_agree,
-    distributed_optimizer,
     global_metrics,
 )
 from mask_ray.models import keras_model as models
@@ -36,12 +35,12 @@ from mask_ray.training import checkpoints
 from mask_ray.training.batches import Batches, FeatureBatches, ImageBatches
 from mask_ray.training.devices import horovod_environment, use_devices
 from mask_ray.training.loss import loss_of
+from mask_ray.training.optimizer import optimizer_of
 from mask_ray.training.schedule import (
     Phase,
     Position,
     last_epoch,
     phases_of,
-    schedule_of,
     title_of,
 )
 from mask_ray.training.shared_state import Beats
@@ -90,7 +89,7 @@ def train(config: WorkerConfig, around_epoch: AroundEpoch = nullcontext) -> None
     keras.utils.set_random_seed(settings.seed + hvd.rank())
     beats = Beats(config.shared if hvd.rank() == 0 else None)
     beats.beat("building the model")
-    model = _build(config)
+    model = _build(config, for_training=True)
     if hvd.rank() == 0 and config.weights is not None:
         models.load_backbone_weights(model, ray.get(config.weights))
     run = _open_run(config) if hvd.rank() == 0 else None
@@ -102,12 +101,13 @@ def train(config: WorkerConfig, around_epoch: AroundEpoch = nullcontext) -> None
         run.log_folder(config.tensorboard / run.run_id, "tensorboard")
 
 
-def _build(config: WorkerConfig) -> keras.Model:
+def _build(config: WorkerConfig, for_training: bool) -> keras.Model:
     return models.build(
         num_classes=len(config.class_names),
         image_size=config.settings.image_size,
         alpha=config.settings.alpha,
         from_scratch=config.settings.backbone_weights == "none",
+        for_training=for_training,
     )
 
 
@@ -150,7 +150,7 @@ class _RunningPhase:
         self._title = self.phase.name
         self.trained = _trained_in(self.phase, settings, model)
         self.trained.compile(
-            optimizer=_optimizer(self.phase, settings, self._num_steps),
+            optimizer=optimizer_of(self.phase, settings, self._num_steps),
             loss=loss_of(config.class_weights),
             metrics=["accuracy"],
             jit_compile=False,
@@ -227,23 +227,6 @@ def _trained_in(phase: Phase, settings: TrainSettings, model: keras.Model) -> ke
         return models.head_of(model)
     models.thaw_backbone(model, settings.finetune_from if phase.name == "finetune" else None)
     return model
-
-
-def _optimizer(phase: Phase, settings: TrainSettings, num_steps: int) -> keras.optimizers.Optimizer:
-    """Return Adam on the phase's learning rates, which averages gradients over all workers."""
-    rate = schedule_of(phase, settings, steps_per_epoch=num_steps, num_workers=hvd.size())
-    accumulate = settings.accumulate_steps
-    adam = keras.optimizers.Adam(
-        keras.optimizers.schedules.CosineDecay(
-            rate.start if rate.warmup_steps else rate.peak,
-            rate.decay_steps,
-            warmup_target=rate.peak if rate.warmup_steps else None,
-            warmup_steps=rate.warmup_steps,
-        ),
-        gradient_accumulation_steps=accumulate if accumulate > 1 else None,
-    )
-    fp16 = settings.gradient_compression == "fp16"
-    return distributed_optimizer(adam, hvd.Compression.fp16 if fp16 else hvd.Compression.none)
 
 
 class _Session:
@@ -362,7 +345,7 @@ class _Session:
     def _export(self, folder: Path) -> None:
         """Write the model in float32, whatever it was trained in."""
         keras.config.set_dtype_policy("float32")
-        model = _build(self._config)
+        model = _build(self._config, for_training=False)
         model.set_weights(self._model.get_weights())
         model.save(folder / checkpoints.KERAS_FILE)
         onnx = folder / checkpoints.ONNX_FILE
