@@ -7,6 +7,7 @@ before the writer goes on. State is private: only its owner may read it.
 
 import ctypes
 import errno
+import hashlib
 import os
 import re
 import sys
@@ -128,6 +129,16 @@ def check_home() -> None:
             f"MASK_RAY_HOME must be a folder that can be written; {folder}: {error.strerror}. Set "
             "MASK_RAY_HOME to another"
         ) from error
+
+
+def sha256_of(path: Path) -> str:
+    """Return the SHA-256 of a file's content, in hex.
+
+    Raises:
+        OSError: the file cannot be read.
+    """
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def is_full(error: BaseException) -> bool:

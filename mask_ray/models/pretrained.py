@@ -1,6 +1,5 @@
 """Weights that the backbone starts from: ImageNet's, downloaded by Keras, or a file."""
 
-import hashlib
 import os
 from pathlib import Path
 
@@ -8,6 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mask_ray.config import MaskRayError
+from mask_ray.files import sha256_of
 from mask_ray.models import mobilenet
 
 
@@ -75,8 +75,7 @@ def _check_digest(path: Path) -> None:
     pinned = mobilenet.WEIGHTS_SHA256.get(path.name)
     if pinned is None:
         return
-    with path.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    digest = sha256_of(path)
     if digest != pinned:
         raise WeightsError(
             f"backbone_weights imagenet: {path} must have the SHA-256 {pinned}; got {digest}. "

@@ -22,10 +22,16 @@ if TYPE_CHECKING:
 # A resource of the head node alone, which `ray start --head` and `ray.init` define.
 HEAD_NODE = "node:__internal_head__"
 
-# Read when Ray starts. Idle worker processes beyond this number are ended after a second. Ray's
-# own limit is the number of free CPUs, which is 0 while a run reserves them all: each of the run's
-# tasks would then wait for a new process and its imports, seconds of CPU each.
-START_ENVIRONMENT = {"RAY_num_workers_soft_limit": str((os.cpu_count() or 1) + 4)}
+# Read when Ray starts.
+START_ENVIRONMENT = {
+    # Idle worker processes beyond this number are ended after a second. Ray's own limit is the
+    # number of free CPUs, which is 0 while a run reserves them all: each of the run's tasks would
+    # then wait for a new process and its imports, seconds of CPU each.
+    "RAY_num_workers_soft_limit": str((os.cpu_count() or 1) + 4),
+    # While the folder of logs has fewer files than this, Ray's log monitor lists it ten times a
+    # second, as long as that Ray runs. Otherwise it lists it twice a second.
+    "RAY_LOG_MONITOR_MANY_FILES_THRESHOLD": "0",
+}
 
 # Longest wait for an answer of Serve's controller.
 _SERVE_TIMEOUT_S = 30

@@ -13,7 +13,7 @@ from tempfile import mkdtemp
 from urllib.parse import quote
 
 from mask_ray.config import MaskRayError
-from mask_ray.files import make_private, publish_folder
+from mask_ray.files import make_private, publish_folder, sha256_of
 
 ONNX_FILE = "model.onnx"
 
@@ -48,7 +48,7 @@ class ModelCache:
         for kept in sorted(self._of(name, version).glob("*")):
             if kept.name.startswith(_DOWNLOADING) or sha256 not in (None, kept.name):
                 continue
-            if (kept / ONNX_FILE).is_file() and digest_of_file(kept / ONNX_FILE) == kept.name:
+            if (kept / ONNX_FILE).is_file() and sha256_of(kept / ONNX_FILE) == kept.name:
                 return kept
             shutil.rmtree(kept, ignore_errors=True)
         return None
@@ -112,16 +112,10 @@ def check_digest(path: Path, sha256: str | None, uri: str) -> str:
     Raises:
         ModelDamagedError: it is not `sha256`, if that is given.
     """
-    digest = digest_of_file(path)
+    digest = sha256_of(path)
     if sha256 not in (None, digest):
         raise ModelDamagedError(
             f"the file of {uri} must have the SHA-256 with which it was registered, {sha256}; "
             f"got {digest}"
         )
     return digest
-
-
-def digest_of_file(path: Path) -> str:
-    """Compute the SHA-256 of a file, in hex."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,6 +1,5 @@
 """Checkpoints, from which a run resumes. Imports no Keras: the driver reads names from here."""
 
-import hashlib
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mask_ray.config import MaskRayError
+from mask_ray.files import sha256_of
 from mask_ray.training.schedule import Position
 
 if TYPE_CHECKING:
@@ -52,18 +52,13 @@ def write(folder: Path, trained: "keras.Model", best: Weights, phase: int, done:
     state = {
         "phase": phase,
         "position": asdict(done),
-        "sha256": {name: _digest(folder / name) for name in (_TRAINED, _BEST)},
+        "sha256": {name: sha256_of(folder / name) for name in (_TRAINED, _BEST)},
     }
     (folder / _STATE).write_text(json.dumps(state))
 
 
 def _variables(trained: "keras.Model") -> list[Any]:
     return [*trained.weights, *trained.optimizer.variables]
-
-
-def _digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 @dataclass(frozen=True)
@@ -106,7 +101,7 @@ def read(checkpoint: "ray.train.Checkpoint") -> Saved:
         state = json.loads((folder / _STATE).read_text())
         phase, position = int(state["phase"]), Position(**state["position"])
         for file_name, digest in state["sha256"].items():
-            if _digest(folder / file_name) != digest:
+            if sha256_of(folder / file_name) != digest:
                 raise ValueError(f"{file_name} is not as it was written")
         trained, best = _load(folder / _TRAINED), _load(folder / _BEST)
     return Saved(checkpoint.path, phase, position, trained, best)

@@ -26,7 +26,7 @@ from ray.data import ActorPoolStrategy, Dataset
 
 from mask_ray import data
 from mask_ray.config import MaskRayError, TrainSettings, home
-from mask_ray.files import make_private, publish_folder
+from mask_ray.files import make_private, publish_folder, sha256_of
 from mask_ray.images.augment import augment
 from mask_ray.models.predictor import FeatureExtractor
 from mask_ray.progress import Progress, say
@@ -164,12 +164,8 @@ def _is_whole(folder: Path) -> bool:
 
 def _digests(folder: Path) -> dict[str, str]:
     """Return the SHA-256 of each file except the manifest, by name."""
-    digests = {}
-    for path in sorted(folder.iterdir()):
-        if path.name != _MANIFEST:
-            with path.open("rb") as file:
-                digests[path.name] = hashlib.file_digest(file, "sha256").hexdigest()
-    return digests
+    files = (path for path in sorted(folder.iterdir()) if path.name != _MANIFEST)
+    return {path.name: sha256_of(path) for path in files}
 
 
 def _compute(

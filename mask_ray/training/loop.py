@@ -27,6 +27,7 @@ from mask_ray.horovod.keras import (
     average_batch_statistics,
     broadcast_state,
     check_ranks_agree,
+    distributed_optimizer,
     global_metrics,
 )
 from mask_ray.models import keras_model as models
@@ -35,7 +36,7 @@ from mask_ray.training import checkpoints
 from mask_ray.training.batches import Batches, FeatureBatches, ImageBatches
 from mask_ray.training.devices import horovod_environment, use_devices
 from mask_ray.training.loss import loss_of
-from mask_ray.training.optimizer import optimizer_of
+from mask_ray.training.optimizer import adam_of
 from mask_ray.training.schedule import (
     Phase,
     Position,
@@ -150,7 +151,7 @@ class _RunningPhase:
         self._title = self.phase.name
         self.trained = _trained_in(self.phase, settings, model)
         self.trained.compile(
-            optimizer=optimizer_of(self.phase, settings, self._num_steps),
+            optimizer=_optimizer(self.phase, settings, self._num_steps),
             loss=loss_of(config.class_weights),
             metrics=["accuracy"],
             jit_compile=False,
@@ -227,6 +228,13 @@ def _trained_in(phase: Phase, settings: TrainSettings, model: keras.Model) -> ke
         return models.head_of(model)
     models.thaw_backbone(model, settings.finetune_from if phase.name == "finetune" else None)
     return model
+
+
+def _optimizer(phase: Phase, settings: TrainSettings, num_steps: int) -> keras.optimizers.Optimizer:
+    """Return Adam on the phase's learning rates, which averages gradients over all workers."""
+    adam = adam_of(phase, settings, num_steps, hvd.size())
+    fp16 = settings.gradient_compression == "fp16"
+    return distributed_optimizer(adam, hvd.Compression.fp16 if fp16 else hvd.Compression.none)
 
 
 class _Session:

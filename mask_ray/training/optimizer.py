@@ -1,13 +1,11 @@
-"""The optimizer of a phase: Adam on its learning rates, averaged over all workers."""
+"""The optimizer of a phase: Adam on its learning rates, in few operations."""
 
 from typing import Any
 
-import horovod.tensorflow as hvd
 import keras
 import tensorflow as tf
 
 from mask_ray.config import TrainSettings
-from mask_ray.horovod.keras import distributed_optimizer
 from mask_ray.training.schedule import Phase, schedule_of
 
 
@@ -40,17 +38,18 @@ class FusedAdam(keras.optimizers.Adam):
             )
 
 
-def optimizer_of(phase: Phase, settings: TrainSettings, num_steps: int) -> FusedAdam:
-    """Return Adam on the phase's learning rates, which averages gradients over all workers.
+def adam_of(phase: Phase, settings: TrainSettings, num_steps: int, num_workers: int) -> FusedAdam:
+    """Return Adam on the learning rates of a phase.
 
     Args:
         phase: The phase to train.
         settings: Settings of the run.
         num_steps: Steps an epoch.
+        num_workers: Workers whose batches are one step together.
     """
-    rate = schedule_of(phase, settings, steps_per_epoch=num_steps, num_workers=hvd.size())
+    rate = schedule_of(phase, settings, steps_per_epoch=num_steps, num_workers=num_workers)
     accumulate = settings.accumulate_steps
-    adam = FusedAdam(
+    return FusedAdam(
         keras.optimizers.schedules.CosineDecay(
             rate.start if rate.warmup_steps else rate.peak,
             rate.decay_steps,
@@ -59,5 +58,3 @@ def optimizer_of(phase: Phase, settings: TrainSettings, num_steps: int) -> Fused
         ),
         gradient_accumulation_steps=accumulate if accumulate > 1 else None,
     )
-    fp16 = settings.gradient_compression == "fp16"
-    return distributed_optimizer(adam, hvd.Compression.fp16 if fp16 else hvd.Compression.none)

@@ -98,8 +98,7 @@ def _unpacked_file(path: Path, source: str, wanted: str) -> Path:
     Raises:
         DataError: the archive does not have this digest, or cannot be unpacked.
     """
-    with path.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    digest = files.sha256_of(path)
     _check_digest(source, digest, wanted)
     folder = _folder(digest)
     with _locked(folder.parent / "downloads" / f"{digest}.lock"):

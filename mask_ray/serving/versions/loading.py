@@ -2,6 +2,7 @@
 
 import threading
 from collections.abc import Callable
+from pathlib import Path
 
 from ray import serve
 
@@ -15,7 +16,8 @@ from mask_ray.serving.versions.follower import (
     Serving,
     VersionFollower,
 )
-from mask_ray.serving.versions.registry_actor import Followed, RegistryWatch, resolve_here
+from mask_ray.serving.versions.model_files import find_here
+from mask_ray.serving.versions.registry_actor import Followed, RegistryWatch
 
 
 def load_models(
@@ -37,17 +39,16 @@ def load_models(
         ModelRefusedError: its file is not a classifier.
     """
     if followed is None:
-        return FixedModels(Serving(_load(settings.model_uri, settings, None)))
+        return FixedModels(Serving(_load(*find_here(settings.model_uri), settings, None)))
     replica = serve.get_replica_context()
     watch = RegistryWatch(replica.app_name, followed, replica.replica_id.unique_id, is_healthy)
+
+    def load(version: str) -> LoadedModel:
+        path = watch.file_of(version) or find_here(f"models:/{followed.name}/{version}")[0]
+        return _load(path, followed.name, version, settings, followed.class_names)
+
     follower = VersionFollower(
-        followed.alias,
-        fallback=followed.pinned,
-        ask=watch.wanted,
-        load=lambda version: _load(
-            f"models:/{followed.name}/{version}", settings, followed.class_names
-        ),
-        events=events,
+        followed.alias, fallback=followed.pinned, ask=watch.wanted, load=load, events=events
     )
     # A daemon thread, so that it does not keep the replica's process alive.
     threading.Thread(
@@ -59,8 +60,13 @@ def load_models(
     return follower
 
 
-def _load(uri: str, settings: ServeSettings, class_names: tuple[str, ...] | None) -> LoadedModel:
-    path, name, version = resolve_here(uri)
+def _load(
+    path: Path,
+    name: str,
+    version: str | None,
+    settings: ServeSettings,
+    class_names: tuple[str, ...] | None,
+) -> LoadedModel:
     predictor = load_checked(path, settings.num_lone_threads, class_names)
     predictor.warm_up(settings.max_batch_size)
     return LoadedModel(name, version, predictor)

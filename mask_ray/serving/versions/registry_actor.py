@@ -1,14 +1,15 @@
 """Reads the registry for all replicas of an application, in one small actor.
 
-MLflow takes over 100 MB of memory and seconds to import, so no replica imports it. The actor does,
-and reads the aliases. Tasks in processes of their own find files and try new versions, so a file
-that crashes its process harms nothing else.
+MLflow takes over 100 MB of memory and seconds to import, so no replica imports it. The actor does:
+it reads the aliases and finds the files of versions. New versions are tried in processes of their
+own, so a file that crashes its process harms nothing else.
 """
 
 import hashlib
 import threading
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import astuple, dataclass
 from pathlib import Path
 from typing import Any
@@ -18,13 +19,14 @@ from ray.exceptions import GetTimeoutError, RayActorError, WorkerCrashedError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from mask_ray.config import MaskRayError
+from mask_ray.files import sha256_of
 from mask_ray.models.smoke_test import ModelLimits, ModelRefusedError, load_checked
 from mask_ray.serving.versions.alias_watch import AliasWatch, Wanted
 from mask_ray.serving.versions.kept_refusals import KeptRefusals
-from mask_ray.serving.versions.rollout import RESOLVE_TIMEOUT_S
+from mask_ray.serving.versions.model_files import ModelFile
 
 _NAMESPACE = "mask_ray"
-# Importing MLflow, fetching a model and a few predictions take seconds.
+# The start of a process and a few predictions take seconds.
 _VET_TIMEOUT_S = 120.0
 _ASK_TIMEOUT_S = _VET_TIMEOUT_S + 30
 # The actor is detached: no process ends it, so it ends itself when no replica asks.
@@ -81,6 +83,7 @@ class RegistryWatch:
         self._name = f"mask_ray:{app_name}:{digest}"
         self._followed = followed
         self._actor: Any = None
+        self._files: Mapping[str, ModelFile] = {}
 
     def wanted(self, serving: str | None) -> Wanted:
         """As `AliasWatch.wanted`. Blocks while a version is being tried.
@@ -100,17 +103,24 @@ class RegistryWatch:
         try:
             # Not ray.get, which logs a warning in an async actor such as a replica.
             asked = self._actor.wanted.remote(serving, self._replica, self._is_healthy(serving))
-            wanted: Wanted = asked.future().result(_ASK_TIMEOUT_S)
+            wanted: Wanted
+            wanted, self._files = asked.future().result(_ASK_TIMEOUT_S)
         except (RayActorError, TimeoutError) as error:
             self._actor = None
             raise MaskRayError("the actor that reads the registry does not answer") from error
         return wanted
+
+    def file_of(self, version: str) -> Path | None:
+        """Return the file of a wanted version; None if this machine does not have it there."""
+        found = self._files.get(version)
+        return found.path if found is not None and found.is_here() else None
 
 
 class _Watch:
     def __init__(self, followed: Followed) -> None:
         self._followed = followed
         self._asked_at = time.monotonic()
+        self._files: dict[str, ModelFile] = {}
         self._versions = AliasWatch(
             followed.alias,
             has_challenger=followed.has_challenger,
@@ -124,10 +134,36 @@ class _Watch:
         )
         threading.Thread(target=self._end_when_idle, name="idle", daemon=True).start()
 
-    def wanted(self, serving: str | None, replica: str, is_healthy: bool) -> Wanted:
+    def wanted(
+        self, serving: str | None, replica: str, is_healthy: bool
+    ) -> tuple[Wanted, dict[str, ModelFile]]:
         wanted = self._versions.wanted(serving, replica, is_healthy)
         self._asked_at = time.monotonic()
-        return wanted
+        return wanted, self._files_of(wanted)
+
+    def _files_of(self, wanted: Wanted) -> dict[str, ModelFile]:
+        """Return the files of the wanted versions, as far as they can be found."""
+        versions = [each for each in (wanted.champion, wanted.challenger) if each is not None]
+        for version in versions:
+            # A replica that gets no file looks for it by itself, and says what is wrong.
+            with suppress(MaskRayError):
+                if version not in self._files:
+                    self._files[version] = self._find(version, prefer_kept=True)
+        return {each: self._files[each] for each in versions if each in self._files}
+
+    def _find(self, version: str, *, prefer_kept: bool) -> ModelFile:
+        from mask_ray import tracking
+
+        tracking.answer_soon()
+        uri = f"models:/{self._followed.name}/{version}"
+        try:
+            path = tracking.resolve_model(uri, prefer_kept=prefer_kept).path
+            return ModelFile(path, sha256_of(path))
+        except MaskRayError:
+            raise
+        except Exception as error:
+            # Files of the registry can fail in any way, and may be back later.
+            raise MaskRayError(str(error)) from error
 
     def _read(self) -> Mapping[str, str]:
         # Imported late: replicas import this module, and do not need MLflow.
@@ -137,8 +173,9 @@ class _Watch:
         return tracking.aliases(self._followed.name)
 
     def _vet(self, version: str) -> None:
-        followed = self._followed
-        vet(f"models:/{followed.name}/{version}", followed.class_names, followed.limits)
+        # Found again, since a model that was deleted and made again has the same numbers.
+        self._files[version] = self._find(version, prefer_kept=False)
+        vet(self._files[version].path, self._followed.class_names, self._followed.limits)
 
     def _read_refusal(self, version: str) -> str | None:
         from mask_ray import tracking
@@ -159,14 +196,15 @@ class _Watch:
         ray.kill(ray.get_runtime_context().current_actor)
 
 
-def vet(uri: str, class_names: tuple[str, ...] | None, limits: ModelLimits | None = None) -> None:
-    """Load a model and classify a few images, in a process of its own.
+def vet(path: Path, class_names: tuple[str, ...] | None, limits: ModelLimits | None = None) -> None:
+    """Load a model and classify a few images, in a process of its own on this node.
 
     Raises:
         ModelRefusedError: it must not be served, or its process dies or hangs.
-        MaskRayError: the registry does not answer, or there is no such model.
+        MaskRayError: its file cannot be read.
     """
-    task = _vet.remote(uri, class_names, limits)
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    task = _vet.options(scheduling_strategy=here).remote(path, class_names, limits)
     try:
         outcome, message = ray.get(task, timeout=_VET_TIMEOUT_S)
     except WorkerCrashedError:
@@ -182,49 +220,12 @@ def vet(uri: str, class_names: tuple[str, ...] | None, limits: ModelLimits | Non
 
 @ray.remote(num_cpus=0, max_calls=1, max_retries=0)
 def _vet(
-    uri: str, class_names: tuple[str, ...] | None, limits: ModelLimits | None
+    path: Path, class_names: tuple[str, ...] | None, limits: ModelLimits | None
 ) -> tuple[str, str]:
-    from mask_ray import tracking
-
-    tracking.answer_soon()
     try:
-        path = tracking.resolve_model(uri).path
         load_checked(path, class_names=class_names, limits=limits)
     except ModelRefusedError as error:
         return "refused", str(error)
-    except Exception as error:
-        # Files of the registry can fail in any way, and may be back later.
+    except Exception as error:  # the file may be gone, or on a disk that fails
         return "failed", str(error)
     return "admitted", ""
-
-
-def resolve_here(uri: str) -> tuple[Path, str, str | None]:
-    """Find path (on this node), name and version of a model, in a process of its own.
-
-    A version that is kept on this machine is found without the registry, so replicas start and
-    scale while it is away.
-
-    Raises:
-        tracking.ModelNotFoundError: there is no such model.
-        tracking.UnreachableError: the registry does not answer, and the model is not kept here.
-        MaskRayError: finding it took too long.
-    """
-    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    resolved = _resolve.options(scheduling_strategy=here).remote(uri)
-    try:
-        # Not ray.get, which logs a warning in an async actor such as a replica.
-        path, name, version = resolved.future().result(RESOLVE_TIMEOUT_S)
-    except TimeoutError:
-        ray.cancel(resolved, force=True)
-        raise MaskRayError(f"finding {uri} took over {RESOLVE_TIMEOUT_S:g} s") from None
-    return Path(path), name, version
-
-
-@ray.remote(num_cpus=0, max_calls=1)
-def _resolve(uri: str) -> tuple[str, str, str | None]:
-    from mask_ray import tracking
-
-    tracking.answer_soon()
-    resolved = tracking.resolve_model(uri, prefer_kept=True)
-    # Plain values: unpickling a ResolvedModel would import MLflow in the replica.
-    return str(resolved.path), resolved.name, resolved.version

@@ -88,6 +88,17 @@ def test_ray_keeps_idle_processes_even_while_no_cpu_is_free() -> None:
     assert int(ingress.environment()[name]) > (os.cpu_count() or 1)
 
 
+@pytest.mark.usefixtures("_unset")
+def test_ray_looks_for_new_log_files_twice_a_second() -> None:
+    code = (
+        "from ray._private import log_monitor as m; print(m.RAY_LOG_MONITOR_MANY_FILES_THRESHOLD)"
+    )
+    command = [sys.executable, "-c", code]
+    env = os.environ | ingress.environment()
+    printed = subprocess.run(command, env=env, capture_output=True, text=True, check=True).stdout
+    assert printed.strip() == "0"
+
+
 def test_a_shell_takes_the_environment() -> None:
     printed = subprocess.run(
         [sys.executable, "-m", "mask_ray.ingress"], capture_output=True, text=True, check=True
