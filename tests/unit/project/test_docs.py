@@ -266,3 +266,19 @@ def test_every_benchmark_is_listed() -> None:
     commands |= {f"benchmarks.{path.parent.name}" for path in folder.glob("*/__main__.py")}
 
     assert listed == commands
+
+
+def test_all_that_is_used_of_the_backbone_is_listed() -> None:
+    page = (DOCS / "development/another-backbone.md").read_text()
+    listed = set(re.findall(r"\w+", " ".join(re.findall(r"`([^`]*)`", page))))
+    used = set()
+    for path in (ROOT / "mask_ray").rglob("*.py"):
+        code = path.read_text()
+        used |= set(re.findall(r"\bmobilenet\.([A-Za-z]\w*)", code)) - {"py"}
+        for names in re.findall(
+            r"from mask_ray\.(?:models\.mobilenet|config\.backbone) import ([^\n(]+)", code
+        ):
+            used |= set(re.findall(r"\w+", names))
+
+    assert {"Layer", "read_h5", "ALPHAS"} <= used
+    assert used - listed == set()
