@@ -21,7 +21,7 @@ UV_MADE := $(if $(UV_FOUND),,$(TOOLS)/uv/bin/uv)
 CXX_FOUND := $(shell command -v $${CXX:-c++} || command -v g++ || command -v clang++)
 
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
-# Ray's clients show the token of ~/.ray only when told to; see "Security" in the README.
+# Ray's clients show the token of ~/.ray only if this says so; see SECURITY.md.
 export RAY_AUTH_MODE ?= token
 
 DATA ?=
@@ -60,7 +60,7 @@ serve: setup ## Serve the champion at http://127.0.0.1:8000 until Ctrl-C
 test: setup ## Run unit, integration and e2e tests (TESTS=tests/unit/cli for some)
 	@$(PYTEST) $(TESTS)
 
-coverage: setup ## Run all tests and print how much of mask_ray they reach
+coverage: setup ## Run the same tests and print how much of mask_ray they reach
 	@$(PYTEST) --cov $(TESTS)
 
 test-faults: setup ## Run tests of kills, full disks, lost nodes, load and fuzzing

@@ -6,6 +6,7 @@
     python -m benchmarks.ingest              reading and decoding, against tf.data
     python -m benchmarks.inspection          inspecting a data set
     python -m benchmarks.serving             requests per second, against other servers
+    python -m benchmarks.hostile             ordinary photos beside requests that cost much
     python -m benchmarks.soak                the service under load for a long time
     python -m benchmarks.batch_prediction    classifying many files
 

@@ -10,7 +10,6 @@ import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib import import_module
-from importlib.util import find_spec
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
@@ -29,7 +28,7 @@ class Command:
 
     Args:
         module: Run by `python -m`.
-        settings: `module:class`; with `or` between several, the first that exists.
+        settings: `module:class`.
         shares: Another command whose flags it takes too. They are listed there alone.
     """
 
@@ -45,13 +44,8 @@ COMMANDS = (
     Command("jobs.inspect_data", "mask_ray.config:InspectSettings"),
     Command("jobs.evaluate", "mask_ray.config:EvaluateSettings"),
     Command("jobs.promote", "mask_ray.config.promote:PromoteSettings"),
-    Command(
-        "jobs.predict",
-        "mask_ray.config.prediction:PredictSettings",
-    ),
-    Command(
-        "mask_ray.client", "mask_ray.config.client:ClientSettings or mask_ray.client:ClientSettings"
-    ),
+    Command("jobs.predict", "mask_ray.config.prediction:PredictSettings"),
+    Command("mask_ray.client", "mask_ray.config.client:ClientSettings"),
     Command("mask_ray.serve", "mask_ray.config.serve_command:ServeCommandSettings"),
     Command("mask_ray.ingress", "mask_ray.config:IngressSettings"),
     Command("mask_ray.demo", "mask_ray.config:DemoSettings"),
@@ -132,13 +126,10 @@ how they work together.
 
 
 def load(path: str) -> type[BaseModel]:
-    """The class at `module:class`, of several the first that exists."""
-    for each in path.split(" or "):
-        module, name = each.split(":")
-        if find_spec(module) is not None and hasattr(import_module(module), name):
-            found: type[BaseModel] = getattr(import_module(module), name)
-            return found
-    raise LookupError(f"there is no class at {path}")
+    """The class at `module:class`."""
+    module, name = path.split(":")
+    found: type[BaseModel] = getattr(import_module(module), name)
+    return found
 
 
 def own_fields(command: Command) -> dict[str, FieldInfo]:

@@ -224,7 +224,7 @@ def _save(png: bytes, name: str) -> None:
     """Write a picture with a palette, smaller if it would be too many bytes."""
     picture = Image.open(io.BytesIO(png)).convert("RGB")
     for num_colours in (256, 128, 64, 32):
-        reduced = picture.quantize(num_colours, dither=Image.Dither.NONE)
+        reduced = reduce_colours(picture, num_colours)
         encoded = io.BytesIO()
         reduced.save(encoded, "PNG", optimize=True)
         if len(encoded.getvalue()) <= MAX_BYTES:
@@ -232,6 +232,20 @@ def _save(png: bytes, name: str) -> None:
     PICTURES.mkdir(exist_ok=True)
     (PICTURES / name).write_bytes(encoded.getvalue())
     print(f"wrote docs/images/{name}: {len(encoded.getvalue()):,} bytes", flush=True)
+
+
+def reduce_colours(picture: Image.Image, num_colours: int) -> Image.Image:
+    """Give an RGB picture a palette.
+
+    A quarter of it are the most frequent colours as they are, or those of a page would be mixed
+    with the many of its photos.
+    """
+    counts = picture.getcolors(picture.width * picture.height)
+    frequent = [colour for _, colour in sorted(counts, reverse=True)[: num_colours // 4]]
+    others = picture.quantize(num_colours - len(frequent)).getpalette()
+    palette = Image.new("P", (1, 1))
+    palette.putpalette([*(value for colour in frequent for value in colour), *others])
+    return picture.quantize(palette=palette, dither=Image.Dither.NONE)
 
 
 if __name__ == "__main__":

@@ -234,18 +234,21 @@ class Progress:
         self._unit = unit
         self._shown = shown
         self._done = 0
-        self._started: float | None = None
+        # How many images the first batch had, and when it came.
+        self._first: tuple[int, float] | None = None
+        self._printed_s = 0.0
 
     def add(self, num_images: int) -> None:
         """Count images as done, and print a line if one is due."""
         now = time.perf_counter()
-        if self._started is None:
-            # The first batch also compiles or warms up, so its speed predicts nothing.
-            self._started, self._said, self._first = now, now, num_images
         self._done += num_images
-        if self._shown and now - self._said >= _EVERY_S:
-            self._said = now
-            say(self._line((self._done - self._first) / (now - self._started)))
+        if self._first is None:
+            # It also compiles or warms up, so its speed predicts nothing.
+            self._first, self._printed_s = (num_images, now), now
+        elif self._shown and now - self._printed_s >= _EVERY_S:
+            self._printed_s = now
+            num_first, first_s = self._first
+            say(self._line((self._done - num_first) / (now - first_s)))
 
     def _line(self, rate: float) -> str:
         total = left = ""

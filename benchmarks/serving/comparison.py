@@ -19,7 +19,7 @@ from pydantic import Field, model_validator
 from benchmarks.serving import load, served_models, servers
 from benchmarks.serving.load import Load
 from benchmarks.serving.servers import Models, Server
-from benchmarks.support import machine, script, table
+from benchmarks.support import machine, script, table, weights
 from mask_ray.config import ImageLimits, MaskRayError, Settings, TrainSettings, home
 from mask_ray.images.decode import decode_resized
 from mask_ray.models.predictor import Predictor
@@ -43,10 +43,7 @@ class ServingSettings(Settings):
         Path("../shared/data/observations"),
         description="Folder with one sub-folder of photos per class.",
     )
-    backbone_weights: Path = Field(
-        Path("../shared/weights/mobilenet_v2_weights_tf_dim_ordering_tf_kernels_1.0_224_no_top.h5"),
-        description="ImageNet weights of MobileNetV2 without top, as .h5.",
-    )
+    backbone_weights: Path = Field(weights.WEIGHTS, description=f"{weights.DESCRIPTION}.")
     servers: str = Field(",".join(_NAMES), description=f"Some of {', '.join(_NAMES)}.")
     num_photos: int = Field(500, ge=1, description="Different photos that are sent.")
     seconds: int = Field(20, ge=1, description="Of load at each number of connections.")

@@ -37,7 +37,7 @@ from mlflow import MlflowClient
 from pydantic import Field
 
 from benchmarks import ROOT
-from benchmarks.support import cluster, machine, script, table
+from benchmarks.support import cluster, machine, script, table, weights
 from mask_ray.config import MaskRayError, Settings, TrainSettings
 
 _PACKAGES = ("ray", "tensorflow", "keras", "horovod")
@@ -63,10 +63,7 @@ class ScalingSettings(Settings):
     data: Path = Field(
         Path("../shared/data/wild"), description="Folder with one sub-folder of photos per class."
     )
-    backbone_weights: Path = Field(
-        Path("../shared/weights/mobilenet_v2_weights_tf_dim_ordering_tf_kernels_1.0_224_no_top.h5"),
-        description="ImageNet weights of MobileNetV2 without top, as .h5.",
-    )
+    backbone_weights: Path = Field(weights.WEIGHTS, description=f"{weights.DESCRIPTION}.")
     epochs: int = Field(4, ge=2, description="Epochs of each run.")
     nvlink_latency_us: float = Field(10, ge=0, description="Assumed, between GPUs of a node.")
     network_latency_us: float = Field(30, ge=0, description="Assumed, between nodes.")

@@ -14,7 +14,7 @@ from typing import Any
 from pydantic import Field
 
 from benchmarks import ROOT
-from benchmarks.support import cluster, machine, script, table
+from benchmarks.support import cluster, machine, script, table, weights
 from benchmarks.training import job, splits
 from mask_ray.config import DataSettings, MaskRayError, Settings, TrainSettings
 from mask_ray.data import sources
@@ -38,10 +38,7 @@ class TimeToAccuracySettings(Settings):
         Path("../shared/data/observations"),
         description="Folder with one sub-folder of photos per class.",
     )
-    backbone_weights: Path = Field(
-        Path("../shared/weights/mobilenet_v2_weights_tf_dim_ordering_tf_kernels_1.0_224_no_top.h5"),
-        description="ImageNet weights of MobileNetV2 without top, as .h5.",
-    )
+    backbone_weights: Path = Field(weights.WEIGHTS, description=f"{weights.DESCRIPTION}.")
     target: float = Field(0.98, gt=0, le=1, description="Validation accuracy to reach.")
     max_epochs: int = Field(10, ge=1, description="Epochs after which a peer gives up.")
     num_workers: int = Field(2, ge=1, description="Horovod workers of mask_ray.")

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from pydantic import Field
 
-from benchmarks.support import machine, script, table
+from benchmarks.support import machine, script, table, weights
 from mask_ray.config import Settings, Source, TrainSettings
 
 if TYPE_CHECKING:
@@ -29,9 +29,9 @@ class TrainerOverheadSettings(Settings):
         description="Folder with one sub-folder of photos per class, or synthetic[:N].",
     )
     backbone_weights: str = Field(
-        "../shared/weights/mobilenet_v2_weights_tf_dim_ordering_tf_kernels_1.0_224_no_top.h5",
+        str(weights.WEIGHTS),
         min_length=1,
-        description="ImageNet weights of MobileNetV2 without top, as .h5, or imagenet.",
+        description=f"{weights.DESCRIPTION}, or imagenet.",
     )
     epochs: int = Field(5, ge=1, description="Epochs of each that count.")
 

@@ -20,7 +20,7 @@ from ray.data import Dataset
 from mask_ray import ray_internals
 from mask_ray.config import DataSettings, ImageLimits, SplitName
 from mask_ray.data import near_duplicates, sources
-from mask_ray.data.file_list import FileList
+from mask_ray.data.file_list import FileList, open_file_list
 from mask_ray.data.inventory import Inventory
 from mask_ray.data.sources import DataError as DataError
 from mask_ray.data.sources import is_synthetic as is_synthetic
@@ -131,13 +131,14 @@ def load(
     kept = fits_object_store(source.num_files, image_size)
     if kept:
         every = every.materialize()
-    with FileList(file_list, source.class_names) as listed:
+    with open_file_list(file_list, source.class_names) as listed:
         inventory, bad_files = take_stock(every, source.num_files, listed, task_cpus)
         try:
             assignment = assign(inventory, settings)
         except SplitConflictError as error:
             raise DataError(error.describe(_paths(every, task_cpus))) from error
-        listed.finish((*SPLITS, LEFT_OUT), assignment.indices)
+        if listed is not None:
+            listed.finish((*SPLITS, LEFT_OUT), assignment.indices)
     summary = summarise(inventory, assignment, source.class_names, bad_files)
     _check_no_class_is_empty(summary, source.class_names, needed)
     moved = ray.put(assignment.moved)
@@ -343,7 +344,7 @@ def _select(
 
 
 def take_stock(
-    decoded: Dataset, num_files: int, listed: FileList, task_cpus: float
+    decoded: Dataset, num_files: int, listed: FileList | None, task_cpus: float
 ) -> tuple[Inventory, dict[str, str]]:
     """Collect all but the pixels of readable images, and the errors of bad files, in one pass.
 
@@ -355,7 +356,8 @@ def take_stock(
     progress = Progress("reading", num_files)
     for batch in watched(_without(decoded, "image", task_cpus), "reading"):
         progress.add(len(batch["label"]))
-        listed.add(batch)
+        if listed is not None:
+            listed.add(batch)
         bad = batch["error"] != ""
         bad_files.update(zip(batch["path"][bad], batch["error"][bad], strict=True))
         try:

@@ -1,9 +1,8 @@
 """Write the list of a data set's files to a compact file, while they are read."""
 
-from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import numpy as np
@@ -22,30 +21,25 @@ class FileList:
     """Writes rows `path`, `digest`, `label` (class name), `error` and `split` to a Parquet file.
 
     The split of an image depends on all images, so rows are first written without it, to a file
-    beside the final one.
+    beside the final one. `open_file_list` makes it.
 
     Args:
-        file: The final file; None to write nothing.
+        file: The final file.
+        unsplit: The file beside it.
+        writer: Writes to `unsplit`.
         class_names: Class names, in the order of labels.
     """
 
-    def __init__(self, file: Path | None, class_names: Sequence[str]) -> None:
+    def __init__(
+        self, file: Path, unsplit: Path, writer: pq.ParquetWriter, class_names: Sequence[str]
+    ) -> None:
         self._file = file
+        self._unsplit = unsplit
+        self._writer = writer
         self._class_names = np.array(class_names, dtype=object)
-        self._stack = ExitStack()
-
-    def __enter__(self) -> "FileList":
-        if self._file is not None:
-            self._unsplit = self._file.with_suffix(".part")
-            self._stack.callback(self._unsplit.unlink, missing_ok=True)
-            writer = pq.ParquetWriter(self._unsplit, _READ, compression="zstd")
-            self._writer = self._stack.enter_context(writer)
-        return self
 
     def add(self, batch: Mapping[str, NDArray[Any]]) -> None:
         """Add a batch. `label` is an index; `error` is empty if the file is readable."""
-        if self._file is None:
-            return
         columns = {**batch, "label": self._class_names[batch["label"]]}
         arrays = [pa.array(columns[name].astype(object), pa.string()) for name in _READ.names]
         self._writer.write_table(pa.table(arrays, schema=_READ))
@@ -57,8 +51,6 @@ class FileList:
             splits: Names of the splits.
             indices: Index of the split of each readable row, in order. Other rows have none.
         """
-        if self._file is None:
-            return
         self._writer.close()
         names, at = np.array(splits, dtype=object), 0
         with (
@@ -73,10 +65,21 @@ class FileList:
                 columns = [*batch.columns, pa.array(split, pa.string())]
                 writer.write_table(pa.table(columns, schema=_LISTED))
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self._stack.close()
+
+@contextmanager
+def open_file_list(file: Path | None, class_names: Sequence[str]) -> Iterator[FileList | None]:
+    """Open a list to `add` to and then `finish`; what is not finished leaves no file.
+
+    Args:
+        file: The file to write, whose folder must exist; None for no list.
+        class_names: Class names, in the order of labels.
+    """
+    if file is None:
+        yield None
+        return
+    unsplit = file.with_suffix(".part")
+    try:
+        with pq.ParquetWriter(unsplit, _READ, compression="zstd") as writer:
+            yield FileList(file, unsplit, writer, class_names)
+    finally:
+        unsplit.unlink(missing_ok=True)

@@ -8,7 +8,6 @@ ssh and no host names are needed.
 import os
 from collections import Counter
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,18 +23,10 @@ from horovod.runner.http.http_server import (
 from horovod.runner.util.threads import in_thread
 from ray.train import Checkpoint, DataConfig, Result, RunConfig, ScalingConfig
 from ray.train.backend import Backend, BackendConfig
-from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 from ray.train.v2.api.exceptions import WorkerGroupError
-from ray.util.placement_group import PlacementGroup
 
-from mask_ray import ray_internals
 from mask_ray.config import MaskRayError
-from mask_ray.ray_internals.train_controller import start_controller
-
-# A placement group, and the index of its bundle for the first worker.
-Placement = tuple[PlacementGroup, int]
-
-_LOOK_EVERY_S = 2.0
+from mask_ray.ray_internals.train_controller import Placement, ReservedTrainer
 
 
 @dataclass
@@ -59,7 +50,7 @@ class HorovodConfig(BackendConfig):
         return _HorovodBackend
 
 
-class HorovodTrainer(DataParallelTrainer):
+class HorovodTrainer(ReservedTrainer):
     """Runs a training function on N Horovod workers, which restart together when one dies.
 
     The signature is that of `ray.train.horovod.HorovodTrainer`. The function calls
@@ -92,9 +83,10 @@ class HorovodTrainer(DataParallelTrainer):
         placement: Placement | None = None,
         while_running: Callable[[], None] = lambda: None,
     ) -> None:
-        self._placement = placement
-        self._while_running = while_running
         super().__init__(
+            placement=placement,
+            while_running=while_running,
+            is_final=_is_for_user,
             train_loop_per_worker=train_loop_per_worker,
             train_loop_config=train_loop_config,
             backend_config=horovod_config or HorovodConfig(),
@@ -112,24 +104,6 @@ class HorovodTrainer(DataParallelTrainer):
             return super().fit()
         except WorkerGroupError as error:
             raise _for_user(error) or error from error
-
-    def _initialize_and_run_controller(self, **kwargs: Any) -> Result:
-        assert self.run_config.failure_config is not None, "RunConfig fills it in"
-        policy = ray_internals.failure_policy(self.run_config.failure_config, _is_for_user)
-        group, first = self._placement or (None, 0)
-        controller = start_controller(group, first, kwargs | {"failure_policy": policy})
-        running = controller.run.remote()
-        try:
-            while not ray.wait([running], timeout=_LOOK_EVERY_S)[0]:
-                self._while_running()
-        except BaseException:
-            # The controller ends itself when it aborts, which Ray reports as an error.
-            with suppress(ray.exceptions.RayActorError):
-                ray.get(controller.abort.remote())
-            raise
-        ray.get(running)
-        result: Result = ray.get(controller.get_result.remote())
-        return result
 
 
 def _is_for_user(error: Exception) -> bool:

@@ -137,7 +137,7 @@ def decode_examined(examined: Examined, image_size: int) -> RGBArray:
 def decode(
     encoded: bytes, limits: ImageLimits = _DEFAULT_LIMITS, *, at_least_px: int | None = None
 ) -> RGBArray:
-    """Decode one JPEG, PNG, WebP, GIF, BMP, TIFF, AVIF or HEIC to RGB.
+    """Decode one image, in a format of `config.IMAGE_FORMATS`, to RGB.
 
     Of an animation, or a file of several pages, the first is decoded; HEIC needs pillow-heif.
 

@@ -135,7 +135,7 @@ def _limit_memory(base_bytes: int | None, examined: Examined) -> None:
 
 
 def _data_bytes() -> int | None:
-    """Return what counts against RLIMIT_DATA now. None: only Linux tells, and only it counts."""
+    """Return what counts against RLIMIT_DATA now; None where the system is not Linux."""
     status = Path("/proc/self/status")
     if not status.exists():
         return None

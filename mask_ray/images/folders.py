@@ -2,7 +2,7 @@
 
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePath
 
@@ -58,15 +58,16 @@ class Skipped:
             (self.other, "files that are not named as images", ""),
         )
         return [
-            f"skipped {what}: {len(paths)} ({_first(paths)}){advice}"
+            f"skipped {what}: {len(paths)} ({first_names(paths, _NUM_SHOWN)}){advice}"
             for paths, what, advice in reasons
             if paths
         ]
 
 
-def _first(paths: list[str]) -> str:
-    more = [f"and {len(paths) - _NUM_SHOWN} more"] if len(paths) > _NUM_SHOWN else []
-    return ", ".join([*paths[:_NUM_SHOWN], *more])
+def first_names(names: Sequence[str], num_shown: int) -> str:
+    """List the first names for a message, and how many more there are."""
+    more = [f"and {len(names) - num_shown} more"] if len(names) > num_shown else []
+    return ", ".join([*names[:num_shown], *more])
 
 
 def walk(folder: str, skipped: Skipped, *, linked_depth: int = 0) -> Iterator[str]:

@@ -60,7 +60,7 @@ _MAX_TEXT_BYTES = 64 * 1024
 
 
 class Survey(NamedTuple):
-    """What a look at a file tells.
+    """What a look at a file finds.
 
     Args:
         width: In pixels, before any rotation.

@@ -202,7 +202,7 @@ class _Stages:
         decision = promotion.promote_if_better(self._name, version, images, self._settings)
         for role, figures in (("challenger", decision.challenger), ("champion", decision.champion)):
             if figures is not None:
-                run.log_metrics({f"{role}_{key}": v for key, v in _numbers(figures).items()})
+                run.log_metrics({f"{role}_{key}": v for key, v in _flat_figures(figures).items()})
         return asdict(decision)
 
     def _champion(self, results: Results) -> str:
@@ -278,7 +278,7 @@ def _only_numbers(figures: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in figures.items() if isinstance(value, int | float)}
 
 
-def _numbers(figures: Figures) -> dict[str, float]:
+def _flat_figures(figures: Figures) -> dict[str, float]:
     values = {key: value for key, value in asdict(figures).items() if key != "version"}
     return evaluation.flatten(values)
 

@@ -2,7 +2,6 @@
 
 Ray may rename any of them in any release: an upgrade starts with this folder. All were seen in Ray
 2.60. They are imported where they are used, so that a process pays only for the ones it calls.
-A private method is overridden elsewhere, in `mask_ray.horovod.trainer.HorovodTrainer`.
 """
 
 import json

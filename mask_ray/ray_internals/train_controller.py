@@ -1,35 +1,85 @@
-"""Ray Train's controller with workers in bundles that are reserved already."""
+"""Ray Train's trainer and its controller, with workers in bundles that are reserved already."""
 
 import os
 import time
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from typing import Any
 
-from mask_ray.ray_internals import resources_when_grown
+import ray
+from ray.train import Result
+from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
+from ray.util.placement_group import PlacementGroup, placement_group_table
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-if TYPE_CHECKING:
-    from ray.util.placement_group import PlacementGroup
+from mask_ray.ray_internals import failure_policy, resources_when_grown
+
+# A placement group, and the index of its bundle for the first worker.
+Placement = tuple[PlacementGroup, int]
+
+_LOOK_EVERY_S = 2.0
 
 
-def start_controller(
-    group: "PlacementGroup | None", first_bundle: int, arguments: dict[str, Any]
+class ReservedTrainer(DataParallelTrainer):
+    """A `DataParallelTrainer` whose workers run in bundles that are reserved already.
+
+    Overrides `_initialize_and_run_controller`, which `fit` calls: no public method takes a place
+    for the workers, or does anything while they run.
+
+    Args:
+        placement: Placement group with the bundles, and the index of the first worker's; None to
+            reserve them when the workers start.
+        while_running: Called every few seconds; an error that it raises ends the run.
+        is_final: Whether a training error is one that no restart mends.
+        arguments: Those of `DataParallelTrainer`.
+    """
+
+    def __init__(
+        self,
+        *,
+        placement: Placement | None,
+        while_running: Callable[[], None],
+        is_final: Callable[[Exception], bool],
+        **arguments: Any,
+    ) -> None:
+        self._placement = placement
+        self._while_running = while_running
+        self._is_final = is_final
+        super().__init__(**arguments)
+
+    def _initialize_and_run_controller(self, **arguments: Any) -> Result:
+        assert self.run_config.failure_config is not None, "RunConfig fills it in"
+        policy = failure_policy(self.run_config.failure_config, self._is_final)
+        group, first = self._placement or (None, 0)
+        controller = _start_controller(group, first, arguments | {"failure_policy": policy})
+        running = controller.run.remote()
+        try:
+            while not ray.wait([running], timeout=_LOOK_EVERY_S)[0]:
+                self._while_running()
+        except BaseException:
+            # The controller ends itself when it aborts, which Ray reports as an error.
+            with suppress(ray.exceptions.RayActorError):
+                ray.get(controller.abort.remote())
+            raise
+        ray.get(running)
+        result: Result = ray.get(controller.get_result.remote())
+        return result
+
+
+def _start_controller(
+    group: PlacementGroup | None, first_bundle: int, arguments: dict[str, Any]
 ) -> Any:
     """Start Ray Train's controller, on this node; return the actor.
-
-    As `DataParallelTrainer._initialize_and_run_controller` of `ray.train.v2` does, but its workers
-    run in bundles that are reserved already.
 
     Args:
         group: Placement group with the bundles; None to reserve them when the workers start.
         first_bundle: Index of the first worker's bundle.
         arguments: Arguments of the controller.
     """
-    import ray
     from ray.train.v2._internal.callbacks.placement_group_callback import (
         PlacementGroupCleanerCallback,
     )
     from ray.train.v2._internal.constants import get_env_vars_to_propagate
-    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     if group is not None:
         # It would remove the group when a trial is stopped, and end the trials beside it.
@@ -57,34 +107,46 @@ def start_controller(
     )
 
 
-def _controller(group: Any, first_bundle: int, variables: Mapping[str, str]) -> type:
-    """Return a controller whose workers run in the bundles of a group, which it does not remove.
+def _controller(
+    group: PlacementGroup | None, first_bundle: int, variables: Mapping[str, str]
+) -> type:
+    """Return a `TrainController` whose workers run in the bundles of a group, if there is one.
 
     It sets the variables in its process. All that it starts would inherit a runtime environment,
     and could use no process that has run a task of the driver.
-
-    Subclasses of `TrainController`, `WorkerGroup` and `DefaultPlacementGroupHandle`. When a node is
-    lost, Ray moves its bundles to another node once there is room; until then workers run in those
-    that are left.
     """
     from ray.train.v2._internal.execution.controller import TrainController
+    from ray.train.v2._internal.execution.worker_group.worker_group import WorkerGroup
+
+    class Controller(TrainController):
+        worker_group_cls = WorkerGroup if group is None else _workers_in(group, first_bundle)
+
+        def __init__(self, *arguments: Any, **options: Any) -> None:
+            os.environ.update(variables)
+            super().__init__(*arguments, **options)
+
+    return Controller
+
+
+def _workers_in(group: PlacementGroup, first_bundle: int) -> Any:
+    """Return a `WorkerGroup` that runs in the bundles of a group, which it does not remove.
+
+    When a node is lost, Ray moves its bundles to another node once there is room; until then
+    workers run in those that are left.
+    """
     from ray.train.v2._internal.execution.worker_group.placement_group_handle import (
         DefaultPlacementGroupHandle,
     )
     from ray.train.v2._internal.execution.worker_group.worker_group import WorkerGroup
 
     class Held(DefaultPlacementGroupHandle):
-        def __init__(self, num_workers: int, last_bundle: int) -> None:
+        def __init__(self, wanted: range, num_workers: int) -> None:
             super().__init__(group)
-            self._num_workers, self._last_bundle = num_workers, last_bundle
-
-        def bundles(self) -> list[int]:
-            """Return the bundles that are on a node, of those for these workers."""
-            return placed_bundles(group, range(first_bundle, self._last_bundle + 1))
+            self._wanted, self._num_workers = wanted, num_workers
 
         def wait(self, timeout_seconds: float = 30) -> bool:
             deadline = time.monotonic() + timeout_seconds
-            while len(self.bundles()) < self._num_workers:
+            while len(placed_bundles(group, self._wanted)) < self._num_workers:
                 if time.monotonic() > deadline:
                     return False
                 time.sleep(0.5)
@@ -94,31 +156,23 @@ def _controller(group: Any, first_bundle: int, variables: Mapping[str, str]) -> 
             """Keep the group for the next start of the workers."""
 
     class PlacedWorkers(WorkerGroup):
+        def _wanted_bundles(self) -> range:
+            scaling_config = self._train_run_context.scaling_config
+            return range(first_bundle, first_bundle + scaling_config.max_workers)
+
         def _create_placement_group(self, scaling_config: Any, worker_group_context: Any) -> Any:
-            last_bundle = first_bundle + scaling_config.max_workers - 1
-            self._held = Held(worker_group_context.num_workers, last_bundle)
-            return self._held
+            return Held(self._wanted_bundles(), worker_group_context.num_workers)
 
         def _create_workers(self, num_workers: int, *arguments: Any, **options: Any) -> Any:
-            bundles = self._held.bundles()[:num_workers]
+            bundles = placed_bundles(group, self._wanted_bundles())[:num_workers]
             options["placement_group_bundle_indices"] = bundles
             return super()._create_workers(num_workers, *arguments, **options)
 
-    class Controller(TrainController):
-        worker_group_cls = WorkerGroup if group is None else PlacedWorkers
-
-        def __init__(self, *arguments: Any, **options: Any) -> None:
-            os.environ.update(variables)
-            super().__init__(*arguments, **options)
-
-    return Controller
+    return PlacedWorkers
 
 
-def placed_bundles(group: "PlacementGroup", wanted: range) -> list[int]:
+def placed_bundles(group: PlacementGroup, wanted: range) -> list[int]:
     """Return those of the wanted bundles that are on a node that lives."""
-    import ray
-    from ray.util.placement_group import placement_group_table
-
     nodes = placement_group_table(group).get("bundles_to_node_id", {})
     alive = {node["NodeID"] for node in ray.nodes() if node["Alive"]}
     return [bundle for bundle in wanted if nodes.get(bundle) in alive]

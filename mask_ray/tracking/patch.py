@@ -38,14 +38,14 @@ def shareable(diff: str, names: Sequence[str], ignored: Collection[str]) -> str:
     Args:
         diff: Output of `git diff --no-renames`.
         names: The files in it, in this order.
-        ignored: Files that git tracks although it is told to ignore them.
+        ignored: Files that git tracks although it ignores their names.
 
     Returns:
         The patch. Lines before it, which `git apply` skips, name what is left out.
     """
     parts = [part for part in _FILE.split(diff) if part.strip()]
     if len(parts) != len(names):
-        return "# left out: the whole patch, whose files are not told apart\n"
+        return "# left out: the whole patch, whose files cannot be separated\n"
     reasons = [_reason(name, part, ignored) for name, part in zip(names, parts, strict=True)]
     left_out = [
         f"# left out: {name!a} {reason}\n"

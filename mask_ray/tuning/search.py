@@ -85,7 +85,7 @@ def search_settings(settings: TuneSettings) -> dict[str, Any]:
     # Stored with the run, so that a resumed search uses the same values.
     decided: dict[str, Any] = {
         "search": ",".join(settings.searched),
-        "max_concurrent": _num_concurrent(settings),
+        "max_concurrent": _trials_at_once(settings),
     }
     settings = settings.model_copy(update=decided)
     drawn = trials.draw(settings)
@@ -133,7 +133,7 @@ def stored_settings(run_id: str) -> dict[str, Any]:
     return stored
 
 
-def _num_concurrent(settings: TuneSettings) -> int:
+def _trials_at_once(settings: TuneSettings) -> int:
     grows_to = ray_internals.resources_when_grown()
     resources = grows_to or ray.available_resources()
     return num_concurrent(settings, resources.get("CPU", 0), resources.get("GPU", 0))

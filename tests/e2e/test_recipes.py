@@ -1,10 +1,12 @@
-"""The curl recipes of the README and the guides, run as written, on another port."""
+"""The recipes that ask the service, of README and guides, run as written, on another port."""
 
+import csv
 import json
 import os
 import re
 import shutil
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -138,3 +140,25 @@ def test_the_answer_shown_is_of_the_form_that_comes(
 def test_without_its_token_the_guarded_recipe_fails(folder: Path, guarded_url: str) -> None:
     with pytest.raises(AssertionError, match="A bearer token is needed"):
         run(RECIPES[0], folder, guarded_url)
+
+
+def test_the_recipe_of_the_client_classifies_files_and_folders(folder: Path, url: str) -> None:
+    (recipe,) = re.findall(
+        "^python -m mask_ray.client .*", (ROOT / "docs/guides/serve.md").read_text(), re.MULTILINE
+    )
+    (folder / "photos").mkdir()
+    (folder / "photos" / "other.png").write_bytes((folder / "other.png").read_bytes())
+
+    done = subprocess.run(
+        ["bash", "-c", f"{recipe.replace('python', sys.executable, 1)} --url {url}"],
+        cwd=folder,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=100,
+    )
+
+    assert done.returncode == 0, done.stderr
+    rows = list(csv.DictReader((folder / "answers.csv").open()))
+    assert [row["path"] for row in rows] == ["photos/other.png", "face.jpg"]
+    assert all(row["label"] and not row["error"] for row in rows)

@@ -232,11 +232,13 @@ class _TarStream:
     def __init__(self, file: BufferedIOBase, archive: str) -> None:
         self._file = file
         self._archive = archive
+        # What may still be read; None for no limit.
+        self._left: int | None = None
         self.expect_header()
 
     def expect_header(self) -> None:
         """Limit what is read from here on to one header, and what tarfile reads ahead."""
-        self._left: int | None = _MAX_HEADER_BYTES + _TAR_BUFFER_BYTES
+        self._left = _MAX_HEADER_BYTES + _TAR_BUFFER_BYTES
 
     def expect_content(self) -> None:
         """Stop limiting: what is read from here on is a file's content."""

@@ -15,7 +15,7 @@ import pyarrow as pa
 from mask_ray.config import SplitName
 from mask_ray.data.sources.listing import Listing, of_columns
 from mask_ray.data.sources.location import DataError
-from mask_ray.images.folders import is_junk
+from mask_ray.images.folders import first_names, is_junk
 
 _SPELLED: dict[SplitName, tuple[str, ...]] = {
     "train": ("train", "training", "trn"),
@@ -119,8 +119,8 @@ def _check_all_deep(level: _Level, listing: Listing) -> None:
     flat = level.names - level.deep
     if flat:
         raise DataError(
-            f"{listing.root} has the splits {_named(level.names)}, which must hold one folder for "
-            f"each class; {_named(flat)} hold files only. Sort them into folders, or give a "
+            f"{listing.root} has the splits {_listed(level.names)}, which must hold one folder for "
+            f"each class; {_listed(flat)} hold files only. Sort them into folders, or give a "
             "manifest with the columns path, label and split"
         )
 
@@ -131,8 +131,8 @@ def _check_none_deep(level: _Level, listing: Listing) -> None:
     is_mixed = bool(splits.keys() & level.deep and level.names - splits.keys())
     if is_mixed or len({*splits.values()}) > 1:
         raise DataError(
-            f"{listing.root} has folders that are splits by their names ({_named(splits)}) beside "
-            f"others ({_named(level.names - splits.keys())}). Move or rename the ones or the "
+            f"{listing.root} has folders that are splits by their names ({_listed(splits)}) beside "
+            f"others ({_listed(level.names - splits.keys())}). Move or rename the ones or the "
             "others, or give a manifest with the columns path, label and split"
         )
 
@@ -142,12 +142,10 @@ def _check_all_named(level: _Level, listing: Listing) -> None:
     if others or level.has_files:
         raise DataError(
             f"{listing.root} has classes with folders that are splits by their names "
-            f"({_named(level.splits)}) beside {_named(others) or 'files'}. Move these into a "
+            f"({_listed(level.splits)}) beside {_listed(others) or 'files'}. Move these into a "
             "split, or give a manifest with the columns path, label and split"
         )
 
 
-def _named(names: Iterable[str]) -> str:
-    ordered = sorted(names)
-    more = [f"{len(ordered) - _NUM_SHOWN} more"] if len(ordered) > _NUM_SHOWN else []
-    return ", ".join([*ordered[:_NUM_SHOWN], *more])
+def _listed(names: Iterable[str]) -> str:
+    return first_names(sorted(names), _NUM_SHOWN)

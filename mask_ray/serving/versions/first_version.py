@@ -48,13 +48,13 @@ def find_first(uri: str, limits: ModelLimits) -> FirstModel:
     found = tracking.resolve_model(uri)
     name_and_alias = alias_of(uri)
     if name_and_alias is None or found.version is None:
-        return _tried(found, limits)
+        return _load_and_try(found, limits)
     name, alias = name_and_alias
 
     def load(version: str) -> FirstModel:
         if reason := tracking.refusal(name, version):
             raise ModelRefusedError(reason)
-        return _tried(tracking.resolve_model(f"models:/{name}/{version}"), limits)
+        return _load_and_try(tracking.resolve_model(f"models:/{name}/{version}"), limits)
 
     return choose_first(found.version, lambda: _champions(name) if alias == CHAMPION else [], load)
 
@@ -93,7 +93,7 @@ def choose_first(
     )
 
 
-def _tried(found: "ResolvedModel", limits: ModelLimits) -> FirstModel:
+def _load_and_try(found: "ResolvedModel", limits: ModelLimits) -> FirstModel:
     predictor = load_checked(found.path, limits=limits)
     return FirstModel(found.path, found.name, found.version, predictor.class_names)
 

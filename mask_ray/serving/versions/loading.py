@@ -31,7 +31,7 @@ def load_models(
     Args:
         settings: Settings of the service.
         followed: The alias, if one is followed.
-        events: Told of every switch and refusal.
+        events: Gets every switch and refusal.
         is_healthy: Whether the replica passes its health checks with a version.
 
     Raises:

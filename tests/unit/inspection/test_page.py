@@ -42,3 +42,9 @@ def test_what_is_wrong_stands_before_the_sheets() -> None:
         )
     ]
     assert order == sorted(order)
+
+
+def test_sizes_are_short_enough_for_one_line() -> None:
+    page = html("photos", Findings(NAMES, figures(), [[]] * 2, [], [], []))
+
+    assert "Longer side, px" in page and ">64\u2013127<" in page

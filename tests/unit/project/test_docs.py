@@ -4,6 +4,7 @@ import importlib.util
 import re
 import shlex
 import sys
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
@@ -13,7 +14,9 @@ from urllib.parse import unquote
 import pytest
 import yaml
 
+import benchmarks
 from mask_ray import cli
+from mask_ray.config import IMAGE_FORMATS
 from tests.support.project import ROOT
 
 DOCS = ROOT / "docs"
@@ -234,3 +237,48 @@ def test_every_metric_is_documented() -> None:
     assert metrics
     for name in metrics:
         assert f"`{name}`" in page, name
+
+
+def test_the_layers_are_those_that_are_checked() -> None:
+    page = (DOCS / "development/layers.md").read_text()
+    documented = [block.splitlines() for language, block in FENCE.findall(page)]
+    contracts = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"]
+    checked = [each["layers"] for each in contracts["contracts"] if each.get("exhaustive")]
+
+    assert documented == [["jobs", *checked[0]], checked[1]]
+
+
+def test_lists_of_image_formats_are_complete() -> None:
+    names = [each.name for each in IMAGE_FORMATS]
+    listed = re.compile(r"\bJPEG, PNG, [^|.]*")
+    lists = {page: listed.findall(page.read_text()) for page in PAGES}
+
+    assert sum(map(len, lists.values())) >= 3
+    for page, found in lists.items():
+        for text in found:
+            assert re.findall("|".join(names), text) == names, (page, text)
+
+
+def test_every_benchmark_is_listed() -> None:
+    listed = set(re.findall(r"^    python -m (benchmarks\.\w+)", (benchmarks.__doc__ or ""), re.M))
+    folder = ROOT / "benchmarks"
+    commands = {f"benchmarks.{path.stem}" for path in folder.glob("[!_]*.py")}
+    commands |= {f"benchmarks.{path.parent.name}" for path in folder.glob("*/__main__.py")}
+
+    assert listed == commands
+
+
+def test_all_that_is_used_of_the_backbone_is_listed() -> None:
+    page = (DOCS / "development/another-backbone.md").read_text()
+    listed = set(re.findall(r"\w+", " ".join(re.findall(r"`([^`]*)`", page))))
+    used = set()
+    for path in (ROOT / "mask_ray").rglob("*.py"):
+        code = path.read_text()
+        used |= set(re.findall(r"\bmobilenet\.([A-Za-z]\w*)", code)) - {"py"}
+        for names in re.findall(
+            r"from mask_ray\.(?:models\.mobilenet|config\.backbone) import ([^\n(]+)", code
+        ):
+            used |= set(re.findall(r"\w+", names))
+
+    assert {"Layer", "read_h5", "ALPHAS"} <= used
+    assert used - listed == set()

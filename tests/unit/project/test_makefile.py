@@ -1,6 +1,7 @@
 """What the Makefile's targets promise before they install anything."""
 
 import os
+import re
 import shutil
 import subprocess
 from pathlib import Path
@@ -147,3 +148,17 @@ def test_make_serve_is_a_command_of_the_project(haproxy: str, flags: str) -> Non
         timeout=60,
     )
     assert done.stdout.splitlines()[-1].strip() == f"exec python -m mask_ray.serve{flags}"
+
+
+NAMED = re.compile(r"(?:`|^ *|run: |entry: |exec )make ([a-z][a-z-]*)", re.MULTILINE)
+PAGES = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", ".pre-commit-config.yaml")]
+PAGES += [ROOT / ".ci/run", *sorted((ROOT / ".github").rglob("*.[my][dm]*"))]
+PAGES += sorted((ROOT / "docs").rglob("*.md"))
+
+
+def test_targets_that_are_named_exist() -> None:
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    named = {(page.name, name) for page in PAGES for name in NAMED.findall(page.read_text())}
+
+    assert {"setup", "check", "check-types", "test", "docs"} <= {name for _, name in named}
+    assert {(page, name) for page, name in named if name not in targets} == set()

@@ -50,7 +50,7 @@ _CONTENT_TYPES = {
     ".svg": "image/svg+xml",
 }
 
-_ASSETS = ("app.js", "camera.js", "icon.svg", "predict.js", "style.css")
+_ASSETS = ("app.js", "camera.js", "cards.css", "icon.svg", "predict.js", "style.css")
 
 
 def routes() -> list[Route]:

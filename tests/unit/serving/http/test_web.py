@@ -22,6 +22,7 @@ CONTENT_TYPES = {
     "/": "text/html; charset=utf-8",
     "/web/app.js": "text/javascript; charset=utf-8",
     "/web/camera.js": "text/javascript; charset=utf-8",
+    "/web/cards.css": "text/css; charset=utf-8",
     "/web/icon.svg": "image/svg+xml",
     "/web/predict.js": "text/javascript; charset=utf-8",
     "/web/style.css": "text/css; charset=utf-8",
