@@ -5,6 +5,7 @@ import io
 import tarfile
 import zipfile
 from pathlib import Path
+from typing import NamedTuple
 
 FILES = {
     "a/1.jpg": b"one", "a/deep/2.jpg": b"two", "b/3.jpg": b"three",
@@ -62,3 +63,23 @@ def zip_with_link() -> bytes:
         entry.external_attr = 0o120777 << 16
         zipped.writestr(entry, "/etc/passwd")
     return buffer.getvalue()
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {
+        path.relative_to(folder).as_posix(): path.read_bytes()
+        for path in folder.rglob("*")
+        if path.is_file()
+    }
+
+
+def written(tmp_path: Path, content: bytes, name: str = "photos.zip") -> Path:
+    path = tmp_path / name
+    path.write_bytes(content)
+    return path
+
+
+class Usage(NamedTuple):
+    """What `shutil.disk_usage` says."""
+
+    free: int

@@ -1,4 +1,4 @@
-"""The page's files over HTTP, and what their headers promise. The page itself: test_page.py."""
+"""The page's files over HTTP, and what their headers promise. The page itself: tests/e2e/page."""
 
 import asyncio
 import re
