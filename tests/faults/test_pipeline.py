@@ -7,19 +7,17 @@ from pathlib import Path
 from typing import Any
 
 import httpx
-import mlflow
 import pytest
-import yaml
 from mlflow import MlflowClient
 from ray import serve
 
 from mask_ray import tracking
 from mask_ray.config import DEFAULT_MODEL_NAME as NAME
-from mask_ray.config import tracking_uri
 from mask_ray.evaluation.champion_history import ChampionHistory
 from mask_ray.processes import free_port
-from tests.support.project import ROOT
 from tests.support.ray_jobs import SMALL, run_job
+from tests.support.serve_configs import write_config
+from tests.support.tracked_runs import all_runs
 
 STAGES = ["fetch", "inspect", "train", "evaluate", "promote", "deploy", "smoke-test"]
 # What it says when it is killed, one time after the other.
@@ -50,10 +48,8 @@ def flags(
     cluster: dict[str, str], url: str, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[list[str]]:
     """Of a small pipeline that serves at a port of its own."""
-    config = yaml.safe_load((ROOT / "serve_config.yaml").read_text())
-    config["http_options"]["port"] = int(url.rpartition(":")[2])
-    file = tmp_path_factory.mktemp("serve") / "serve_config.yaml"
-    file.write_text(yaml.safe_dump(config))
+    port = int(url.rpartition(":")[2])
+    file = write_config(tmp_path_factory.mktemp("serve"), port)
     own = ["--data", "synthetic:120", "--finetune-epochs", "1", "--smoke-images", "5"]
     yield [*own, *SMALL, "--serve-config", str(file)]
     serve.shutdown()
@@ -72,15 +68,10 @@ def finished(cluster: dict[str, str], flags: list[str]) -> dict[str, Any]:
     return run_job("jobs.pipeline", *flags, "--serve", env=cluster).result
 
 
-def runs() -> Any:
-    mlflow.set_tracking_uri(tracking_uri())
-    return mlflow.search_runs(search_all_experiments=True, order_by=["start_time"])
-
-
 def test_killed_in_every_stage_it_does_nothing_twice_and_loses_nothing(
     finished: dict[str, Any], url: str
 ) -> None:
-    found = runs()
+    found = all_runs()
     below = found[found["tags.mlflow.parentRunId"] == finished["run_id"]]
     assert list(below["tags.pipeline.stage"]) == STAGES
     assert len(found) == 1 + len(STAGES) and set(found["status"]) == {"FINISHED"}

@@ -11,6 +11,7 @@ from mlflow import MlflowClient
 from mask_ray.config import TrainSettings
 from mask_ray.tuning import trials
 from tests.support.ray_jobs import SMALL, Job, kill_one, run_job
+from tests.support.tracked_runs import trial_runs
 
 
 @pytest.fixture
@@ -44,16 +45,11 @@ def resumed(interrupted: Job, cluster: dict[str, str]) -> Job:
 
 
 @pytest.fixture
-def nested(resumed: Job, home: Path) -> dict[int, mlflow.entities.Run]:
+def nested(resumed: Job) -> dict[int, mlflow.entities.Run]:
     """The runs of the trials, by their numbers."""
-    mlflow.set_tracking_uri(f"sqlite:///{home / 'mlflow.db'}")
-    runs = mlflow.search_runs(
-        experiment_names=["mask_ray"],
-        filter_string=f"tags.`mlflow.parentRunId` = '{resumed.run_id}'",
-        output_format="list",
-    )
+    runs = trial_runs(resumed.run_id)
     assert len(runs) == 3
-    return {int(run.data.tags["trial"]): run for run in runs}
+    return runs
 
 
 def test_a_killed_search_goes_on_with_what_is_unfinished(

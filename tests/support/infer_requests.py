@@ -1,6 +1,5 @@
 """Requests of the Open Inference Protocol, as its clients write them."""
 
-import base64
 import json
 import struct
 from typing import Any
@@ -15,10 +14,6 @@ def image_input(**fields: Any) -> dict[str, Any]:
 
 def prefixed(*items: bytes) -> bytes:
     return b"".join(struct.pack("<I", len(item)) + item for item in items)
-
-
-def text_of(data: bytes) -> str:
-    return base64.b64encode(data).decode()
 
 
 def parse_json(document: Any, limits: PayloadLimits | None = None) -> InferRequest:

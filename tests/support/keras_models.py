@@ -1,9 +1,12 @@
 """A classifier with random weights whose answers depend on the image."""
 
+from collections.abc import Sequence
+
 import keras
 import numpy as np
 
 from mask_ray.models import keras_model as models
+from mask_ray.models.file_format import FEATURES_NAME
 
 
 def build(
@@ -29,3 +32,9 @@ def build(
     for norm, momentum in zip(norms, momenta, strict=True):
         norm.momentum = momentum
     return model
+
+
+def features_of(model: keras.Model, images: Sequence[np.ndarray] | np.ndarray) -> np.ndarray:
+    """What the backbone makes of the images, by Keras itself; shape (N, D)."""
+    backbone = keras.Model(model.input, model.get_layer(FEATURES_NAME).output)
+    return np.asarray(backbone.predict(np.stack(images), verbose=0))

@@ -20,11 +20,6 @@ def pixels(image_size: int) -> np.ndarray:
     return (tints * rng.integers(0, 256, (8, image_size, image_size, 3))).astype(np.uint8)
 
 
-def features_by_keras(model: keras.Model, images: np.ndarray) -> np.ndarray:
-    features = keras.Model(model.input, model.get_layer("features").output)
-    return np.asarray(features.predict(images, verbose=0))
-
-
 @pytest.mark.parametrize(
     ("image_size", "alpha"),
     # Each width once, and each size: the largest image through the narrowest network.
@@ -36,7 +31,7 @@ def test_features_are_those_of_keras_at_every_width_and_size(image_size: int, al
     weights = model.get_layer("backbone").get_weights()
     onnx_file = onnx_export.backbone_onnx(weights, image_size=image_size, alpha=alpha)
     extractor = FeatureExtractor(onnx_file)
-    expected = features_by_keras(model, images)
+    expected = keras_models.features_of(model, images)
     assert np.ptp(expected, axis=0).max() > 0.1
     np.testing.assert_allclose(extractor.extract(images), expected, rtol=0, atol=1e-4)
     np.testing.assert_allclose(extractor.extract(images[:1]), expected[:1], rtol=0, atol=1e-4)

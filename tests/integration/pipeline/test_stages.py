@@ -7,20 +7,18 @@ from pathlib import Path
 from typing import Any
 
 import httpx
-import mlflow
 import pytest
-import yaml
 from mlflow import MlflowClient
 from ray import serve
 
 from mask_ray import tracking
 from mask_ray.config import DEFAULT_MODEL_NAME as NAME
-from mask_ray.config import tracking_uri
 from mask_ray.evaluation import promotion
 from mask_ray.evaluation.champion_history import ChampionHistory
 from mask_ray.processes import free_port
-from tests.support.project import ROOT
 from tests.support.ray_jobs import run_here
+from tests.support.serve_configs import write_config
+from tests.support.tracked_runs import all_runs
 
 STAGES = ["fetch", "inspect", "train", "evaluate", "promote", "deploy", "smoke-test"]
 
@@ -49,10 +47,8 @@ def flags(
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Iterator[list[str]]:
     """Of a small pipeline that serves at a port of its own."""
-    config = yaml.safe_load((ROOT / "serve_config.yaml").read_text())
-    config["http_options"]["port"] = int(url.rpartition(":")[2])
-    file = tmp_path_factory.mktemp("serve") / "serve_config.yaml"
-    file.write_text(yaml.safe_dump(config))
+    port = int(url.rpartition(":")[2])
+    file = write_config(tmp_path_factory.mktemp("serve"), port)
     own = ["--data", "synthetic:120", "--smoke-images", "5", "--serve-config", str(file)]
     yield [*head_only, *own]
     serve.shutdown()
@@ -64,15 +60,10 @@ def finished(cluster: dict[str, str], flags: list[str]) -> dict[str, Any]:
     return run_here("jobs.pipeline", *flags, "--serve", env=cluster).result
 
 
-def runs() -> Any:
-    mlflow.set_tracking_uri(tracking_uri())
-    return mlflow.search_runs(search_all_experiments=True, order_by=["start_time"])
-
-
 def test_each_stage_is_done_once_and_what_it_made_is_served(
     finished: dict[str, Any], url: str
 ) -> None:
-    found = runs()
+    found = all_runs()
     below = found[found["tags.mlflow.parentRunId"] == finished["run_id"]]
     assert list(below["tags.pipeline.stage"]) == STAGES
     assert len(found) == 1 + len(STAGES) and set(found["status"]) == {"FINISHED"}
@@ -99,11 +90,11 @@ def test_each_stage_is_done_once_and_what_it_made_is_served(
 def test_done_before_it_only_says_so(
     finished: dict[str, Any], cluster: dict[str, str], flags: list[str]
 ) -> None:
-    before = Counter(runs()["tags.pipeline.stage"].dropna())
+    before = Counter(all_runs()["tags.pipeline.stage"].dropna())
     again = run_here("jobs.pipeline", *flags, env=cluster)
     assert again.result["model_version"] == "1" and again.result["seconds"] == {}
     assert again.log.count(": skipped, done in run ") == len(STAGES)
-    assert Counter(runs()["tags.pipeline.stage"].dropna()) == before
+    assert Counter(all_runs()["tags.pipeline.stage"].dropna()) == before
 
 
 def test_a_failure_is_one_line_with_the_stage(

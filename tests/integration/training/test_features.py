@@ -17,7 +17,6 @@ from mask_ray.images import synthetic
 from mask_ray.images.augment import augment
 from mask_ray.images.decode import decode_resized
 from mask_ray.models import onnx_export
-from mask_ray.models.file_format import FEATURES_NAME
 from mask_ray.training import features
 from mask_ray.training.features import prepare
 from tests.support import keras_models
@@ -90,11 +89,6 @@ def rows_of(images: ImageData, split: str) -> list[dict[str, Any]]:
     return [row for row in rows if row["split"] == split and not row["error"]]
 
 
-def features_by_keras(model: keras.Model, pixels: list[np.ndarray]) -> np.ndarray:
-    backbone = keras.Model(model.input, model.get_layer(FEATURES_NAME).output)
-    return np.asarray(backbone.predict(np.stack(pixels), verbose=0))
-
-
 def assert_equal_in_float16(found: np.ndarray, expected: np.ndarray) -> None:
     assert found.dtype == np.float16
     assert expected.std() > 0.01
@@ -104,7 +98,7 @@ def assert_equal_in_float16(found: np.ndarray, expected: np.ndarray) -> None:
 def test_are_those_of_the_keras_model(folder: Path, images: ImageData, model: keras.Model) -> None:
     for split in ("train", "val"):
         rows = rows_of(images, split)
-        expected = features_by_keras(model, [row["image"] for row in rows])
+        expected = keras_models.features_of(model, [row["image"] for row in rows])
         found = np.load(folder / f"{split}_features.npy")
         assert_equal_in_float16(found[:, 0], expected)
         labels = np.load(folder / f"{split}_labels.npy")
@@ -122,7 +116,7 @@ def test_of_views_are_those_of_the_augmented_images(
             augment(image, np.random.default_rng([0, view, zlib.crc32(image.tobytes())]), STRENGTH)
             for image in (row["image"] for row in rows)
         ]
-        assert_equal_in_float16(found[:, view], features_by_keras(model, augmented))
+        assert_equal_in_float16(found[:, view], keras_models.features_of(model, augmented))
     assert np.load(folder / "val_features.npy").shape[1] == 1
 
 

@@ -10,6 +10,7 @@ from mlflow import MlflowClient
 from mask_ray.config import TrainSettings
 from mask_ray.tuning import trials
 from tests.support.ray_jobs import Job, run_here
+from tests.support.tracked_runs import trial_runs
 
 
 @pytest.fixture
@@ -26,16 +27,11 @@ def found(cluster: dict[str, str], head_only: list[str]) -> Job:
 
 
 @pytest.fixture
-def nested(found: Job, home: Path) -> dict[int, mlflow.entities.Run]:
+def nested(found: Job) -> dict[int, mlflow.entities.Run]:
     """The runs of the trials, by their numbers."""
-    mlflow.set_tracking_uri(f"sqlite:///{home / 'mlflow.db'}")
-    runs = mlflow.search_runs(
-        experiment_names=["mask_ray"],
-        filter_string=f"tags.`mlflow.parentRunId` = '{found.run_id}'",
-        output_format="list",
-    )
+    runs = trial_runs(found.run_id)
     assert len(runs) == 2
-    return {int(run.data.tags["trial"]): run for run in runs}
+    return runs
 
 
 def test_the_result_is_the_best_trial(found: Job, nested: dict[int, mlflow.entities.Run]) -> None:

@@ -3,7 +3,7 @@
 import io
 import json
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +24,7 @@ from mask_ray.evaluation import (
     unrecognised,
 )
 from mask_ray.evaluation.metrics import BATCH_SIZE
+from tests.support.row_batches import InMemory
 
 METRICS_BY_CLASS = ("precision", "recall", "f1")
 
@@ -132,19 +133,6 @@ class StubPredictor:
         return images[:, 0, 0, :2].astype(np.float32) / 100
 
 
-class InMemory:
-    """The rows of a Ray Dataset, batch by batch."""
-
-    def __init__(self, images: np.ndarray, labels: np.ndarray) -> None:
-        self.images = images
-        self.labels = labels
-
-    def iter_batches(self, batch_size: int) -> Iterator[dict[str, np.ndarray]]:
-        for start in range(0, len(self.labels), batch_size):
-            rows = slice(start, start + batch_size)
-            yield {"image": self.images[rows], "label": self.labels[rows]}
-
-
 def cats_in_percent(percents: np.ndarray) -> np.ndarray:
     """Images of 2 x 2 px which the stub takes for a cat with this probability."""
     images = np.zeros((len(percents), 2, 2, 3), np.uint8)
@@ -158,7 +146,7 @@ def test_every_image_is_predicted_in_order_the_last_partial_batch_too() -> None:
     labels = (percents % 2).astype(np.int64)
     predictor = StubPredictor()
 
-    predicted = predict(InMemory(cats_in_percent(percents), labels), predictor)
+    predicted = predict(InMemory(image=cats_in_percent(percents), label=labels), predictor)
 
     assert predictor.batch_sizes == [BATCH_SIZE, BATCH_SIZE, 3]
     np.testing.assert_array_equal(predicted.labels, labels)
@@ -168,14 +156,15 @@ def test_every_image_is_predicted_in_order_the_last_partial_batch_too() -> None:
 
 
 def test_probabilities_sum_to_one_in_double_precision() -> None:
-    predicted = predict(InMemory(cats_in_percent(np.arange(9)), np.zeros(9, int)), StubPredictor())
+    images = InMemory(image=cats_in_percent(np.arange(9)), label=np.zeros(9, int))
+    predicted = predict(images, StubPredictor())
 
     assert predicted.probabilities.dtype == np.float64
     np.testing.assert_allclose(predicted.probabilities.sum(axis=1), 1, rtol=1e-15)
 
 
 def test_no_images_cannot_be_evaluated() -> None:
-    nothing = InMemory(cats_in_percent(np.arange(0)), np.zeros(0, int))
+    nothing = InMemory(image=cats_in_percent(np.arange(0)), label=np.zeros(0, int))
     with pytest.raises(DataError, match="no images to evaluate on"):
         predict(nothing, StubPredictor())
 

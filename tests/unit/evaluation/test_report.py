@@ -2,7 +2,6 @@
 
 import json
 import re
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +23,7 @@ from mask_ray.evaluation.robustness import CORRUPTIONS, accuracy_under_corruptio
 from mask_ray.evaluation.slices import by_trait
 from mask_ray.models.predictor import Predictor
 from tests.support import onnx_files
+from tests.support.row_batches import InMemory
 
 NAMES = ["cat", "dog"]
 
@@ -161,17 +161,6 @@ def test_each_corruption_changes_images_more_with_its_strength(name: str) -> Non
         changes.append(np.abs(worse.astype(float) - image).mean())
 
     assert 0 < changes[0] < changes[1] < changes[2]
-
-
-class InMemory:
-    """The rows of a Ray Dataset, batch by batch."""
-
-    def __init__(self, **columns: np.ndarray) -> None:
-        self.columns = columns
-
-    def iter_batches(self, batch_size: int) -> Iterator[dict[str, np.ndarray]]:
-        for start in range(0, len(self.columns["label"]), batch_size):
-            yield {k: v[start : start + batch_size] for k, v in self.columns.items()}
 
 
 @pytest.fixture

@@ -14,7 +14,9 @@ from mask_ray.models.onnx_edit import keras_with_temperature, with_feature_map, 
 from mask_ray.models.predictor import FeatureMaps, ModelFileError, Predictor
 from mask_ray.models.quantize import quantize
 from tests.support import onnx_files
-from tests.unit.models.test_quantize import NAMES, random_weights
+from tests.support.backbone_weights import random_weights
+
+NAMES = list(onnx_files.CLASS_NAMES)
 
 
 def images(num: int = 6) -> np.ndarray:

@@ -6,23 +6,13 @@ import numpy as np
 import onnx
 import pytest
 
-from mask_ray.models import mobilenet, onnx_export
+from mask_ray.models import onnx_export
 from mask_ray.models.predictor import Predictor
 from mask_ray.models.quantize import Figures, images_per_second, quantize, reason_against
+from tests.support.backbone_weights import random_weights
+from tests.support.onnx_files import CLASS_NAMES
 
-NAMES = ["with_mask", "without_mask"]
-
-
-def random_weights(alpha: float) -> list[np.ndarray]:
-    """Of every layer, such that activations neither vanish nor explode."""
-    rng = np.random.default_rng(0)
-    weights = []
-    for convolution in mobilenet.convolutions(alpha):
-        shape, channels = convolution.kernel_shape, convolution.num_channels
-        fan_in = shape[0] * shape[1] * (1 if convolution.is_depthwise else shape[2])
-        weights.append(rng.normal(size=shape) * np.sqrt(2 / fan_in))
-        weights += [np.ones(channels), np.zeros(channels), np.zeros(channels), np.ones(channels)]
-    return [weight.astype(np.float32) for weight in weights]
+NAMES = list(CLASS_NAMES)
 
 
 @pytest.fixture(scope="module")

@@ -1,6 +1,5 @@
 """All ways to ask `POST /predict`, before a real model in one process."""
 
-import base64
 import socket
 from collections.abc import Callable
 from pathlib import Path
@@ -16,13 +15,10 @@ from mask_ray.serving.http.responses import Classified, ModelInfo, predictions
 from tests.support import image_files
 from tests.support.local_backend import LocalBackend, request
 from tests.support.onnx_files import CLASS_NAMES, write_classifier
+from tests.support.payload_requests import text_of
 from tests.support.prediction_server import running
 
 PHOTOS = [image_files.png(image_files.picture(seed=seed)) for seed in range(3)]
-
-
-def text_of(encoded: bytes) -> str:
-    return base64.b64encode(encoded).decode()
 
 
 @pytest.fixture(scope="module")

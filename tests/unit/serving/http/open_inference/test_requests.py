@@ -20,8 +20,8 @@ from tests.support.infer_requests import (
     parse_binary,
     parse_json,
     prefixed,
-    text_of,
 )
+from tests.support.payload_requests import text_of
 
 FIRST, SECOND = image_files.png(), image_files.jpeg()
 PIXELS = np.arange(2 * 4 * 5 * 3, dtype=np.uint8).reshape(2, 4, 5, 3)

@@ -19,7 +19,8 @@ from mask_ray.serving.http.open_inference.responses import (
     model_metadata,
 )
 from tests.support import image_files
-from tests.support.infer_requests import image_input, parse_json, prefixed, text_of
+from tests.support.infer_requests import image_input, parse_json, prefixed
+from tests.support.payload_requests import text_of
 
 FIRST, SECOND = image_files.png(), image_files.jpeg()
 PROBABILITIES = np.array([[0.25, 0.75], [0.875, 0.125]], np.float32)
