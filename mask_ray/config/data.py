@@ -70,9 +70,9 @@ class DataSettings(ImageLimits):
     )
     resolve_conflicts: Literal["refuse", "drop", "move"] = Field(
         "refuse",
-        description="What to do if a source gives two splits to files of one picture or group: "
-        "refuse the set; drop those outside test (or else val), the most held-out of these splits; "
-        "or move them into it.",
+        description="What to do if a source gives different splits to files of one picture or "
+        "group. refuse: stop. drop: of each such group, use only the files in test, or in val if "
+        "none is in test. move: put the whole group into test, or into val if none is in test.",
     )
     seed: int = Field(0, ge=0, description="Seed of drawn images, initial weights and shuffling.")
 

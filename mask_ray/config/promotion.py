@@ -21,12 +21,14 @@ class PromotionRule(Settings):
     promotion_margin: Annotated[float, MayChange()] = Field(
         0.0,
         ge=0,
-        description="It must be better by more than this margin: 0.005 is half a point.",
+        description="How much better than the champion a new version must be: 0.005 is half a "
+        "point.",
     )
     promotion_tolerance: Annotated[float, MayChange()] = Field(
         0.005,
         ge=0,
-        description="How much worse it may be on each of these sets alone: 0.005 is half a point.",
+        description="How much worse than the champion a new version may be on one of those splits "
+        "or on the reference set: 0.005 is half a point.",
     )
     min_recall: Annotated[float | None, BeforeValidator(none_for_auto), MayChange()] = Field(
         None,

@@ -108,10 +108,9 @@ class PayloadLimits(ImageLimits):
         return -(-self.max_total_bytes // 3) * 4 + self.max_images * _OVERHEAD_BYTES
 
 
-# How often the bytes of a body are in memory at the peak, in whatever form. They are in the request
-# and in the file that is left of an image without metadata; while a batch is decoded, also in the
-# message to the process that decodes it, in what that has received, and in what it unpacks. Before
-# that, JSON is in memory as chunks, joined, as text, and as what its base64 stands for.
+# Copies of a body's bytes in memory at the peak, while a batch is decoded: the request, the image
+# without metadata, the message to the process that decodes it, what that has received, and what it
+# unpacks. JSON has four before that: chunks, the joined body, its text, and the decoded base64.
 BODY_COPIES = 5
 
 # What a thread of a replica may take to decode an ordinary photo; what takes more waits its turn.

@@ -96,7 +96,7 @@ class TuneSettings(TrainSettings):
             )
         if not self.searched:
             raise ValueError(
-                f"search must name a setting if all of them have values: "
+                "search must name settings, since all that a search tries have values: "
                 f"{', '.join(self._effective())}"
             )
         if self.grace_epochs is not None and self.grace_epochs > self.num_epochs:

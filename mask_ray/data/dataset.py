@@ -36,9 +36,9 @@ from mask_ray.images.errors import ImageError
 from mask_ray.progress import Progress
 from mask_ray.stalls import watched
 
-# Decoded images are kept between epochs if they take less than this share of Ray's object store,
-# which holds them as read, by split, and for a while without the test split, for features.
-# Otherwise every epoch reads and decodes all files again.
+# Decoded images are kept between epochs if they take less than this share of Ray's object store.
+# Otherwise every epoch reads and decodes all files again. The store holds up to three copies: all
+# images, the images by split, and, while features are computed, those of train and val.
 KEPT_SHARE_OF_OBJECT_STORE = 0.2
 
 # CPUs that a task reserves at least. Half a core, so that tasks still run on a machine where the
@@ -260,7 +260,7 @@ def map_rows(
 
 
 def spare_cpus() -> float:
-    """Return the CPUs of a task beside other jobs: none, to take turns, if they hold all."""
+    """Return the CPUs that a task reserves: none if other jobs hold all, to run beside them."""
     if not ray.is_initialized():
         return LEAST_TASK_CPUS
     if ray_internals.are_data_tasks_placed():  # bundles may be smaller than a task

@@ -81,8 +81,8 @@ class SplitConflictError(ValueError):
             )
         return (
             f"files of one group or one picture must be given one split; {'; '.join(shown)}. "
-            "--resolve-conflicts drop leaves out the files outside test, or else val; "
-            "--resolve-conflicts move puts them there"
+            "--resolve-conflicts drop uses only those of its files that are in test, or in val if "
+            "none is in test; --resolve-conflicts move puts all of them there"
         )
 
     @staticmethod
@@ -119,8 +119,8 @@ class Assignment:
             image is left out.
         groups: For each row, the first row of its group.
         moved: Split by digest, in hex, of files whose split does not follow from their own
-            content. Files that `resolve_conflicts` drops have the split that they were given behind
-            their digest, since a copy may stay. Small.
+            content. The key of a file that `resolve_conflicts` drops also names the split that it
+            was given: a copy with the same digest may stay in another split. Small.
         num_dropped: Number of images left out because others of their group were given another
             split.
         num_resolved: Number of images that were moved for the same reason.

@@ -53,11 +53,15 @@ class Summary:
         )
         lines = [f"{self.num_images} images: {splits}"]
         if self.num_grouped:
-            lines.append(f"{self.num_grouped} of them share a picture or group, and its split")
+            lines.append(
+                f"{self.num_grouped} of them share a picture or group with others, and are in the "
+                "same split"
+            )
         if self.num_left_out:
             lines.append(f"{self.num_left_out} more left out: --test-data has their picture")
         if self.filled:
-            lines.append(f"a share of train is {' and '.join(self.filled)}: the data gives none")
+            names = " and ".join(self.filled)
+            lines.append(f"the data has no {names}: a share of its train is used")
         if self.num_resolved:
             lines.append(f"{self.num_resolved} moved: their picture or group is in another split")
         if self.num_dropped:

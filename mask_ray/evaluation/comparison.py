@@ -1,7 +1,7 @@
 """Compare two versions of a model on the same images, and decide which is better.
 
 The images are grouped into grounds: the given images, the test splits of versions, and a reference
-set. The rule counts on their union, and on no ground alone may the challenger be much worse.
+set. The challenger must be better on all of them together, and on no ground much worse.
 """
 
 import math

@@ -152,7 +152,8 @@ def roll_back(name: str) -> Decision:
     else:
         champions, reason = champions[:-1], f"rollback of version {current}"
     tracking.forget_refusal(name, champions[-1])
-    # The history first: if this process dies here, the champion is unchanged.
+    # The history first, not the alias as in a promotion: if this process dies here, the champion is
+    # unchanged.
     history.append("rolled back", champions[-1], current)
     _point_aliases(model, champions)
     decision = Decision(champions[-1], promoted=True, reason=reason)

@@ -207,8 +207,8 @@ def _decode_pixels(examined: Examined, tail: bytes = b"") -> Image.Image:
 def _decode_endless(examined: Examined) -> Image.Image:
     """Decode a JPEG without its end, if all of its picture is there.
 
-    The decoder fills in what is missing without a word. So more codes are put behind the file: they
-    change the picture exactly if something of it was to come.
+    The decoder fills in what is missing, and does not say so. So the file is decoded twice, once
+    with more codes behind it: if the pictures differ, a part of the picture was missing.
     """
     # The file may end within a marker.
     examined = examined._replace(contents=examined.contents.rstrip(b"\xff"))

@@ -115,7 +115,8 @@ class Decoders:
         if not descriptors:
             raise EOFError("it ended before it had started another")
         connection = socket.socket(fileno=descriptors[0])
-        # Unlike one that this process opens: a copy elsewhere would keep the other side alive.
+        # A received descriptor is inherited by child processes, unlike one that is opened here. A
+        # child with a copy would hide from the other side that this process has closed its own.
         connection.set_inheritable(False)
         connection.settimeout(self.timeout_s)
         return Process(PROCESS_ID.unpack(message)[0], connection, pixels)

@@ -25,7 +25,7 @@ def needed_bytes(image_sizes: Iterable[int]) -> int:
 def create(num_bytes: int) -> int:
     """Return the descriptor of new memory. On Linux no process can change its size.
 
-    A process that reads pixels beyond the end of memory that another made shorter is ended.
+    If another process could make it shorter, reading beyond its end would kill this one (SIGBUS).
     """
     if not hasattr(os, "memfd_create"):
         with tempfile.TemporaryFile() as file:

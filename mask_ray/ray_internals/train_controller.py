@@ -112,8 +112,8 @@ def _controller(
 ) -> type:
     """Return a `TrainController` whose workers run in the bundles of a group, if there is one.
 
-    It sets the variables in its process. All that it starts would inherit a runtime environment,
-    and could use no process that has run a task of the driver.
+    It sets the variables in its own process. In a runtime environment, all that it starts would
+    inherit them, and Ray could not start that in processes that have run the driver's tasks.
     """
     from ray.train.v2._internal.execution.controller import TrainController
     from ray.train.v2._internal.execution.worker_group.worker_group import WorkerGroup

@@ -18,8 +18,8 @@ Outcome = TypeVar("Outcome")
 class _Waiting(Generic[Item, Outcome]):
     """An item and the future of its outcome. Only one of thread and asker gets them.
 
-    Once the asker has them, nothing that waits leads to the item: a cancelled future does, by the
-    frames of its error's traceback.
+    Once the asker has taken both, what waits holds no reference to the item, which may be large. A
+    cancelled future would: the traceback of its error holds the variables of its frames.
     """
 
     def __init__(

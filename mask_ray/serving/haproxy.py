@@ -7,7 +7,7 @@ has no settings for these edits:
 - Headers must arrive within `HEADERS_TIMEOUT_S`, and bodies that fit into a buffer within
   `BODY_TIMEOUT_S`. Until then no replica gets the request.
 - HAProxy's own errors are problem+json and keep their status, so that clients know what to retry.
-  For late or malformed headers it can only answer HTML.
+  Headers that come too late or cannot be parsed are an exception: HAProxy answers them in HTML.
 - The app gets the client's address. Clients get no `Server` header.
 - HAProxy ends with the process that started it, even if that is killed.
 

@@ -37,7 +37,7 @@ THROUGHPUT = {
     "RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD": "0",
     "RAY_SERVE_RUN_ROUTER_IN_SEPARATE_LOOP": "0",
     "RAY_SERVE_USE_GRPC_BY_DEFAULT": "1",
-    # Follows the one above unless it is set; the throughput mode leaves it off.
+    # Unless it is set, Serve gives it the value of the variable above.
     "RAY_SERVE_PROXY_USE_GRPC": "0",
     "RAY_SERVE_REQUEST_PATH_LOG_BUFFER_SIZE": "1000",
     "RAY_SERVE_LOG_TO_STDERR": "0",

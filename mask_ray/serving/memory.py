@@ -10,8 +10,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 
-# Requests that hold more leave this share of the budget to smaller ones, so that ordinary photos
-# find room whatever else is sent.
+# Ordinary photos find room whatever else is sent: requests that hold more than the first share of
+# the budget leave the second share to smaller ones.
 _SMALL_SHARE = 1 / 64
 _LEFT_TO_SMALL = 1 / 4
 

@@ -323,8 +323,8 @@ class Classifier:
                     await asyncio.to_thread(self._decoding.recover)
                 await self._try_inference()
         except TimeoutError:
-            # A replica that makes progress is busy, not blocked; so is one whose image is within
-            # the time after which it is ended.
+            # A replica that makes progress is busy, not blocked; so is one that decodes an image
+            # which has not yet taken `decode_timeout_s`.
             self.is_ready = self._progress != progress or self._decoding.is_in_time
             if not self.is_ready:
                 raise

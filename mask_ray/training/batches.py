@@ -109,7 +109,8 @@ class ImageBatches:
         `local_shuffle_buffer_size` took as long for an image of 96 px as a training step.
         """
         if self._rank == 0:
-            # The tasks of an epoch start once all workers ask for it, so after this call.
+            # Before `iter_batches` below: Ray Data starts the tasks of an epoch once all workers
+            # have asked for it, this one too.
             ray.get(self._shared.set_epoch.remote(epoch))
         rng = np.random.default_rng([self._seed, epoch, self._rank])
         most = -(-_SHUFFLE_ROWS // batch_size)

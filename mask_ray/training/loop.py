@@ -319,7 +319,8 @@ class _Session:
             say(_progress_line(title, metrics))
             self._run.log_metrics(metrics, step=done.epoch - 1)
             if done.phase > current.index and done.best_epoch:
-                say(f"kept {done.best_epoch}, of the lowest val_loss: {done.best_loss:.4f}")
+                lowest = f"lowest val_loss, {done.best_loss:.4f}"
+                say(f"keeping the weights of {done.best_epoch}: {lowest}")
                 self._run.set_tags({"best_epoch": done.best_epoch})
         if self._events is not None:
             self._events.add(current.phase.name, done.epoch - 1, metrics)

@@ -86,7 +86,8 @@ def plan_workers(settings: TrainSettings, num_trials: int = 1) -> Plan:
         ) from error
     task_cpus = min(1, room - cpus)
     if settings.cpus_per_worker is not None:
-        # Tasks may be as many as there are CPUs for them; only some of those CPUs are reserved.
+        # Ray Data starts a task for each CPU that the workers leave free, but this run has reserved
+        # only some of those CPUs: smaller tasks fit into them.
         task_cpus = min(task_cpus, (room - cpus) * num_bundles / (sum(free) - cpus * num_bundles))
     gpu = {"GPU": 1.0} if settings.use_gpu else {}
     return Plan(
@@ -112,7 +113,7 @@ def _find_room(settings: TrainSettings, num_bundles: int) -> tuple[list[float], 
         nodes = ray_internals.free_resources_by_node()
         free = [n.get("CPU", 0) for n in nodes if n.get("GPU", 0) >= 1 or not settings.use_gpu]
         if grown:
-            # What is free now says little. Its nodes are not known, so the room is that of one.
+            # Nodes will be added whose sizes are not known: count the largest cluster as one node.
             free = [grown["CPU"]]
         try:
             return free, *_shares(given, num_bundles, free)

@@ -12,7 +12,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from mask_ray.stalls import Watch
 
-# A worker says at most so often that it does something.
+# Least time between two signs of life of a worker.
 _BEAT_EVERY_S = 2.0
 
 

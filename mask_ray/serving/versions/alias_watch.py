@@ -101,7 +101,7 @@ class AliasWatch:
             is_healthy: Whether the replica passes its health checks with that version.
         """
         is_new = serving is not None and self._alias not in self._served
-        # A replica may still serve what a lost watch refused.
+        # Not a version that the watch before this one refused: the replica may serve it still.
         if serving is not None and is_new and self._kept.reason(serving) is None:
             self._served[self._alias] = serving
         now = self._clock()

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 # How long a replica may take to find a version: some megabytes, from a registry that answers.
 RESOLVE_TIMEOUT_S = 90.0
-# The first replica must have served a version for its trial within this many trials, and that time
-# with one trial at least, or it is lost.
+# The first replica counts as lost if its trial has not ended after this many times its length, or
+# after one length and the time that finding the version may take, whichever is longer.
 _MOST_TRIALS = 3
 # A lost replica proves nothing: another tries, after waits that double from two trials to this.
 _MAX_WAIT_S = 3600.0

@@ -55,8 +55,8 @@ def test_what_has_an_effect_and_is_not_given_is_searched(flags: str, searched: s
         ("--search alpha", "got alpha"),
         (
             "--finetune-epochs 0 --learning-rate 0.1 --batch-size 8 --augmented-views 0",
-            "search must name a setting if all of them have values: learning_rate, batch_size, "
-            "augmented_views",
+            "search must name settings, since all that a search tries have values: "
+            "learning_rate, batch_size, augmented_views",
         ),
         (
             "--grace-epochs 34",
