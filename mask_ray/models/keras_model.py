@@ -16,14 +16,7 @@ from mask_ray.models.file_format import FEATURES_NAME, INPUT_NAME, OUTPUT_NAME
 from mask_ray.models.fused_batch_norm import fused
 
 
-def build(
-    *,
-    num_classes: int,
-    image_size: int,
-    alpha: float,
-    from_scratch: bool,
-    for_training: bool = False,
-) -> keras.Model:
+def build(*, num_classes: int, image_size: int, alpha: float, from_scratch: bool) -> keras.Model:
     """Build the backbone with a small head, uncompiled, with random weights.
 
     Maps uint8 RGB of shape (N, image_size, image_size, 3) to probabilities of shape
@@ -37,22 +30,34 @@ def build(
             its statistics over about ten batches. The original momentum of 0.999 suits the
             millions of steps of ImageNet; a short run would be evaluated on statistics that are
             mostly their initial values.
-        for_training: Whether batch norm is fused, which compiles and trains faster. A saved file
-            of such a model would need this package to be loaded.
     """
     backbone = mobilenet.build_keras(image_size, alpha)
-    if for_training:
-        backbone = fused(backbone)
     if from_scratch:
         for layer in _batch_norms(backbone):
             layer.momentum = 0.9
-    image = layers.Input((image_size, image_size, 3), dtype="uint8", name=INPUT_NAME)
+    return _classifier(backbone, num_classes)
+
+
+def _classifier(backbone: keras.Model, num_classes: int) -> keras.Model:
+    image = layers.Input(backbone.input_shape[1:], dtype="uint8", name=INPUT_NAME)
     x = layers.Rescaling(1 / mobilenet.PIXEL_CENTRE, offset=-1.0, name="rescale")(image)
     x = layers.GlobalAveragePooling2D(name=FEATURES_NAME)(backbone(x))
     x = layers.Dropout(0.2, name="dropout")(x)
     # Probabilities stay float32 where the layers below compute in fewer bits.
     head = layers.Dense(num_classes, activation="softmax", dtype="float32", name=OUTPUT_NAME)
     return keras.Model(image, head(x), name="classifier")
+
+
+def fused_twin(model: keras.Model) -> keras.Model:
+    """Build a model of the same architecture that compiles and trains faster: batch norm is fused.
+
+    It has new random weights. To save it, set its weights in the other: a file of the twin could
+    not be loaded without this package.
+
+    Args:
+        model: Model from `build`.
+    """
+    return _classifier(fused(model.get_layer("backbone")), model.output_shape[-1])
 
 
 def _batch_norms(backbone: keras.Model) -> list[layers.BatchNormalization]:

@@ -11,9 +11,8 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from types import FrameType
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
-import matplotlib.figure
 import mlflow
 import numpy as np
 import onnx
@@ -40,6 +39,9 @@ from mask_ray.tracking.store import (
     find_or_create_experiment,
     translate_errors,
 )
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 # Longest digest of a data set in MLflow's database.
 _DIGEST_LENGTH = 8
@@ -183,7 +185,7 @@ class Run:
         with translate_errors():
             return Path(self._client.download_artifacts(self.run_id, file_name, str(folder)))
 
-    def log_figure(self, figure: matplotlib.figure.Figure, file_name: str) -> None:
+    def log_figure(self, figure: "Figure", file_name: str) -> None:
         """Store a figure as an artifact; the file name's ending gives the format."""
         with translate_errors():
             self._client.log_figure(self.run_id, figure, file_name)

@@ -90,11 +90,13 @@ def train(config: WorkerConfig, around_epoch: AroundEpoch = nullcontext) -> None
     keras.utils.set_random_seed(settings.seed + hvd.rank())
     beats = Beats(config.shared if hvd.rank() == 0 else None)
     beats.beat("building the model")
-    model = _build(config, for_training=True)
+    plain = _build(config)
+    trains_backbone = any(phase.name != "head" for phase in phases_of(settings))
+    model = models.fused_twin(plain) if trains_backbone else plain
     if hvd.rank() == 0 and config.weights is not None:
         models.load_backbone_weights(model, ray.get(config.weights))
     run = _open_run(config) if hvd.rank() == 0 else None
-    _Session(config, model, run, around_epoch).run()
+    _Session(config, model, plain, run, around_epoch).run()
     hvd.shutdown()
     if run is not None and settings.timeline:
         run.log_file(timeline)
@@ -102,13 +104,12 @@ def train(config: WorkerConfig, around_epoch: AroundEpoch = nullcontext) -> None
         run.log_folder(config.tensorboard / run.run_id, "tensorboard")
 
 
-def _build(config: WorkerConfig, for_training: bool) -> keras.Model:
+def _build(config: WorkerConfig) -> keras.Model:
     return models.build(
         num_classes=len(config.class_names),
         image_size=config.settings.image_size,
         alpha=config.settings.alpha,
         from_scratch=config.settings.backbone_weights == "none",
-        for_training=for_training,
     )
 
 
@@ -242,7 +243,8 @@ class _Session:
 
     Args:
         config: What the driver gives to all workers.
-        model: The classifier, with the backbone's weights on rank 0.
+        model: The classifier to train, with the backbone's weights on rank 0.
+        plain: A classifier of the same weights' shapes that Keras can save.
         run: The MLflow run on rank 0; None on the others.
         around_epoch: Context for each pass over the training images.
     """
@@ -251,11 +253,13 @@ class _Session:
         self,
         config: WorkerConfig,
         model: keras.Model,
+        plain: keras.Model,
         run: "tracking.Run | None",
         around_epoch: AroundEpoch,
     ) -> None:
         self._config = config
         self._model = model
+        self._plain = plain
         self._run = run
         self._around_epoch = around_epoch
         self._num_phases = len(phases_of(config.settings))
@@ -353,9 +357,12 @@ class _Session:
 
     def _export(self, folder: Path) -> None:
         """Write the model in float32, whatever it was trained in."""
-        keras.config.set_dtype_policy("float32")
-        model = _build(self._config, for_training=False)
-        model.set_weights(self._model.get_weights())
+        weights = self._model.get_weights()
+        model = self._plain
+        if keras.config.dtype_policy().name != "float32":
+            keras.config.set_dtype_policy("float32")
+            model = _build(self._config)
+        model.set_weights(weights)
         model.save(folder / checkpoints.KERAS_FILE)
         onnx = folder / checkpoints.ONNX_FILE
         models.export_onnx(model, onnx, self._config.class_names, self._config.settings.alpha)

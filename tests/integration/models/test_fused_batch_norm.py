@@ -24,12 +24,8 @@ def float32() -> Iterator[None]:
 
 def twins() -> tuple[keras.Model, keras.Model]:
     """One model as it is saved and one as it is trained, with the same weights."""
-    plain, trained = (
-        keras_model.build(
-            num_classes=2, image_size=SIDE, alpha=0.35, from_scratch=True, for_training=fused
-        )
-        for fused in (False, True)
-    )
+    plain = keras_model.build(num_classes=2, image_size=SIDE, alpha=0.35, from_scratch=True)
+    trained = keras_model.fused_twin(plain)
     trained.set_weights(plain.get_weights())
     return plain, trained
 
@@ -111,6 +107,7 @@ def test_every_norm_of_the_backbone_is_fused_only_for_training() -> None:
     assert {type(norm) for norm in norms(plain)} == {keras.layers.BatchNormalization}
     assert {type(norm) for norm in norms(trained)} == {FusedBatchNormalization}
     assert len(norms(trained)) == len(norms(plain)) == 52
+    assert {norm.momentum for norm in norms(trained)} == {0.9}
     names, plain_names = (
         [layer.name for layer in model.get_layer("backbone").layers] for model in (trained, plain)
     )
