@@ -21,7 +21,7 @@ import httpx
 import pyarrow.compute as pc
 import yaml
 
-from mask_ray import cli, processes
+from mask_ray import cli, processes, ray_internals
 from mask_ray.config import DataSettings, DemoSettings, MaskRayError, home, tracking_uri
 from mask_ray.data import sources, splits
 from mask_ray.images import synthetic
@@ -96,7 +96,7 @@ def _ray(settings: DemoSettings, started: ExitStack) -> dict[str, str]:
         _say("RAY_ADDRESS is the URL of a dashboard, which the demo does not use: it runs here")
         del environment["RAY_ADDRESS"]
     environment["PATH"] = f"{_BIN}{os.pathsep}{environment['PATH']}"
-    if _succeeds(["ray", "status"], environment):
+    if _runs(environment):
         _say("Using the Ray that is running")
         _check_nothing_is_served(environment)
         return environment
@@ -112,8 +112,21 @@ def _ray(settings: DemoSettings, started: ExitStack) -> dict[str, str]:
     _say("Starting Ray")
     # `ray start` does not create a token itself.
     subprocess.run(["ray", "get-auth-token", "--generate"], env=environment, capture_output=True)
-    _start("Ray", head, environment, started, lambda: _succeeds(["ray", "status"], environment))
+    dashboard = environment["RAY_DASHBOARD_ADDRESS"]
+    # `ray status` would ask too, and takes seconds of CPU to start. The dashboard starts last.
+    _start("Ray", head, environment, started, lambda: _answers(dashboard) is not None)
     return environment
+
+
+def _runs(environment: dict[str, str]) -> bool:
+    """Return whether Ray's commands would find a Ray with this environment."""
+    address = environment.get("RAY_ADDRESS") or ray_internals.last_started_address()
+    # `ray status` waits half a minute for a Ray that has ended.
+    return (
+        address is not None
+        and processes.answers(address)
+        and _succeeds(["ray", "status"], environment)
+    )
 
 
 def _check_nothing_is_served(environment: dict[str, str]) -> None:
@@ -241,13 +254,8 @@ def _serve(config: Path, url: str, environment: dict[str, str], started: ExitSta
     command = ["serve", "run", str(config)]
     _say(" ".join(command))
 
-    def is_ready() -> bool:
-        try:
-            return httpx.get(f"{url}/healthz", trust_env=False).status_code == 200
-        except httpx.TransportError:
-            return False
-
-    _start("the service", command, environment, started, is_ready)
+    healthz = f"{url}/healthz"
+    _start("the service", command, environment, started, lambda: _answers(healthz) == 200)
 
 
 def _ask(url: str, name: str, encoded: bytes) -> None:
@@ -297,6 +305,14 @@ def _start(
         start_timeout_s=_START_TIMEOUT_S,
     )
     started.callback(processes.stop, server)
+
+
+def _answers(url: str) -> int | None:
+    """Ask a server of this machine; return the status of its answer, None if there is none."""
+    try:
+        return httpx.get(url, trust_env=False).status_code
+    except httpx.TransportError:
+        return None
 
 
 def _succeeds(command: list[str], environment: dict[str, str]) -> bool:

@@ -103,6 +103,16 @@ def is_free(port: int) -> bool:
     return True
 
 
+def answers(address: str) -> bool:
+    """Return whether a server accepts connections at `host:port`, within two seconds."""
+    host, _, port = address.rpartition(":")
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=2).close()
+    except (OSError, ValueError):
+        return False
+    return True
+
+
 def check_listen(host: str, port: int) -> None:
     """Check that a server could listen there.
 

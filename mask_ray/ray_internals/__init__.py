@@ -106,6 +106,16 @@ def are_data_tasks_placed() -> bool:
     return not isinstance(ray.data.DataContext.get_current().scheduling_strategy, str)
 
 
+def last_started_address() -> str | None:
+    """Return the address of the Ray that was last started on this machine; it may have ended.
+
+    `ray._private.utils.read_ray_address`: where Ray's commands look without `RAY_ADDRESS`.
+    """
+    from ray._private.utils import read_ray_address
+
+    return read_ray_address() or None
+
+
 def started_ray() -> bool:
     """Return whether this process started the Ray that it uses, which then ends with it.
 

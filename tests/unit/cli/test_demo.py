@@ -1,6 +1,7 @@
 """What `make demo` does before it starts anything: it opens its data as jobs.train would."""
 
 import shutil
+import socket
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
@@ -8,7 +9,7 @@ from pathlib import Path
 import pytest
 from PIL import Image, ImageOps
 
-from mask_ray import demo
+from mask_ray import demo, processes, ray_internals
 from mask_ray.config import DemoSettings, MaskRayError
 from mask_ray.data import sources
 from mask_ray.images import synthetic
@@ -142,6 +143,8 @@ def test_the_url_of_a_dashboard_is_not_the_ray_of_the_demo(
         return True
 
     monkeypatch.setattr(demo, "_succeeds", succeed)
+    monkeypatch.setattr(ray_internals, "last_started_address", lambda: "127.0.0.1:6379")
+    monkeypatch.setattr(processes, "answers", lambda address: address == "127.0.0.1:6379")
     monkeypatch.setattr(demo, "_check_nothing_is_served", asked.append)
 
     environment = demo._ray(DemoSettings(haproxy=False), ExitStack())
@@ -151,11 +154,28 @@ def test_the_url_of_a_dashboard_is_not_the_ray_of_the_demo(
     assert "RAY_ADDRESS is the URL of a dashboard" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("address", [None, "nothing", "127.0.0.1:{port}"])
+def test_a_ray_that_has_ended_is_not_waited_for(
+    address: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    last = address and address.format(port=processes.free_port())
+    monkeypatch.setattr(ray_internals, "last_started_address", lambda: last)
+    monkeypatch.setattr(demo, "_succeeds", lambda *_: pytest.fail("`ray status` was run"))
+
+    assert not demo._runs({})
+
+
+def test_a_ray_that_answers_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(demo, "_succeeds", lambda command, _: command == ["ray", "status"])
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        assert demo._runs({"RAY_ADDRESS": f"127.0.0.1:{server.getsockname()[1]}"})
+
+
 def test_ports_of_another_ray_are_left_to_it(monkeypatch: pytest.MonkeyPatch) -> None:
     commands: list[list[str]] = []
     taken = [8265, 52365, 10001]
     monkeypatch.setattr(demo, "is_free", lambda port: port not in taken)
-    monkeypatch.setattr(demo, "_succeeds", lambda *_: False)
+    monkeypatch.setattr(demo, "_runs", lambda _: False)
     monkeypatch.setattr("subprocess.run", lambda *_, **__: None)
     monkeypatch.setattr(demo, "_start", lambda name, command, *_: commands.append(command))
 
