@@ -1,5 +1,6 @@
-"""Finds the files of models for a replica, which does not import MLflow."""
+"""Find the files of models for a replica, which does not import MLflow."""
 
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -29,6 +30,38 @@ class ModelFile:
             return sha256_of(self.path) == self.sha256
         except OSError:
             return False
+
+
+def find_in_registry(uri: str, *, prefer_kept: bool) -> ModelFile:
+    """Find a model in this process, which imports MLflow; download it if needed.
+
+    Args:
+        uri: An MLflow model URI.
+        prefer_kept: Whether to use a version that is kept here without asking the server.
+
+    Raises:
+        MaskRayError: the registry does not answer in time, or there is no such model.
+    """
+    from mask_ray import tracking
+
+    def find() -> ModelFile:
+        tracking.answer_soon()
+        path = tracking.resolve_model(uri, prefer_kept=prefer_kept).path
+        return ModelFile(path, sha256_of(path))
+
+    # In a thread, which is left behind if a server sends a file too slowly.
+    threads = ThreadPoolExecutor(1, "find")
+    try:
+        return threads.submit(find).result(RESOLVE_TIMEOUT_S)
+    except MaskRayError:
+        raise
+    except TimeoutError:
+        raise MaskRayError(f"finding {uri} took over {RESOLVE_TIMEOUT_S:g} s") from None
+    except Exception as error:
+        # Files of the registry can fail in any way, and may be back later.
+        raise MaskRayError(str(error)) from error
+    finally:
+        threads.shutdown(wait=False)
 
 
 def find_here(uri: str) -> tuple[Path, str, str | None]:

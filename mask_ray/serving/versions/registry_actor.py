@@ -19,16 +19,17 @@ from ray.exceptions import GetTimeoutError, RayActorError, WorkerCrashedError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from mask_ray.config import MaskRayError
-from mask_ray.files import sha256_of
 from mask_ray.models.smoke_test import ModelLimits, ModelRefusedError, load_checked
 from mask_ray.serving.versions.alias_watch import AliasWatch, Wanted
 from mask_ray.serving.versions.kept_refusals import KeptRefusals
-from mask_ray.serving.versions.model_files import ModelFile
+from mask_ray.serving.versions.model_files import ModelFile, find_in_registry
+from mask_ray.serving.versions.rollout import RESOLVE_TIMEOUT_S
 
 _NAMESPACE = "mask_ray"
 # The start of a process and a few predictions take seconds.
 _VET_TIMEOUT_S = 120.0
-_ASK_TIMEOUT_S = _VET_TIMEOUT_S + 30
+# An answer may wait for a version that is found and then tried.
+_ASK_TIMEOUT_S = RESOLVE_TIMEOUT_S + _VET_TIMEOUT_S + 30
 # The actor is detached: no process ends it, so it ends itself when no replica asks.
 _MIN_IDLE_S = 60.0
 
@@ -152,18 +153,7 @@ class _Watch:
         return {each: self._files[each] for each in versions if each in self._files}
 
     def _find(self, version: str, *, prefer_kept: bool) -> ModelFile:
-        from mask_ray import tracking
-
-        tracking.answer_soon()
-        uri = f"models:/{self._followed.name}/{version}"
-        try:
-            path = tracking.resolve_model(uri, prefer_kept=prefer_kept).path
-            return ModelFile(path, sha256_of(path))
-        except MaskRayError:
-            raise
-        except Exception as error:
-            # Files of the registry can fail in any way, and may be back later.
-            raise MaskRayError(str(error)) from error
+        return find_in_registry(f"models:/{self._followed.name}/{version}", prefer_kept=prefer_kept)
 
     def _read(self) -> Mapping[str, str]:
         # Imported late: replicas import this module, and do not need MLflow.
