@@ -1,5 +1,6 @@
 """Servers that are started, waited for, and ended with all that they have started; free ports."""
 
+import secrets
 import signal
 import socket
 import subprocess
@@ -15,6 +16,11 @@ from mask_ray.config import MaskRayError
 Process = subprocess.Popen[bytes]
 
 _STOP_TIMEOUT_S = 60
+
+# Above those that Ray's workers listen on by default, below those that Linux gives out by itself
+# (32768 and up, `net.ipv4.ip_local_port_range`), and macOS (49152 and up).
+_PORTS = range(20_000, 32_768)
+_MOST_TRIES = 1000
 
 
 def start(
@@ -87,11 +93,19 @@ def stopping(process: Process) -> Iterator[None]:
 
 
 def free_port() -> int:
-    """Find a port of 127.0.0.1 that nothing listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
+    """Find a port of 127.0.0.1 that nothing listens on, for a server that starts later.
+
+    It is none that the system gives to a client, or to a server that asks for any port: such a one
+    may be taken by the time that the server listens.
+
+    Raises:
+        OSError: a thousand tries found none.
+    """
+    for _ in range(_MOST_TRIES):
+        port = secrets.choice(_PORTS)
+        if is_free(port):
+            return port
+    raise OSError(f"none of {_MOST_TRIES} ports of {_PORTS.start} to {_PORTS.stop - 1} is free")
 
 
 def is_free(port: int) -> bool:
