@@ -1,6 +1,6 @@
 """Find the files of models for a replica, which does not import MLflow."""
 
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -51,17 +51,17 @@ def find_in_registry(uri: str, *, prefer_kept: bool) -> ModelFile:
 
     # In a thread, which is left behind if a server sends a file too slowly.
     threads = ThreadPoolExecutor(1, "find")
+    found = threads.submit(find)
+    threads.shutdown(wait=False)
+    if not wait([found], RESOLVE_TIMEOUT_S).done:
+        raise MaskRayError(f"finding {uri} took over {RESOLVE_TIMEOUT_S:g} s")
     try:
-        return threads.submit(find).result(RESOLVE_TIMEOUT_S)
+        return found.result()
     except MaskRayError:
         raise
-    except TimeoutError:
-        raise MaskRayError(f"finding {uri} took over {RESOLVE_TIMEOUT_S:g} s") from None
     except Exception as error:
         # Files of the registry can fail in any way, and may be back later.
         raise MaskRayError(str(error)) from error
-    finally:
-        threads.shutdown(wait=False)
 
 
 def find_here(uri: str) -> tuple[Path, str, str | None]:

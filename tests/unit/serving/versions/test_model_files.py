@@ -53,7 +53,14 @@ def test_a_server_that_takes_too_long_is_left(monkeypatch: pytest.MonkeyPatch) -
         goes_on.set()
 
 
-@pytest.mark.parametrize("error", [ModelNotFoundError("no model"), OSError("the disk is gone")])
+@pytest.mark.parametrize(
+    "error",
+    [
+        ModelNotFoundError("no model"),
+        OSError("the disk is gone"),
+        TimeoutError("the read timed out"),
+    ],
+)
 def test_whatever_fails_is_an_error_that_is_tried_again(
     error: Exception, monkeypatch: pytest.MonkeyPatch
 ) -> None:
