@@ -114,7 +114,7 @@ def _ray(settings: DemoSettings, started: ExitStack) -> dict[str, str]:
     subprocess.run(["ray", "get-auth-token", "--generate"], env=environment, capture_output=True)
     dashboard = environment["RAY_DASHBOARD_ADDRESS"]
     # `ray status` would ask too, and takes seconds of CPU to start. The dashboard starts last.
-    _start("Ray", head, environment, started, lambda: _answers(dashboard) is not None)
+    _start("Ray", head, environment, started, lambda: _status_of(dashboard) is not None)
     return environment
 
 
@@ -255,7 +255,7 @@ def _serve(config: Path, url: str, environment: dict[str, str], started: ExitSta
     _say(" ".join(command))
 
     healthz = f"{url}/healthz"
-    _start("the service", command, environment, started, lambda: _answers(healthz) == 200)
+    _start("the service", command, environment, started, lambda: _status_of(healthz) == 200)
 
 
 def _ask(url: str, name: str, encoded: bytes) -> None:
@@ -307,7 +307,7 @@ def _start(
     started.callback(processes.stop, server)
 
 
-def _answers(url: str) -> int | None:
+def _status_of(url: str) -> int | None:
     """Ask a server of this machine; return the status of its answer, None if there is none."""
     try:
         return httpx.get(url, trust_env=False).status_code

@@ -17,18 +17,18 @@ from mask_ray.images.survey import MAX_PARTS, Survey, corrupt, reject_parts, res
 _NS = 1e-9
 _FIXED_S = 80e-6
 # Huffman coding.
-_BLOCK_NS = 18  # of a block of which a scan holds nothing
-_REFINED_NS = 2  # of a coefficient that a scan refines
-_BYTE_NS = 25  # of a coded byte
+_BLOCK_NS = 18  # per block without data in a scan
+_REFINED_NS = 2  # per coefficient that a scan refines
+_BYTE_NS = 25  # per coded byte
 # Lossless coding: 64 samples, each predicted and decoded.
 _LOSSLESS_BLOCK_NS = 64 * 5
 # Arithmetic coding, as above. A byte may stand for many decisions.
 _ARITHMETIC_BLOCK_NS = 250
 _ARITHMETIC_NS = 10
 _ARITHMETIC_BYTE_NS = 500
-# What follows.
-_TRANSFORM_NS = 80  # of a block
-_PIXEL_NS = 15  # of the colours of a pixel, after the scaling that is part of decoding
+# From coefficients to RGB.
+_TRANSFORM_NS = 80  # per block
+_PIXEL_NS = 15  # per pixel of the picture, as it is scaled while it is decoded
 
 # 64 coefficients, which are kept if there is more than one scan.
 _BLOCK_BYTES = 128

@@ -1,6 +1,7 @@
 """The command-line client: how it is started, and what it printed."""
 
 import json
+import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -37,6 +38,17 @@ class Finished:
 
 def command(*arguments: str | Path) -> list[str]:
     return [sys.executable, "-m", "mask_ray.client", *map(str, arguments)]
+
+
+def start(folder: Path, *arguments: str | Path, **options: Any) -> subprocess.Popen[Any]:
+    """Start the client in a folder.
+
+    Args:
+        folder: Its working directory.
+        arguments: Flags and files.
+        options: Further arguments of `Popen`.
+    """
+    return subprocess.Popen(command(*arguments), cwd=folder, env=environment(), **options)
 
 
 def environment(**variables: str) -> dict[str, str]:

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from mask_ray.config.client import ClientSettings
-from tests.support.client_runs import Run, command, environment
+from tests.support.client_runs import Run, command, environment, start
 from tests.support.interrupts import accept_sigint
 from tests.support.polling import wait_until
 from tests.support.prediction_server import PredictionServer
@@ -41,15 +41,9 @@ def test_ctrl_c_leaves_what_is_done_written(
     files: list[str], server: PredictionServer, tmp_path: Path
 ) -> None:
     server.held = b"1.jpg".__eq__
-    asking = command("--url", server.url, "--concurrency=2", "--output=x.jsonl", *files)
-    with subprocess.Popen(
-        asking,
-        cwd=tmp_path,
-        env=environment(),
-        stderr=subprocess.PIPE,
-        text=True,
-        preexec_fn=accept_sigint,
-    ) as client:
+    asked = ("--url", server.url, "--concurrency=2", "--output=x.jsonl", *files)
+    own = {"stderr": subprocess.PIPE, "text": True, "preexec_fn": accept_sigint}
+    with start(tmp_path, *asked, **own) as client:
         wait_until(lambda: len(server.received) == 10)
         # The row of the last answer may still be on its way; none of the others is.
         client.send_signal(signal.SIGINT)
@@ -66,10 +60,9 @@ def test_ctrl_c_leaves_what_is_done_written(
 def test_a_reader_that_has_seen_enough_ends_it_quietly(
     files: list[str], server: PredictionServer, tmp_path: Path
 ) -> None:
-    asking = command("--url", server.url, "--concurrency=1", *files)
-    with subprocess.Popen(
-        asking, cwd=tmp_path, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE
-    ) as client:
+    asked = ("--url", server.url, "--concurrency=1", *files)
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    with start(tmp_path, *asked, **pipes) as client:
         assert client.stdout is not None and client.stderr is not None
         client.stdout.close()
         err = client.stderr.read()

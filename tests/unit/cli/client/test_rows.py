@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.client_runs import CLASSIFIED, Run, command, environment
+from tests.support.client_runs import CLASSIFIED, Run, start
 from tests.support.polling import wait_until
 from tests.support.prediction_server import PredictionServer, prediction, problem
 
@@ -60,10 +60,8 @@ def test_rows_keep_the_order_of_the_files(
     files: list[str], server: PredictionServer, tmp_path: Path
 ) -> None:
     server.held = b"0.jpg".__eq__
-    asking = command("--url", server.url, "--format=json", "--concurrency=2", *files)
-    with subprocess.Popen(
-        asking, cwd=tmp_path, env=environment(), stdout=subprocess.PIPE
-    ) as client:
+    asked = ("--url", server.url, "--format=json", "--concurrency=2", *files)
+    with start(tmp_path, *asked, stdout=subprocess.PIPE) as client:
         wait_until(lambda: len(server.received) == 10)
         server.released.set()
         out, _ = client.communicate(timeout=200)
